@@ -1,0 +1,7 @@
+"""Which channels of a network belong together."""
+
+from clusterprune.graph.groups import Group, Use
+from clusterprune.graph.trace import ChannelGraph, trace
+from clusterprune.graph.walk import LayerCall
+
+__all__ = ["ChannelGraph", "Group", "LayerCall", "Use", "trace"]

@@ -1,0 +1,196 @@
+"""Groups: channels that touch the same dimensions of the same parameters, and so can replace one another."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clusterprune.graph.walk import LayerCall, Slice, Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """Where a group's channels sit in one dimension of one parameter.
+
+    `positions` has shape (channels, multiplicity): channel i owns these indices of dimension `dim`. The
+    multiplicity is above one after a flatten (one channel, many inputs of a linear layer).
+    """
+
+    path: str
+    dim: int
+    positions: np.ndarray
+    role: str
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Interchangeable channels.
+
+    Attributes
+    ----------
+    name
+        Path of the first layer that makes the channels; unique in a graph.
+    labels
+        Root label of each channel, shape (channels,).
+    producers, carriers, consumers
+        Where the channels are made (rows of convolutions and linear layers), carried (norms, depthwise
+        filters, scales) and read (columns of convolutions and linear layers).
+    blocks
+        Block of each channel, shape (channels,). Every block must keep the same number of channels.
+    frozen
+        Why the group must stay as it is, or None.
+    """
+
+    name: str
+    labels: np.ndarray
+    producers: tuple[Use, ...]
+    carriers: tuple[Use, ...]
+    consumers: tuple[Use, ...]
+    blocks: np.ndarray
+    frozen: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.labels)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks, each of which keeps the same number of channels."""
+        return int(self.blocks.max()) + 1
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """Every place that is cut with the group."""
+        return self.producers + self.carriers + self.consumers
+
+
+def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
+    """Sort the labels of a finished walk into groups, in the order in which their channels are made."""
+    touched = _touched(walk)
+    layer_weights = {call.weight for call in calls if not call.depthwise}
+    blocks, conflicts = _blocks(walk)
+    order = {call.weight: index for index, call in enumerate(calls)}
+    signatures: dict[tuple, list[int]] = {}
+    for label, uses in touched.items():
+        signature = (tuple(sorted((key, len(places)) for key, places in uses.items())), walk.space.why_frozen(label))
+        signatures.setdefault(signature, []).append(label)
+
+    def first_made(labels: list[int]) -> tuple[int, int]:
+        uses = touched[labels[0]]
+        made = [
+            (order[path], int(places[0]))
+            for (path, dim), places in uses.items()
+            if path in layer_weights and walk.slices[path, dim].role == "row"
+        ]
+        return min(made, default=(len(order), 0))
+
+    groups: list[Group] = []
+    names: dict[str, int] = {}
+    for (signature, why), labels in sorted(signatures.items(), key=lambda item: first_made(item[1])):
+        uses = {"producer": [], "carrier": [], "column": []}
+        for (path, dim), _ in signature:
+            known: Slice = walk.slices[path, dim]
+            positions = np.stack([touched[label][path, dim] for label in labels])
+            kind = "column" if known.role == "column" else "producer" if path in layer_weights else "carrier"
+            uses[kind].append(Use(path, dim, positions, known.role, known.groups))
+        for places in uses.values():
+            places.sort(key=lambda use: order.get(use.path, len(order)))
+        if not uses["producer"]:
+            continue
+        why = why or next((conflicts[label] for label in labels if label in conflicts), None)
+        if why is None and not uses["column"]:
+            why = "no layer reads these channels"
+        if why is None and len(labels) == 1:
+            why = "a single channel that nothing else can replace"
+        block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
+        if why is None and len(set(np.bincount(block).tolist())) > 1:
+            why = "its channels are spread unequally over the groups of a grouped convolution"
+        name = uses["producer"][0].path.removesuffix(".weight")
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:
+            name = f"{name}#{names[name]}"
+        groups.append(
+            Group(
+                name,
+                np.array(labels),
+                tuple(uses["producer"]),
+                tuple(uses["carrier"]),
+                tuple(uses["column"]),
+                block,
+                why,
+            )
+        )
+    return _check_partitions(walk, groups)
+
+
+def _touched(walk: Walk) -> dict[int, dict[tuple[str, int], np.ndarray]]:
+    """For every cuttable-or-frozen label: the indices it owns in each (parameter, dimension)."""
+    touched: dict[int, dict[tuple[str, int], np.ndarray]] = {}
+    for key, known in walk.slices.items():
+        roots = walk.space.roots(known.labels)
+        ordering = np.argsort(roots, kind="stable")
+        labels, starts = np.unique(roots[ordering], return_index=True)
+        for label, places in zip(labels, np.split(ordering, starts[1:]), strict=True):
+            if not walk.space.is_opaque(int(label)):
+                touched.setdefault(int(label), {})[key] = places
+    return touched
+
+
+def _blocks(walk: Walk) -> tuple[dict[int, dict[int, int]], dict[int, str]]:
+    """Return each label's block in every partition, and the labels that sit in several blocks unevenly."""
+    blocks: dict[int, dict[int, int]] = {}
+    conflicts: dict[int, str] = {}
+    for number, partition in enumerate(walk.partitions):
+        roots = walk.space.roots(partition.labels).reshape(partition.blocks, -1)
+        inside: dict[int, np.ndarray] = {}
+        for block, row in enumerate(roots):
+            for label, count in zip(*np.unique(row, return_counts=True), strict=True):
+                inside.setdefault(int(label), np.zeros(partition.blocks, dtype=int))[block] += count
+        for label, counts in inside.items():
+            if (counts == counts[0]).all():
+                continue
+            if (counts > 0).sum() > 1:
+                if partition.hard:
+                    conflicts[label] = partition.reason
+                continue
+            blocks.setdefault(label, {})[number] = int(counts.argmax())
+    return blocks, conflicts
+
+
+def _even_keys(walk: Walk, keys: list[dict[int, int]]) -> list[tuple]:
+    """Drop the soft partitions (chunks) that a group does not fill evenly: those are rewired instead."""
+    dropped = set()
+    for number in {number for key in keys for number in key}:
+        partition = walk.partitions[number]
+        counts = np.bincount([key.get(number, partition.blocks) for key in keys], minlength=partition.blocks + 1)
+        if not partition.hard and (counts[-1] or len(set(counts[:-1].tolist())) > 1):
+            dropped.add(number)
+    return [tuple(sorted((n, b) for n, b in key.items() if n not in dropped)) for key in keys]
+
+
+def _codes(keys: list[tuple]) -> np.ndarray:
+    """Number the distinct block keys in order of first appearance."""
+    seen: dict[tuple, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys])
+
+
+def _check_partitions(walk: Walk, groups: list[Group]) -> list[Group]:
+    """Freeze the groups that meet a grouped convolution unevenly: no equal cut of them exists."""
+    owner = {int(label): index for index, group in enumerate(groups) for label in group.labels}
+    frozen: dict[int, str] = {}
+    for partition in walk.partitions:
+        if not partition.hard:
+            continue
+        roots = walk.space.roots(partition.labels).reshape(partition.blocks, -1)
+        counts = [
+            np.bincount([owner.get(int(label), len(groups)) for label in row], minlength=len(groups) + 1)
+            for row in roots
+        ]
+        uneven = np.flatnonzero((np.stack(counts) != counts[0]).any(axis=0))
+        for index in uneven[uneven < len(groups)]:
+            frozen[int(index)] = f"{partition.reason}, which its other channels cannot match"
+    return [
+        Group(g.name, g.labels, g.producers, g.carriers, g.consumers, g.blocks, g.frozen or frozen.get(i))
+        for i, g in enumerate(groups)
+    ]

@@ -1,0 +1,157 @@
+"""Data movement: operations that only rearrange elements are *executed on the labels themselves*.
+
+So channel shuffle, concatenation, zero-padded shortcuts and flattening need no rule of their own. What
+this module adds is the care that execution needs: padding must carry labels instead of a number, and the
+result must be a *grid*.
+
+A tensor of labels is a grid when, whatever set of channels is removed, what remains is again a full
+rectangle: the remaining elements are an outer product of index sets. One varying dimension is always a
+grid. When two dimensions vary (a channel dimension split into groups × channels per group) the labels are
+united along the shorter one, so that every group loses the same positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clusterprune.graph.labels import LabelSpace, collapse, spread, varying_dims
+
+aten = torch.ops.aten
+
+MOVEMENT: frozenset[Any] = frozenset(
+    packet
+    for name in (
+        "view reshape _unsafe_view view_as reshape_as permute transpose t numpy_T swapaxes swapdims "
+        "movedim moveaxis cat concat concatenate stack chunk split split_with_sizes unbind slice "
+        "select narrow index index_select flatten unflatten squeeze unsqueeze expand expand_as "
+        "repeat repeat_interleave tile roll flip pixel_shuffle pixel_unshuffle channel_shuffle "
+        "native_channel_shuffle tensor_split unfold hsplit vsplit ravel slice_copy view_copy "
+        "adjoint mT diagonal broadcast_to atleast_2d"
+    ).split()
+    if (packet := getattr(aten, name, None)) is not None
+)
+"""Operator packets that only move elements."""
+
+IDENTITY: frozenset[Any] = frozenset(
+    packet
+    for name in (
+        "clone contiguous detach alias to _to_copy dropout dropout_ feature_dropout alpha_dropout "
+        "feature_alpha_dropout lift_fresh_copy lift_fresh copy detach_ type_as"
+    ).split()
+    if (packet := getattr(aten, name, None)) is not None
+)
+"""Operator packets that hand their first argument on (dropout too: networks are traced in eval mode)."""
+
+
+def move(space: LabelSpace, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Execute a movement operator on label tensors and make every result a grid."""
+    packet = target.overloadpacket  # type: ignore[attr-defined]
+    if packet in (aten.cat, aten.concat, aten.concatenate):
+        return enforce_grid(space, _cat(args, kwargs))
+    if packet in (aten.view, aten._unsafe_view):
+        # Labels expanded with stride 0 cannot always be viewed where the activation can.
+        result = args[0].reshape(args[1])
+    else:
+        result = target(*args, **kwargs)
+    if packet in _FRAGILE and not _harmless(args[0], result):
+        raise NotImplementedError(f"{packet} rearranges channels")
+    if packet is aten.slice and (args[4] if len(args) > 4 else kwargs.get("step", 1)) != 1:
+        dim = (args[1] if len(args) > 1 else 0) % args[0].ndim
+        if dim in varying_dims(args[0]):
+            raise NotImplementedError("a strided slice of the channels")
+    if packet is aten.channel_shuffle:
+        space.unite_along(args[0].unflatten(1, (args[1], -1)), 1)
+    if isinstance(result, (tuple, list)):
+        return type(result)(enforce_grid(space, part) for part in result)
+    return enforce_grid(space, result)
+
+
+_FRAGILE: frozenset[Any] = frozenset(
+    packet
+    for name in "index index_select repeat_interleave roll unfold diagonal unbind native_channel_shuffle".split()
+    if (packet := getattr(aten, name, None)) is not None
+)
+"""Movements whose arguments name positions: fine in space, not followed along the channels."""
+
+
+def _harmless(labels: Tensor, result: Any) -> bool:
+    """Tell whether a movement left the order of the channels alone."""
+    parts = result if isinstance(result, (tuple, list)) else [result]
+    before = _order(labels)
+    return all((after := _order(part)).shape == before.shape and bool((after == before).all()) for part in parts)
+
+
+def _order(labels: Tensor) -> Tensor:
+    """Return the labels along the one dimension where they vary (all of them if there are several)."""
+    dims = varying_dims(labels)
+    small = collapse(labels)
+    for dim in range(small.ndim):
+        if dim not in dims:
+            small = small.narrow(dim, 0, 1)
+    return small.reshape(-1)
+
+
+def _cat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Concatenate without materialising the dimensions that every part expands."""
+    parts: list[Tensor] = [part for part in args[0] if part.numel()]
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % parts[0].ndim
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    for other in range(len(shape)):
+        if other != dim and all(part.stride(other) == 0 or part.shape[other] == 1 for part in parts):
+            parts = [part.narrow(other, 0, 1) for part in parts]
+    return torch.cat(parts, dim).expand(shape)
+
+
+def pad(space: LabelSpace, labels: Tensor, amounts: list[int], *, constant: bool) -> Tensor:
+    """Pad labels as `aten.pad` pads an activation (amounts from the last dimension backwards).
+
+    Where labels do not vary along the padded dimension (spatial padding) the border belongs to the
+    channel it surrounds. Where they vary and the padding is constant (option-A shortcuts) every padded
+    position is a channel of its own, which later operations unite with whatever it meets.
+    """
+    varying = varying_dims(labels)
+    for position in range(len(amounts) // 2):
+        dim = labels.ndim - 1 - position
+        before, after = amounts[2 * position], amounts[2 * position + 1]
+        if not before and not after:
+            continue
+        length = labels.shape[dim]
+        if dim in varying and constant:
+            shape = list(labels.shape)
+            parts = []
+            for amount, inside in ((before, False), (length, True), (after, False)):
+                if inside:
+                    start, stop = max(0, -before), length - max(0, -after)
+                    parts.append(labels.narrow(dim, start, stop - start))
+                elif amount > 0:
+                    shape[dim] = amount
+                    parts.append(spread(space.new(amount), dim, shape))
+            labels = _cat((parts, dim), {})
+        else:
+            index = torch.arange(-before, length + after).clamp_(0, length - 1)
+            if dim not in varying:
+                labels = labels.narrow(dim, 0, 1).expand(
+                    [len(index) if d == dim else s for d, s in enumerate(labels.shape)]
+                )
+            else:
+                labels = labels.index_select(dim, index)
+    return enforce_grid(space, labels)
+
+
+def enforce_grid(space: LabelSpace, labels: Tensor) -> Tensor:
+    """Unite labels so that any cut leaves a rectangle; return the labels unchanged in shape."""
+    small = collapse(labels)
+    if sum(length > 1 for length in small.shape) < 2:
+        return labels
+    roots = space.root_tensor(small)
+    dims = varying_dims(roots)
+    if len(dims) < 2:
+        return labels
+    free = max(dims, key=lambda dim: roots.shape[dim])
+    for dim in dims:
+        if dim != free:
+            space.unite_along(small, dim)
+    return labels

@@ -1,0 +1,154 @@
+"""Run an exported graph with any weights, any batch size, and from any point to any other.
+
+The graph that `torch.export` returns holds the example's batch size in the arguments of its views.
+:func:`batch_free` frees them, so that one trace serves every batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from clusterprune.errors import ModelError
+from clusterprune.graph.trace import ChannelGraph
+
+aten = torch.ops.aten
+_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for the value of another node in a step's arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: what to call, on what, and which values nobody needs afterwards."""
+
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    last_use_of: tuple[str, ...]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the traced shape of a node's value."""
+    return tuple(int(length) for length in node.meta["val"].shape)
+
+
+def batch_free(node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Replace the traced batch size in a view's or expand's arguments by -1 (`shape`: of the result)."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in _VIEWS and shape:
+        return (args[0], [-1, *shape[1:]], *args[2:])
+    if packet is aten.expand:
+        source = shape_of(node.args[0])  # type: ignore[arg-type]
+        padded = (None,) * (len(shape) - len(source)) + source
+        traced = shape_of(node)
+        sizes = [-1 if padded[d] == traced[d] else s for d, s in enumerate(shape)]
+        return (args[0], sizes, *args[2:])
+    return args
+
+
+class Program:
+    """A traced model as a list of steps.
+
+    Parameters
+    ----------
+    graph
+        The traced model.
+    changes
+        New calls for nodes by name, as :func:`clusterprune.graph.rewrite.rewrite` gives them.
+    """
+
+    def __init__(self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None) -> None:
+        """Compile the graph; `changes` come from cutting channels."""
+        self.graph = graph
+        changes = changes or {}
+        last: dict[str, str] = {}
+        for node in graph.fx.nodes:
+            for argument in node.all_input_nodes:
+                last[argument.name] = node.name
+        self.steps: list[Step] = []
+        self.user_inputs: list[str] = []
+        self.output: Any = None
+        for node in graph.fx.nodes:
+            if node.op == "placeholder":
+                if node.name not in graph.inputs and node.name not in graph.constants:
+                    self.user_inputs.append(node.name)
+            elif node.op == "output":
+                self.output = _refs(node.args[0])
+            else:
+                target: Any = node.target
+                if node.name in changes:
+                    change = changes[node.name]
+                    target, args, kwargs = change.target, change.args, change.kwargs
+                else:
+                    args, kwargs = tuple(node.args), dict(node.kwargs)
+                    if isinstance(node.meta.get("val"), Tensor):
+                        args = batch_free(node, args, shape_of(node))
+                frees = tuple(name for name, user in last.items() if user == node.name)
+                self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
+        self.index = {step.name: position for position, step in enumerate(self.steps)}
+        self._kept = set(_names(self.output))
+
+    def start(
+        self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the values that exist before the first step: weights, constants and inputs.
+
+        Raises
+        ------
+        ModelError
+            If the number of inputs differs from the traced one.
+        """
+        inputs = [*args, *(kwargs or {}).values()]
+        inputs = [value for value in inputs if isinstance(value, Tensor)]
+        if len(inputs) != len(self.user_inputs):
+            raise ModelError(f"the model was traced with {len(self.user_inputs)} tensor inputs, but got {len(inputs)}")
+        values: dict[str, Any] = dict(zip(self.user_inputs, inputs, strict=True))
+        values.update(self.graph.constants)
+        values.update({name: state[path] for name, path in self.graph.inputs.items() if path in state})
+        return values
+
+    def advance(self, values: dict[str, Any], start: int, stop: int) -> None:
+        """Run steps `start` to `stop` - 1 in place on `values`, dropping what nobody needs any more."""
+        for step in self.steps[start:stop]:
+            args, kwargs = _resolve((step.args, step.kwargs), values)
+            values[step.name] = step.target(*args, **kwargs)
+            for name in step.last_use_of:
+                if name not in self._kept and name not in self.graph.inputs:
+                    values.pop(name, None)
+
+    def run(self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Run the whole graph with the given weights; return what the model returns, flattened to a tuple."""
+        values = self.start(state, args, kwargs)
+        self.advance(values, 0, len(self.steps))
+        return _resolve(self.output, values)
+
+
+def _refs(nest: Any) -> Any:
+    return fx.map_arg(nest, lambda node: Ref(node.name)) if not isinstance(nest, fx.Node) else Ref(nest.name)
+
+
+def _names(nest: Any) -> list[str]:
+    if isinstance(nest, Ref):
+        return [nest.name]
+    if isinstance(nest, (tuple, list)):
+        return [name for part in nest for name in _names(part)]
+    return []
+
+
+def _resolve(nest: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(nest, Ref):
+        return values[nest.name]
+    if isinstance(nest, (tuple, list)):
+        return type(nest)(_resolve(part, values) for part in nest)
+    if isinstance(nest, dict):
+        return {key: _resolve(part, values) for key, part in nest.items()}
+    return nest

@@ -1,0 +1,224 @@
+"""What a cut does to the arguments of operations that mention sizes or positions.
+
+The exported graph holds numbers that stop being true when channels go: the sizes of a view, where a slice
+begins, how many channels a shortcut pads. Labels tell which elements stay alive, and because every tensor
+of labels is a grid, the living elements of each dimension give the new numbers directly.
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from clusterprune.errors import PlanError
+from clusterprune.graph.labels import collapse
+from clusterprune.graph.program import batch_free, shape_of
+from clusterprune.graph.trace import ChannelGraph
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a node calls after a cut, and on what."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Survivors:
+    """Which channels stay alive, and so which indices of every activation's dimensions."""
+
+    def __init__(self, graph: ChannelGraph, removed: np.ndarray) -> None:
+        """Take the root labels of the removed channels."""
+        self.graph = graph
+        self._alive = np.ones(len(graph.walk.space), dtype=bool)
+        self._alive[removed] = False
+
+    def of(self, labels: Tensor) -> np.ndarray:
+        """Return for each label whether it is alive."""
+        return self._alive[self.graph.walk.space.roots(labels)]
+
+    def along(self, name: str) -> list[np.ndarray]:
+        """Return for each dimension of a node's value which of its indices stay."""
+        labels = self.graph.values[name]
+        small = collapse(labels)
+        alive = self.of(small)
+        flags = [alive.any(axis=tuple(d for d in range(small.ndim) if d != dim)) for dim in range(small.ndim)]
+        if int(alive.sum()) != int(np.prod([f.sum() for f in flags])):
+            raise PlanError(f"the cut leaves holes in {name}; keep the same positions in each of its groups")
+        return [np.broadcast_to(f, (length,)) for f, length in zip(flags, labels.shape, strict=True)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a node's value after the cut."""
+        return tuple(int(flags.sum()) for flags in self.along(name))
+
+    def touches(self, name: str) -> bool:
+        """Tell whether a node's value loses anything."""
+        labels = self.graph.values.get(name)
+        return isinstance(labels, Tensor) and not bool(self.of(collapse(labels)).all())
+
+
+def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
+    """Return the new calls, by node name, of the operations whose numbers change.
+
+    Parameters
+    ----------
+    graph
+        The traced model.
+    removed
+        Root labels of all removed channels.
+    """
+    survivors = Survivors(graph, removed)
+    changes: dict[str, Change] = {}
+    for node in graph.fx.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        packet = getattr(node.target, "overloadpacket", None)
+        handler = _HANDLERS.get(packet)
+        if handler is None:
+            continue
+        inputs = [n.name for n in node.all_input_nodes]
+        if any(survivors.touches(name) for name in inputs) or _makes_cut(survivors, node):
+            args, kwargs = handler(survivors, node)
+            # A cut may leave chunks of unequal size, which only a split can make.
+            target = aten.split_with_sizes.default if handler is _sections else node.target
+            changes[node.name] = Change(target, args, kwargs)
+    return changes
+
+
+def _makes_cut(survivors: Survivors, node: fx.Node) -> bool:
+    return isinstance(survivors.graph.values.get(node.name), Tensor) and survivors.touches(node.name)
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    named = {a.name: a.default_value for a in schema}
+    named.update({a.name: value for a, value in zip(schema, node.args, strict=False)})
+    named.update(node.kwargs)
+    return named
+
+
+def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """Views and expands take the new shape of their result."""
+    shape = survivors.shape(node.name)
+    args = (node.args[0], list(shape), *node.args[2:])
+    return batch_free(node, args, shape), {}
+
+
+def _unflatten(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    a = _named(node)
+    dim = a["dim"] % len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    count = len(shape_of(node)) - len(shape_of(node.args[0])) + 1  # type: ignore[arg-type]
+    return (node.args[0], dim, list(survivors.shape(node.name)[dim : dim + count])), {}
+
+
+def _pad(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A padded dimension that runs over channels pads only those that stay."""
+    a = _named(node)
+    amounts = list(a["pad"])
+    kept = survivors.along(node.name)
+    for position in range(len(amounts) // 2):
+        dim = len(kept) - 1 - position
+        before, after = amounts[2 * position], amounts[2 * position + 1]
+        flags = kept[dim]
+        amounts[2 * position] = int(flags[: max(before, 0)].sum()) if before > 0 else before
+        amounts[2 * position + 1] = int(flags[len(flags) - max(after, 0) :].sum()) if after > 0 else after
+    return (node.args[0], amounts, *node.args[2:]), dict(node.kwargs)
+
+
+def _sections(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """Chunks and splits become splits of the new sizes."""
+    a = _named(node)
+    source = node.args[0]
+    dim = a.get("dim", 0) % len(shape_of(source))  # type: ignore[arg-type]
+    flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
+    sizes = [int(value.shape[dim]) for value in node.meta["val"]]
+    bounds = np.cumsum([0, *sizes])
+    return (source, [int(flags[lo:hi].sum()) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)], dim), {}
+
+
+def _slice(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A slice keeps those of its indices that stay, counted among the survivors."""
+    a = _named(node)
+    source = node.args[0]
+    dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
+    flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
+    if flags.all():
+        return tuple(node.args), dict(node.kwargs)
+    wanted = range(len(flags))[slice(a["start"], a["end"], a["step"])]
+    return _pick(node, dim, flags, np.asarray(wanted))
+
+
+def _narrow(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    a = _named(node)
+    source = node.args[0]
+    dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
+    flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
+    if flags.all():
+        return tuple(node.args), dict(node.kwargs)
+    return _pick(node, dim, flags, np.arange(a["start"], a["start"] + a["length"]))
+
+
+def _pick(node: fx.Node, dim: int, flags: np.ndarray, wanted: np.ndarray) -> tuple[tuple, dict]:
+    """Return the arguments of `slice` that pick the survivors among `wanted`."""
+    rank = np.cumsum(flags) - 1
+    index = rank[wanted[flags[wanted]]]
+    if len(index) > 1 and len(set(np.diff(index).tolist())) > 1:
+        raise PlanError(f"{node.name} picks channels with a stride that the cut breaks; leave its group alone")
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    start = int(index[0]) if len(index) else 0
+    stop = int(index[-1]) + 1 if len(index) else 0
+    if node.target.overloadpacket is aten.narrow:  # type: ignore[union-attr]
+        return (node.args[0], dim, start, stop - start), {}
+    return (node.args[0], dim, start, stop, step), {}
+
+
+def _select(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    a = _named(node)
+    source = node.args[0]
+    dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
+    flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
+    index = int(a["index"]) % len(flags)
+    return (source, dim, int(flags[:index].sum())), {}
+
+
+def _groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A depthwise convolution has as many groups as channels; a grouped one keeps its groups."""
+    a = _named(node)
+    call = next(c for c in survivors.graph.calls if c.node == node.name)
+    if not call.depthwise:
+        return tuple(node.args), dict(node.kwargs)
+    kept = survivors.along(call.input)
+    a["groups"] = int(kept[1 if len(kept) == len(shape_of(node)) and len(kept) > 2 else 0].sum())
+    return tuple(a.values()), {}
+
+
+def _norm_groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """Group norms keep the size of their groups and lose some of the groups."""
+    a = _named(node)
+    flags = survivors.along(node.args[0].name)[1]  # type: ignore[union-attr]
+    a["num_groups"] = int(flags.sum()) * a["num_groups"] // len(flags)
+    return tuple(a.values()), {}
+
+
+_HANDLERS: dict[Any, Any] = {
+    packet: handler
+    for names, handler in (
+        ("view reshape _unsafe_view expand", _shape_argument),
+        ("unflatten", _unflatten),
+        ("pad constant_pad_nd", _pad),
+        ("chunk split split_with_sizes tensor_split", _sections),
+        ("slice", _slice),
+        ("narrow", _narrow),
+        ("select", _select),
+        ("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d", _groups),
+        ("group_norm", _norm_groups),
+    )
+    for name in names.split()
+    if (packet := getattr(aten, name, None)) is not None
+}

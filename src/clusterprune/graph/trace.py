@@ -1,0 +1,379 @@
+"""From a model to the groups of channels that can be cut together."""
+
+import fnmatch
+import operator
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from clusterprune.errors import ArgumentError, ModelError, TraceError
+from clusterprune.graph.groups import Group, find_groups
+from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
+from clusterprune.graph.rules import RULES, pointwise
+from clusterprune.graph.walk import LayerCall, Parameter, Partition, Walk
+
+aten = torch.ops.aten
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """A traced model: its operations, and its channels in groups.
+
+    Attributes
+    ----------
+    model
+        The model that was traced; never changed.
+    args, kwargs
+        The example input.
+    fx
+        The exported graph of ATen operations, one node each.
+    groups
+        Every group in the order in which its channels are made, frozen ones included.
+    calls
+        Every application of a convolution or linear layer, in order of execution.
+    unknown
+        Operations without a rule, each with the nodes where it was met; what they read is frozen.
+    unused
+        Parameters that the traced (evaluation) path never touches, such as auxiliary heads.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    fx: fx.Graph
+    inputs: dict[str, str]
+    constants: dict[str, Any]
+    groups: tuple[Group, ...]
+    calls: tuple[LayerCall, ...]
+    walk: Walk
+    values: dict[str, Any]
+    unknown: dict[str, list[str]]
+    unused: tuple[str, ...]
+    out_spec: Any
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """The groups by name."""
+        return {group.name: group for group in self.groups}
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that may be cut."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        """The positional example inputs."""
+        return self.args
+
+    def freeze(self, ignore: Iterable[str], reason: str = "left alone on request") -> "ChannelGraph":
+        """Return the same graph with every group frozen whose name or layers match one of the globs.
+
+        Raises
+        ------
+        ArgumentError
+            If a glob matches nothing.
+        """
+        groups = list(self.groups)
+        for pattern in ignore:
+            matched = False
+            for index, group in enumerate(groups):
+                names = {group.name, *(use.path.removesuffix(".weight") for use in group.producers)}
+                if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                    matched = True
+                    if group.frozen is None:
+                        groups[index] = replace(group, frozen=reason)
+            if not matched:
+                known = ", ".join(group.name for group in self.groups[:8])
+                raise ArgumentError(
+                    f"ignore={pattern!r} matches no group or layer; groups are named like {known}. "
+                    "Print the graph to see all of them."
+                )
+        return replace(self, groups=tuple(groups))
+
+    def __str__(self) -> str:
+        """Describe groups, widths, producers, consumers, and what is frozen and why."""
+        from clusterprune.graph.describe import describe
+
+        return describe(self)
+
+
+def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> ChannelGraph:
+    """Find which channels of a model belong together.
+
+    The model is exported in evaluation mode with `torch.export` and walked once; every activation carries
+    the labels of the channels that its elements belong to.
+
+    Parameters
+    ----------
+    model
+        Any module that `torch.export` can export. It is not changed.
+    example
+        One input: a tensor, a tuple of positional inputs, or a mapping of keyword inputs. Batch 1 is
+        fastest. Only shapes, dtypes and devices matter.
+    ignore
+        Globs of group or layer names that must stay as they are, such as `"layer1.*"`.
+
+    Raises
+    ------
+    TraceError
+        If the model does not run on the example, or cannot be exported.
+    ModelError
+        If a weight holds NaN or infinity.
+
+    Examples
+    --------
+    >>> import torch, clusterprune as cp
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    >>> graph = cp.trace(net, torch.zeros(1, 3, 8, 8))
+    >>> [(group.name, group.width, group.frozen is None) for group in graph.groups]
+    [('0', 8, True), ('2', 4, False)]
+    """
+    args, kwargs = _inputs(example)
+    _check_weights(model)
+    exported = _export(model, args, kwargs)
+    inputs: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for spec in exported.graph_signature.input_specs:
+        target = spec.target
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and target in named:
+            inputs[spec.arg.name] = target
+        elif target is not None:
+            constants[spec.arg.name] = exported.constants.get(target, exported.state_dict.get(target))
+    walk, values = _walk(exported.graph, inputs, constants, _shared_paths(named))
+    groups = tuple(find_groups(walk, walk.calls))
+    used = {path for node in exported.graph.nodes if node.users for path in [inputs.get(node.name)] if path}
+    unused = tuple(name for name, _ in model.named_parameters() if name not in used)
+    graph = ChannelGraph(
+        model,
+        args,
+        kwargs,
+        exported.graph,
+        inputs,
+        constants,
+        groups,
+        tuple(walk.calls),
+        walk,
+        values,
+        walk.unknown,
+        unused,
+        exported.call_spec.out_spec,
+    )
+    return graph.freeze(ignore)
+
+
+def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    raise ArgumentError(
+        f"example={type(example).__name__} is not an input; give a tensor, a tuple of inputs, or a mapping of keywords"
+    )
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"the weight {name!r} holds NaN or infinity; clustering it would spread them. Load sound weights."
+            )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Any:
+    """Put every submodule into evaluation mode, and each back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:  # whatever a user's forward or the exporter may raise
+            failure = error
+        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in (*args, *kwargs.values()))
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            raise TraceError(
+                f"the model does not run on an example of shape {shapes}: {_first_line(error)}. "
+                "Give an example of the shape that the model expects."
+            ) from error
+        raise TraceError(
+            f"torch.export cannot export {type(model).__name__} on an example of shape {shapes}: {_first_line(failure)}. "
+            "Data-dependent control flow is the usual cause; move it out of forward, or trace the convolutional part alone."
+        ) from failure
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _shared_paths(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every path to the first path of the same tensor (a module registered under two names)."""
+    first: dict[int, str] = {}
+    return {path: first.setdefault(id(tensor), path) for path, tensor in named.items()}
+
+
+def _walk(
+    graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, Any], shared: Mapping[str, str]
+) -> tuple[Walk, dict[str, Any]]:
+    walk = Walk()
+    values: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta.get("val")
+            if node.name in inputs:
+                values[node.name] = Parameter(shared[inputs[node.name]], tuple(value.shape))
+            elif node.name in constants:
+                values[node.name] = walk.opaque_like(value, f"{node.name}: a constant of the model")
+            else:
+                values[node.name] = walk.opaque_like(value, "the network's input")
+        elif node.op == "call_function":
+            values[node.name] = _call(walk, node, values)
+        elif node.op == "output":
+            for value in _tensors(fx.map_arg(node.args, lambda n: values[n.name])):
+                walk.space.freeze(value, "it reaches the network's output")
+        else:
+            values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
+    _attach_elements(walk)
+    return walk, values
+
+
+def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
+    """Propagate labels through one operation."""
+    args, kwargs = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
+    target = node.target
+    if target is operator.getitem:
+        return args[0][args[1]]
+    packet = getattr(target, "overloadpacket", None)
+    if packet in RULES:
+        return RULES[packet](walk, node, _named(target, args, kwargs))
+    # Outside the layer rules a parameter is plain data, and its elements carry labels of their own.
+    args, kwargs = _as_data(walk, (args, kwargs))
+    tensors = _tensors((args, kwargs))
+    if not tensors or "val" not in node.meta:
+        return walk.opaque_like(node.meta.get("val"), f"{node.name}: a constant")
+    if packet in IDENTITY:
+        return tensors[0]
+    if packet in MOVEMENT:
+        return _move(walk, node, args, kwargs)
+    if isinstance(node.meta["val"], Tensor) and _is_pointwise(target):
+        return pointwise(walk, node, tensors)
+    if all(walk.space.all_opaque(labels) for labels in tensors):
+        return walk.opaque_like(node.meta["val"], f"{node.name}: it has no channels")
+    name = str(packet or target)
+    walk.unknown.setdefault(name, []).append(node.name)
+    return walk.opaque(node, tensors, f"{node.name}: {name} has no rule")
+
+
+def _is_pointwise(target: Any) -> bool:
+    """Tell whether an operator works element by element (in-place twins do not always carry the tag)."""
+    if torch.Tag.pointwise in target.tags:
+        return True
+    twin = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
+    return twin is not None and any(torch.Tag.pointwise in getattr(twin, o).tags for o in twin.overloads())
+
+
+def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Execute a movement on labels; what cannot be executed freezes what it reads."""
+    target: Any = node.target
+    if target.overloadpacket is aten.index and not isinstance(args[0], Tensor):
+        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: it indexes with an activation")
+    if any(
+        t.numel() and not walk.space.all_opaque(t) for t in _tensors((args[1:], kwargs))
+    ) and target.overloadpacket in (
+        aten.index,
+        aten.index_select,
+    ):
+        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: it indexes with an activation")
+    try:
+        result = move(walk.space, target, args, kwargs)
+    except (RuntimeError, IndexError, NotImplementedError, ValueError):
+        name = str(target.overloadpacket)
+        walk.unknown.setdefault(name, []).append(node.name)
+        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: {name} could not follow its channels")
+    if target.overloadpacket in (aten.chunk, aten.split, aten.split_with_sizes) and isinstance(result, (list, tuple)):
+        _note_chunks(walk, node, args, kwargs)
+    return result
+
+
+def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """An even chunk of the channels prefers to stay even, so that the model's own code still fits."""
+    a = _named(node.target, args, kwargs)
+    labels, dim = args[0], a.get("dim", 0) % args[0].ndim
+    parts = a.get("chunks")
+    if not parts or labels.stride(dim) == 0 or labels.shape[dim] % parts:
+        return
+    vector = labels
+    for other in range(labels.ndim):
+        if other != dim:
+            vector = vector.narrow(other, 0, 1)
+    reason = f"{node.name}: {parts} equal parts"
+    walk.partitions.append(Partition(vector.reshape(-1), parts, reason, hard=False))
+
+
+def _attach_elements(walk: Walk) -> None:
+    """Bind the parameters that were used as plain data to the channels they met."""
+    for path, labels in walk.elements.items():
+        roots = torch.from_numpy(walk.space.roots(labels))
+        varying = [d for d in range(roots.ndim) if roots.shape[d] > 1 and bool((roots != roots.narrow(d, 0, 1)).any())]
+        if len(varying) != 1:
+            walk.space.freeze(labels, f"{path} is used as data along more than one dimension")
+            continue
+        index = tuple(slice(None) if d == varying[0] else 0 for d in range(labels.ndim))
+        walk.bind(Parameter(path, tuple(labels.shape)), varying[0], labels[index])
+
+
+def _named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an operator by the names in its schema, defaults included."""
+    named: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(args):
+            named[argument.name] = args[position]
+        elif argument.name in kwargs:
+            named[argument.name] = kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value
+    return named
+
+
+def _as_data(walk: Walk, nest: Any) -> Any:
+    if isinstance(nest, Parameter):
+        return walk.parameter_elements(nest)
+    if isinstance(nest, (tuple, list)):
+        return type(nest)(_as_data(walk, part) for part in nest)
+    if isinstance(nest, dict):
+        return {key: _as_data(walk, part) for key, part in nest.items()}
+    return nest
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, (tuple, list)):
+        return [t for part in nest for t in _tensors(part)]
+    if isinstance(nest, dict):
+        return [t for part in nest.values() for t in _tensors(part)]
+    return []

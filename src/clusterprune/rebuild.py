@@ -1,0 +1,88 @@
+"""Rebuild a model from its graph, for models whose own code does not fit the cut any more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from clusterprune.graph import ChannelGraph
+from clusterprune.graph.program import batch_free, shape_of
+from clusterprune.graph.rewrite import Change
+from clusterprune.resize import owner_of
+
+_LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU,
+)  # fmt: skip
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]) -> fx.GraphModule:
+    """Return a `GraphModule` over the (already resized) layers of `module`.
+
+    Layers are called as modules, so batch norm and dropout train as they did, and parameters keep their
+    names. Views are tied to the traced image size, not to the batch size.
+    """
+    rebuilt = fx.Graph()
+    values: dict[str, Any] = {}
+    constants: dict[str, Tensor] = {}
+    for node in graph.fx.nodes:
+        if node.op == "placeholder":
+            if node.name in graph.inputs:
+                continue  # fetched where it is used, and not at all where a module uses it
+            if node.name in graph.constants:
+                constants[f"_constant_{len(constants)}"] = graph.constants[node.name]
+                continue
+            values[node.name] = rebuilt.placeholder(node.name)
+        elif node.op == "output":
+            rebuilt.output(_output(graph, node, values))
+        else:
+            values[node.name] = _call(rebuilt, module, graph, node, changes, values, constants)
+    root = fx.GraphModule(module, rebuilt, class_name=type(module).__name__)
+    for name, tensor in constants.items():
+        root.register_buffer(name, tensor, persistent=False)
+    root.train(module.training)
+    return root
+
+
+def _call(
+    rebuilt: fx.Graph,
+    module: nn.Module,
+    graph: ChannelGraph,
+    node: fx.Node,
+    changes: Mapping[str, Change],
+    values: dict[str, Any],
+    constants: dict[str, Tensor],
+) -> fx.Node:
+    def fetch(source: fx.Node) -> Any:
+        if source.name in values:
+            return values[source.name]
+        if source.name in graph.inputs:
+            return rebuilt.get_attr(graph.inputs[source.name])
+        name = f"_constant_{list(graph.constants).index(source.name)}"
+        return rebuilt.get_attr(name)
+
+    stored = [graph.inputs[n.name] for n in node.all_input_nodes if n.name in graph.inputs]
+    owners = {path.rpartition(".")[0] for path in stored}
+    if len(owners) == 1 and isinstance(owner := module.get_submodule(owners.pop()), _LAYERS):
+        return rebuilt.call_module(stored[0].rpartition(".")[0], (values[node.args[0].name],))  # type: ignore[union-attr]
+    if "dropout" in str(node.target) and (path := owner_of(node)) is not None:
+        owner = module.get_submodule(path)
+        if isinstance(owner, _DROPOUTS):
+            return rebuilt.call_module(path, (values[node.args[0].name],))  # type: ignore[union-attr]
+    target: Any = node.target
+    if node.name in changes:
+        change = changes[node.name]
+        target, args, kwargs = change.target, change.args, change.kwargs
+    else:
+        args, kwargs = tuple(node.args), dict(node.kwargs)
+        if isinstance(node.meta.get("val"), Tensor):
+            args = batch_free(node, args, shape_of(node))
+    args, kwargs = fx.map_arg((args, kwargs), fetch)
+    return rebuilt.call_function(target, args, kwargs)
+
+
+def _output(graph: ChannelGraph, node: fx.Node, values: Mapping[str, Any]) -> Any:
+    flat = [values[leaf.name] if isinstance(leaf, fx.Node) else leaf for leaf in node.args[0]]  # type: ignore[union-attr]
+    return torch.utils._pytree.tree_unflatten(flat, graph.out_spec)

@@ -1,0 +1,59 @@
+"""What was done to a compact model: the record that lets `save` and `load` rebuild it without its plan."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+_KEY = "clusterprune_stages"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One application of a plan.
+
+    Attributes
+    ----------
+    rewired
+        Whether the result is a graph module, because the model's own code did not fit the cut.
+    attributes
+        Attributes set on submodules, by module path.
+    kept
+        Kept channels by group.
+    example
+        Description of the example input of the trace.
+    added
+        Parameters that the original does not have (biases that took up an offset).
+    """
+
+    rewired: bool
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    example: list[dict[str, Any]] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+
+
+def stages(model: nn.Module) -> tuple[Stage, ...]:
+    """Return what was done to a model, oldest first (nothing for a model that was never cut)."""
+    if isinstance(model, fx.GraphModule):
+        return tuple(model.meta.get(_KEY, ()))
+    return tuple(getattr(model, _KEY, ()))
+
+
+def add_stage(small: nn.Module, parent: nn.Module, stage: Stage) -> nn.Module:
+    """Note on `small` that it came from `parent` by `stage`."""
+    return set_stages(small, (*stages(parent), stage))
+
+
+def set_stages(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
+    """Note a history on a model."""
+    if isinstance(model, fx.GraphModule):
+        model.meta[_KEY] = history
+    else:
+        setattr(model, _KEY, history)
+    return model
+
+
+def describe(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the stages of a model as plain dictionaries."""
+    return [asdict(stage) for stage in stages(model)]

@@ -1,0 +1,115 @@
+"""Give a module's layers the shapes of a cut: new parameters, and the attributes that mention widths."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from clusterprune.graph import ChannelGraph
+from clusterprune.graph.rewrite import Change
+
+Attributes = dict[str, dict[str, Any]]
+
+
+@runtime_checkable
+class ChannelPadding(Protocol):
+    """A module that pads channels and keeps the two amounts as attributes, so that surgery can change them."""
+
+    before: int
+    after: int
+
+
+def resize_module(
+    module: nn.Module, graph: ChannelGraph, state: Mapping[str, Tensor], changes: Mapping[str, Change]
+) -> Attributes:
+    """Resize `module` in place to the tensors in `state`; return every attribute that was set, by module path."""
+    attributes: Attributes = {}
+    depthwise = {call.layer for call in graph.calls if call.depthwise}
+    for path, owner in module.named_modules():
+        shapes = {name.rpartition(".")[2]: t for name, t in state.items() if name.rpartition(".")[0] == path}
+        if shapes:
+            widths = layer_widths(owner, {n: tuple(t.shape) for n, t in shapes.items()}, depthwise=path in depthwise)
+            changed = {name: value for name, value in widths.items() if getattr(owner, name, None) != value}
+            if changed:
+                attributes[path] = changed
+    nodes = {node.name: node for node in graph.fx.nodes}
+    for name, change in changes.items():
+        if "pad" in str(nodes[name].target) and (path := owner_of(nodes[name])) is not None:
+            owner = module.get_submodule(path)
+            if isinstance(owner, ChannelPadding) and len(change.args[1]) >= 6:
+                attributes[path] = {"before": change.args[1][4], "after": change.args[1][5]}
+    set_attributes(module, attributes)
+    set_tensors(module, state)
+    return attributes
+
+
+def layer_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, depthwise: bool) -> dict[str, Any]:
+    """Return the width attributes that fit a layer's tensors."""
+    weight = shapes.get("weight") or shapes.get("running_mean")
+    if weight is None:
+        return {}
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        groups = weight[0] if depthwise else layer.groups
+        return {"in_channels": weight[0], "out_channels": weight[1] * groups, "groups": groups}
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        groups = weight[0] * layer.groups // layer.out_channels if depthwise else layer.groups
+        return {"in_channels": weight[1] * groups, "out_channels": weight[0], "groups": groups}
+    if isinstance(layer, nn.Linear):
+        return {"in_features": weight[1], "out_features": weight[0]}
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        return {"num_features": weight[0]}
+    if isinstance(layer, nn.GroupNorm):
+        per_group = layer.num_channels // layer.num_groups
+        return {"num_channels": weight[0], "num_groups": weight[0] // per_group}
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": tuple(weight)}
+    if isinstance(layer, nn.PReLU):
+        return {"num_parameters": weight[0]}
+    return {}
+
+
+def owner_of(node: Any) -> str | None:
+    """Return the path of the innermost module whose forward ran a node."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path = list(stack.values())[-1][0]
+    return path if isinstance(path, str) else None
+
+
+def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set plain attributes of submodules by path."""
+    for path, values in attributes.items():
+        owner = module.get_submodule(path)
+        for name, value in values.items():
+            setattr(owner, name, tuple(value) if isinstance(value, list) else value)
+
+
+def set_tensors(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Replace parameters and buffers by path; tensors that were shared stay shared."""
+    named = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    first: dict[int, str] = {}
+    new: dict[str, Tensor] = {}
+    for path, old in named.items():
+        source = first.setdefault(id(old), path)
+        if source not in new and source in state:
+            value = state[source].detach().clone()
+            new[source] = (
+                nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+            )
+        if source in new:
+            _set(module, path, new[source])
+    for path in state.keys() - named.keys():
+        _set(module, path, nn.Parameter(state[path].detach().clone()))
+
+
+def _set(module: nn.Module, path: str, value: Tensor) -> None:
+    owner, _, name = path.rpartition(".")
+    target = module.get_submodule(owner) if owner else module
+    if isinstance(value, nn.Parameter):
+        target.register_parameter(name, value)
+    else:
+        target._buffers[name] = value

@@ -1,0 +1,80 @@
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusterprune import train
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture(scope="session")
+def worker() -> ModuleType:
+    """The module worker.py; its attribute __file__ is the script."""
+    spec = importlib.util.spec_from_file_location("train_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over several threads may round differently from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fit(worker: ModuleType) -> Callable[..., train.TrainResult]:
+    """`train.fit` with the worker's model, data and config where none are given."""
+
+    def call(model: nn.Module | None = None, **given: Any) -> train.TrainResult:
+        changes = {
+            key: given.pop(key) for key in list(given) if key in train.TrainConfig.model_fields
+        }
+        arguments = {
+            "train": worker.images(),
+            "validation": worker.images(50, seed=1),
+            "config": train.TrainConfig(**{**worker.CONFIG.model_dump(), **changes}),
+            "mean": worker.MEAN,
+            "std": worker.STD,
+        }
+        return train.fit(worker.network() if model is None else model, **{**arguments, **given})
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(worker: ModuleType) -> dict[str, Tensor]:
+    """The weights at the end of the worker's run when nothing stops it."""
+    torch.set_num_threads(1)
+    model = worker.network()
+    train.fit(
+        model,
+        worker.images(),
+        worker.images(50, seed=1),
+        config=worker.CONFIG,
+        mean=worker.MEAN,
+        std=worker.STD,
+    )
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def same() -> Callable[[nn.Module | dict[str, Tensor], nn.Module | dict[str, Tensor]], bool]:
+    """Whether two models have bit-equal states."""
+
+    def check(left: nn.Module | dict[str, Tensor], right: nn.Module | dict[str, Tensor]) -> bool:
+        a, b = (m.state_dict() if isinstance(m, nn.Module) else m for m in (left, right))
+        return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    return check

@@ -1,0 +1,72 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from clusterprune import data
+from clusterprune.errors import ArgumentError
+from clusterprune.train.images import InMemory, Streamed, source
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> data.Split:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = torch.randint(256, (6, 6, 3), dtype=torch.uint8, generator=generator)
+            path = tmp_path / "train" / name / f"{number}.png"
+            Image.fromarray(pixels.numpy()).save(path)
+    return data.load(f"folder:{tmp_path}").train
+
+
+def test_memory_and_stream_give_the_same_batches(folder: data.Split) -> None:
+    size = 10 * 3 * 6 * 6
+    kept = source(folder, name="train", channels=3, device=CPU, limit=size)
+    streamed = source(folder, name="train", channels=3, device=CPU, limit=size - 1)
+    assert isinstance(kept, InMemory)
+    assert isinstance(streamed, Streamed)
+    order = torch.tensor([9, 0, 4, 2, 7])
+    batches = list(zip(kept.batches(order, 2), streamed.batches(order, 2), strict=True))
+    assert [len(labels) for (_, labels), _ in batches] == [2, 2, 1]
+    for (images, labels), (other_images, other_labels) in batches:
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+    assert torch.equal(
+        torch.cat([labels for (_, labels), _ in batches]), folder.subset(order).labels
+    )
+    assert kept.shape == streamed.shape == (3, 6, 6)
+
+
+PIXELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+LABELS = torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((PIXELS.float(), LABELS), "train: .*uint8.*float32"),
+        ((PIXELS[0], LABELS), "train: .*shape"),
+        ((PIXELS, LABELS[:3]), "train: .*labels"),
+        ((PIXELS, LABELS.float()), "train: .*labels.*float32"),
+        ((PIXELS, LABELS - 1), "train: .*labels.*-1"),
+        ((PIXELS[:0], LABELS[:0]), "train holds no images"),
+        ((PIXELS[:, :2], LABELS), "train has images of 2 channels, but mean and std have 3"),
+        ((PIXELS,), "train must be a Split or a pair"),
+        (PIXELS, "train must be a Split or a pair"),
+        (data.Split.from_tensors(PIXELS), "train has no labels"),
+    ],
+)
+def test_what_is_no_set_of_labelled_images_is_named(images: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        source(images, name="train", channels=3, device=CPU, limit=1e9)
+
+
+def test_narrow_labels_and_grey_images_are_welcome() -> None:
+    found = source((PIXELS[:, :1], LABELS.byte()), name="x", channels=3, device=CPU, limit=1e9)
+    assert found.labels.dtype == torch.int64
+    assert found.shape == (1, 8, 8)
