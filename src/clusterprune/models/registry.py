@@ -1,0 +1,107 @@
+"""From what a user writes after ``--model`` to a network."""
+
+from collections.abc import Callable
+from os import PathLike
+
+from torch import nn
+
+from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.models import googlenet, resnet, vgg
+from clusterprune.models.sources import from_file, from_timm, from_torchvision, suggestion
+from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, ModelSpec
+from clusterprune.models.weights import load_weights
+
+BUILTIN: dict[str, Callable[..., nn.Module]] = {
+    "vgg16": vgg.vgg16,
+    "vgg19": vgg.vgg19,
+    "resnet20": resnet.resnet20,
+    "resnet32": resnet.resnet32,
+    "resnet44": resnet.resnet44,
+    "resnet56": resnet.resnet56,
+    "resnet110": resnet.resnet110,
+    "googlenet": googlenet.googlenet,
+}
+
+
+def names() -> list[str]:
+    """Return the names of the built-in networks, all for CIFAR images."""
+    return list(BUILTIN)
+
+
+def resolve(spec: str) -> ModelSpec:
+    """Find a model by what the user wrote, without building it.
+
+    Parameters
+    ----------
+    spec
+        A built-in name (:func:`names`), ``torchvision:NAME``, ``timm:NAME`` or
+        ``path/to/file.py:factory``. The last runs that file.
+
+    Raises
+    ------
+    ModelError
+        The name is unknown, an optional package is missing, or the file has no such factory.
+    ArgumentError
+        ``spec`` is not a string.
+    """
+    if not isinstance(spec, str):
+        msg = f"model must be a string such as 'resnet56', but got {type(spec).__name__}."
+        raise ArgumentError(msg)
+    if spec in BUILTIN:
+        return ModelSpec(spec, BUILTIN[spec], CIFAR_SHAPE, CIFAR_MEAN, CIFAR_STD, 10)
+    if spec.startswith("torchvision:"):
+        return from_torchvision(spec)
+    if spec.startswith("timm:"):
+        return from_timm(spec)
+    if spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py"):
+        return from_file(spec)
+    msg = (
+        f"model={spec!r} is not known. {_near(spec)}Built-in models: {', '.join(BUILTIN)}. "
+        "Others are written torchvision:NAME, timm:NAME or path/to/file.py:factory."
+    )
+    raise ModelError(msg)
+
+
+def build(
+    spec: str | ModelSpec,
+    *,
+    num_classes: int | None = None,
+    weights: str | PathLike[str] | None = None,
+    seed: int | None = None,
+) -> nn.Module:
+    """Build a network in eval mode, and fill it from a weights file if one is named.
+
+    Parameters
+    ----------
+    spec
+        What :func:`resolve` takes, or what it returned.
+    num_classes
+        Outputs of the last layer; None leaves the model's default.
+    weights
+        A file for :func:`clusterprune.models.load_weights`.
+    seed
+        Seeds the initial weights and leaves the global generator as it was; None draws from it.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be found or built.
+    WeightsError
+        The weights cannot be read or do not fit.
+    ArgumentError
+        ``num_classes`` or ``seed`` is not a whole number in range.
+    """
+    found = spec if isinstance(spec, ModelSpec) else resolve(spec)
+    model = found.build(num_classes, seed)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _near(spec: str) -> str:
+    """Suggest a close built-in name, or the same name in torchvision."""
+    from torchvision.models import list_models  # noqa: PLC0415  (slow to import)
+
+    if spec in list_models():
+        return f"Did you mean torchvision:{spec}? "
+    return suggestion(spec, BUILTIN)

@@ -1,0 +1,233 @@
+"""Models from elsewhere: torchvision, timm and a user's own file."""
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from clusterprune.errors import ModelError
+from clusterprune.models.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_SHAPE,
+    IMAGENET_STD,
+    ModelSpec,
+    describe,
+)
+
+# torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
+# inside forward (transform_input); built without that step, they read it directly.
+INCEPTION_STATISTICS = (0.5, 0.5, 0.5)
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """Return "Did you mean a, b? " for the names close to ``word``, or nothing."""
+    by_folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(word.casefold(), by_folded, n=3)
+    return f"Did you mean {', '.join(by_folded[name] for name in close)}? " if close else ""
+
+
+def from_torchvision(spec: str) -> ModelSpec:
+    """Resolve ``torchvision:NAME``: image classifiers and semantic segmentation, random weights.
+
+    Input size and statistics are those of the first weights that torchvision published for the
+    network. Auxiliary heads are left out.
+    """
+    from torchvision import models  # noqa: PLC0415  (slow to import, and needed here alone)
+
+    name = spec.partition(":")[2]
+    classifiers = models.list_models(module=models)
+    segmenters = models.list_models(module=models.segmentation)
+    if name not in (*classifiers, *segmenters):
+        if name in models.list_models():
+            remedy = (
+                "It is neither an image classifier nor a segmentation network: write a factory for "
+                "it in a file of yours and name that, path/to/file.py:factory."
+            )
+        else:
+            close = suggestion(name, [*classifiers, *segmenters])
+            remedy = f"{close}torchvision.models.list_models() lists the names."
+        msg = f"model={spec!r}: torchvision has no usable model {name!r}. {remedy}"
+        raise ModelError(msg)
+
+    published = next(iter(models.get_model_weights(name)))
+    transforms = published.transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    options: dict[str, Any] = {"weights": None}
+    if name in segmenters:
+        size = transforms.resize_size[0]
+        options["weights_backbone"] = None  # its default would be downloaded
+    else:
+        size = transforms.crop_size[0]
+    if name.startswith("vit_"):
+        options["image_size"] = size
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False, "transform_input": False}
+        mean = std = INCEPTION_STATISTICS
+    default = len(published.meta["categories"])
+
+    def factory(num_classes: int = default) -> nn.Module:
+        return models.get_model(name, num_classes=num_classes, **options)
+
+    return ModelSpec(spec, factory, (3, size, size), mean, std, default)
+
+
+def from_timm(spec: str) -> ModelSpec:
+    """Resolve ``timm:NAME`` or ``timm:NAME.TAG``, random weights.
+
+    Input size, statistics and number of classes come from timm's pretrained_cfg of that name.
+    """
+    try:
+        import timm  # noqa: PLC0415  (an optional extra)
+    except ImportError as error:
+        msg = f"model={spec!r} needs timm: pip install 'clusterprune[timm]'."
+        raise ModelError(msg) from error
+
+    name = spec.partition(":")[2]
+    if not timm.is_model(name):
+        close = suggestion(name, timm.list_models())
+        msg = (
+            f"model={spec!r}: timm has no model {name!r}. {close}timm.list_models() lists the "
+            "names."
+        )
+        raise ModelError(msg)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        architecture = name.partition(".")[0]
+        msg = (
+            f"model={spec!r}: {error} Write timm:{architecture}, or take a tag from "
+            f"timm.list_pretrained({architecture + '.*'!r})."
+        )
+        raise ModelError(msg) from error
+
+    def factory(**options: Any) -> nn.Module:  # noqa: ANN401  (timm's own options)
+        return timm.create_model(name, pretrained=False, **options)
+
+    if config is None:
+        return ModelSpec(spec, factory)
+    channels, height, width = config.input_size
+    return ModelSpec(
+        spec,
+        factory,
+        (channels, height, width),
+        tuple(config.mean),
+        tuple(config.std),
+        config.num_classes or 0,
+    )
+
+
+def from_file(spec: str) -> ModelSpec:
+    """Resolve ``path/to/file.py:factory``, running that file.
+
+    The file may state ``INPUT_SHAPE`` (channels, height, width), ``MEAN``, ``STD`` and
+    ``NUM_CLASSES``; without them an input of (3, 224, 224) with ImageNet's statistics is assumed.
+    It may import the files beside it.
+    """
+    path, _, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        msg = f"model={spec!r}: there is no file {str(file)!r}. Check the path."
+        raise ModelError(msg)
+    module = _import(file, spec)
+    factory: Any = getattr(module, name, None) if name else None
+    if not _is_factory(factory):
+        raise ModelError(_why_no_factory(spec, name, factory, module))
+
+    # The wrapper keeps the signature: ModelSpec asks it whether it takes num_classes.
+    @functools.wraps(factory, updated=())
+    def call(*args: Any, **options: Any) -> nn.Module:  # noqa: ANN401  (the user's own)
+        with _importable(file.parent):
+            return factory(*args, **options)
+
+    shape = _numbers(module, "INPUT_SHAPE", IMAGENET_SHAPE, spec)
+    channels = shape[0] if shape else 0
+    is_rgb = channels == len(IMAGENET_MEAN)
+    return ModelSpec(
+        spec,
+        call,
+        shape,  # pyright: ignore[reportArgumentType]  (ModelSpec checks its length)
+        _numbers(module, "MEAN", IMAGENET_MEAN if is_rgb else (0.0,) * channels, spec),
+        _numbers(module, "STD", IMAGENET_STD if is_rgb else (1.0,) * channels, spec),
+        getattr(module, "NUM_CLASSES", _default_num_classes(factory)),
+    )
+
+
+def _import(file: Path, spec: str) -> ModuleType:
+    """Run a Python file as a module whose name is its own, whatever other files are called."""
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    found = importlib.util.spec_from_file_location(f"{file.stem}_{digest}", file)
+    if found is None or found.loader is None:
+        msg = f"model={spec!r}: {str(file)!r} is not a Python file: its name must end in .py."
+        raise ModelError(msg)
+    module = importlib.util.module_from_spec(found)
+    # Dataclasses and torch.export look a class's module up by name.
+    sys.modules[module.__name__] = module
+    try:
+        with _importable(file.parent):
+            found.loader.exec_module(module)
+    # Whatever a user's own file raises becomes an error that names it.
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        msg = f"model={spec!r}: running {file.name} raised {describe(error)}. Correct the file."
+        raise ModelError(msg) from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let imports find the files of a folder, as they would if a script there were run."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _is_factory(value: object) -> bool:
+    return callable(value) and not isinstance(value, nn.Module)
+
+
+def _why_no_factory(spec: str, name: str, value: object, module: ModuleType) -> str:
+    if isinstance(value, nn.Module):
+        return (
+            f"model={spec!r}: {name} is a network already built; name a function or class that "
+            f"returns a new one, such as def build(): return {type(value).__name__}(...)."
+        )
+    own = [
+        key
+        for key, entry in vars(module).items()
+        if callable(entry)
+        and not key.startswith("_")
+        and getattr(entry, "__module__", "") == module.__name__
+    ]
+    defined = f"The file defines {', '.join(own) or 'no function or class'}."
+    if not name:
+        return f"model={spec!r} names no factory: write path/to/file.py:factory. {defined}"
+    what = "defines no" if value is None else f"has a {type(value).__name__}, not a factory, as"
+    return f"model={spec!r}: the file {what} {name!r}. {suggestion(name, own)}{defined}"
+
+
+def _numbers(module: ModuleType, name: str, default: Sequence[float], spec: str) -> tuple[Any, ...]:
+    value = getattr(module, name, default)
+    if not isinstance(value, Sequence) or not all(isinstance(n, int | float) for n in value):
+        msg = f"model={spec!r}: {name} in the file must be a tuple of numbers, but is {value!r}."
+        raise ModelError(msg)
+    return tuple(value)
+
+
+def _default_num_classes(factory: Callable[..., object]) -> int:
+    try:
+        parameter = inspect.signature(factory).parameters.get("num_classes")
+    except (TypeError, ValueError):  # callables written in C may have no signature
+        return 0
+    return parameter.default if parameter and isinstance(parameter.default, int) else 0
