@@ -1,0 +1,175 @@
+"""From an image file to pixels, many files at a time.
+
+Pillow does the decoding. torchvision's own decoders are about as fast, but read fewer formats and
+are deprecated since torchvision 0.29.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clusterprune.data.resize import geometry
+
+EXTENSIONS = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+Progress = Callable[[int, int], None]
+
+#: Files per task: a small image takes a fraction of a millisecond, less than a task costs.
+_CHUNK = 32
+_MAX_WORKERS = 16
+#: A strip resized by its short side could fill the memory; no photo comes near this.
+_MAX_PIXELS = 100_000_000
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image (hidden files are not)."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+
+
+def _deep_to_byte(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float grey values to 0..255 (Pillow's conversion would clip)."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not np.isfinite(values).all():
+            raise ValueError("has pixels that are not finite numbers")
+        unit = values.size and values.min() >= 0 and values.max() <= 1
+        scale = 255.0 if unit else 1.0
+    else:
+        # Mode "I" holds 16-bit files in 32 bits; a small maximum means 8-bit values in a wide file.
+        wide = image.mode.startswith("I;16") or (values.size and values.max() > 255)
+        scale = 1 / 257 if wide else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow image to 8-bit RGB. Transparency is dropped, not blended."""
+    if image.mode == "RGB":
+        return image
+    if image.mode[0] in "IF":
+        image = _deep_to_byte(image)
+    elif image.mode in {"P", "PA"} and "transparency" in image.info:
+        image = image.convert(
+            "RGBA"
+        )  # straight to RGB, Pillow warns about the transparency it loses
+    return image.convert("RGB")
+
+
+def decode(path: str, size: int | None = None) -> Tensor:
+    """Read one file as RGB ``uint8`` (3, h, w), or (3, size, size) when ``size`` is given.
+
+    The orientation that cameras note in EXIF is not applied, as in torchvision's ``ImageFolder``;
+    of an animation, the first frame counts.
+    """
+    with Image.open(path) as opened:
+        image = to_rgb(opened)
+        if size is not None and image.size != (size, size):
+            target = geometry(image.height, image.width, size)
+            if target.height * target.width > _MAX_PIXELS:
+                raise ValueError(f"is too elongated: {image.height}x{image.width}")
+            image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
+            left, top = target.left, target.top
+            image = image.crop((left, top, left + size, top + size))
+        pixels = np.frombuffer(bytearray(image.tobytes()), dtype=np.uint8)
+        return torch.from_numpy(pixels).view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def explain(error: Exception) -> str:
+    """One line on why a file could not be read."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not an image of a known format"
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text or type(error).__name__
+
+
+def _decode_chunk(
+    paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None
+) -> dict[int, str]:
+    shape = out.shape[1:]
+    problems: dict[int, str] = {}
+    for path, row in zip(paths, rows, strict=True):
+        try:
+            image = decode(path, size)
+        except Exception as error:  # damaged files make Pillow raise nearly anything
+            problems[row] = explain(error)
+        else:
+            if image.shape != shape:
+                raise MixedSizesError(path, (image.shape[1], image.shape[2]))
+            out[row] = image
+    return problems
+
+
+class MixedSizesError(Exception):
+    """An image has another shape than the room for it. Never leaves this package."""
+
+    def __init__(self, path: str, shape: tuple[int, int]) -> None:
+        super().__init__(path, shape)
+        self.path = path
+        self.shape = shape
+
+
+def workers() -> int:
+    """How many threads decode: one per core this process may use, at most 16."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(_MAX_WORKERS, cores)
+
+
+def decode_into(
+    paths: Sequence[str],
+    rows: Sequence[int],
+    out: Tensor,
+    size: int | None,
+    progress: Progress | None = None,
+) -> dict[int, str]:
+    """Decode ``paths`` into ``out[rows]`` with a pool of threads.
+
+    Parameters
+    ----------
+    paths, rows
+        Files, and the row of ``out`` that each goes to.
+    out
+        ``uint8`` (n, 3, h, w), written in place.
+    size
+        Passed to :func:`decode`.
+    progress
+        Called as ``progress(done, total)`` from the calling thread.
+
+    Returns
+    -------
+    dict
+        Row to reason, for the files that cannot be read. Their rows of ``out`` are undefined.
+
+    Raises
+    ------
+    MixedSizesError
+        When an image does not have the shape of ``out``'s rows.
+    """
+    starts = range(0, len(paths), _CHUNK)
+    pieces = [(paths[s : s + _CHUNK], rows[s : s + _CHUNK]) for s in starts]
+    problems: dict[int, str] = {}
+    done = 0
+    if len(pieces) < 2:
+        for some, where in pieces:
+            problems |= _decode_chunk(some, where, out, size)
+            if progress:
+                progress(len(some), len(paths))
+        return problems
+    # A pool per call: a shared one would not survive a fork of the process.
+    pool = ThreadPoolExecutor(workers(), thread_name_prefix="clusterprune-decode")
+    try:
+        tasks = [pool.submit(_decode_chunk, some, where, out, size) for some, where in pieces]
+        for task, (some, _) in zip(tasks, pieces, strict=True):
+            problems |= task.result()
+            done += len(some)
+            if progress:
+                progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return problems
