@@ -19,16 +19,10 @@ def test_equation_1_by_hand() -> None:
 
     assert FeatureMaps().vectors(maps).tolist() == [[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]]
     half = math.sqrt(0.5)
-    expected = torch.tensor(
-        [[0, 1 - half, 2], [1 - half, 0, 1 + half], [2, 1 + half, 0]], dtype=torch.float64
-    )
+    expected = torch.tensor([[0, 1 - half, 2], [1 - half, 0, 1 + half], [2, 1 + half, 0]], dtype=torch.float64)
     torch.testing.assert_close(FeatureMaps().distances(maps), expected, rtol=1e-14, atol=1e-14)
-    expected = torch.tensor(
-        [[0, 1 - half, 0], [1 - half, 0, 1 - half], [0, 1 - half, 0]], dtype=torch.float64
-    )
-    torch.testing.assert_close(
-        FeatureMaps("abs_cosine").distances(maps), expected, rtol=1e-14, atol=1e-14
-    )
+    expected = torch.tensor([[0, 1 - half, 0], [1 - half, 0, 1 - half], [0, 1 - half, 0]], dtype=torch.float64)
+    torch.testing.assert_close(FeatureMaps("abs_cosine").distances(maps), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_the_mean_is_taken_before_the_distance() -> None:
@@ -46,12 +40,8 @@ def test_maps_without_spatial_extent_are_single_numbers() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    samples=st.integers(1, 9), cuts=st.sets(st.integers(1, 8)), seed=st.integers(0, 2**31)
-)
-def test_streamed_mean_does_not_depend_on_the_batches(
-    samples: int, cuts: set[int], seed: int
-) -> None:
+@given(samples=st.integers(1, 9), cuts=st.sets(st.integers(1, 8)), seed=st.integers(0, 2**31))
+def test_streamed_mean_does_not_depend_on_the_batches(samples: int, cuts: set[int], seed: int) -> None:
     maps = torch.randn(samples, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
     gathered = MeanMaps()
     for batch in torch.tensor_split(maps, sorted(cut for cut in cuts if cut < samples)):
@@ -59,9 +49,7 @@ def test_streamed_mean_does_not_depend_on_the_batches(
     assert gathered.count == samples
     assert gathered.mean.shape == (3, 2, 2)
     torch.testing.assert_close(gathered.mean, maps.double().mean(dim=0), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        FeatureMaps().distances(gathered), FeatureMaps().distances(maps), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(FeatureMaps().distances(gathered), FeatureMaps().distances(maps), rtol=1e-9, atol=1e-9)
 
 
 def test_low_precision_maps_are_summed_in_float64() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterprune.errors import ArgumentError
@@ -52,16 +52,12 @@ def test_folding_by_hand() -> None:
     # Scales 4 / sqrt(4) = 2 and 2 / sqrt(1) = 2; shifts 5 - 1 * 2 = 3 and 3 - 0 * 2 = 3.
     weight = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
     folded = Filters(fold_batch_norm=True).vectors(weight, batch_norm=batch_norm)
-    torch.testing.assert_close(
-        folded, torch.tensor([[2.0, 4.0, 3.0], [2.0, 4.0, 3.0]], dtype=torch.float64)
-    )
+    torch.testing.assert_close(folded, torch.tensor([[2.0, 4.0, 3.0], [2.0, 4.0, 3.0]], dtype=torch.float64))
 
 
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31), with_bias=st.booleans())
-def test_folded_filters_compute_what_convolution_and_batch_norm_do(
-    seed: int, with_bias: bool
-) -> None:
+def test_folded_filters_compute_what_convolution_and_batch_norm_do(seed: int, with_bias: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = _batch_norm(5, generator)
     convolution = nn.Conv2d(2, 5, 3, bias=with_bias).double()
@@ -78,9 +74,7 @@ def test_folded_filters_compute_what_convolution_and_batch_norm_do(
             "num_batches_tracked": torch.tensor(1),
         }
     )
-    folded = Filters(fold_batch_norm=True).vectors(
-        convolution.weight, bias=convolution.bias, batch_norm=tensors
-    )
+    folded = Filters(fold_batch_norm=True).vectors(convolution.weight, bias=convolution.bias, batch_norm=tensors)
     images = torch.randn(2, 2, 6, 6, generator=generator, dtype=torch.float64)
     expected = layer(convolution(images))
     actual = functional.conv2d(images, folded[:, :-1].reshape(5, 2, 3, 3), folded[:, -1])
@@ -89,9 +83,7 @@ def test_folded_filters_compute_what_convolution_and_batch_norm_do(
 
 def test_channels_that_batch_norm_makes_equal_are_equal_only_after_folding() -> None:
     weight = torch.tensor([[1.0, -2.0], [2.0, -4.0]])
-    batch_norm = BatchNormTensors(
-        mean=torch.tensor([1.0, 2.0]), var=torch.tensor([1.0, 4.0]), eps=0.0
-    )
+    batch_norm = BatchNormTensors(mean=torch.tensor([1.0, 2.0]), var=torch.tensor([1.0, 4.0]), eps=0.0)
     assert Filters().distances(weight, batch_norm=batch_norm)[0, 1].item() > 1
     folded = Filters(fold_batch_norm=True).distances(weight, batch_norm=batch_norm)
     assert folded[0, 1].item() == 0.0
@@ -107,20 +99,17 @@ def test_a_layer_without_batch_norm_is_its_own_folding() -> None:
 def test_batch_norm_is_not_read_without_folding() -> None:
     weight = torch.ones(2, 3)
     batch_norm = _batch_norm(2, torch.Generator().manual_seed(0))
-    assert torch.equal(
-        Filters().vectors(weight, batch_norm=batch_norm), Filters().vectors(weight)
-    )
+    assert torch.equal(Filters().vectors(weight, batch_norm=batch_norm), Filters().vectors(weight))
 
 
 @pytest.mark.parametrize("part", ["bias", "mean", "var", "gamma", "beta"])
 def test_a_tensor_of_another_size_is_refused_by_name(part: str) -> None:
-    tensors = {name: torch.ones(2) for name in ("bias", "mean", "var", "gamma", "beta")}
-    tensors[part] = torch.ones(3)
-    bias = tensors.pop("bias")
+    def size(name: str) -> Tensor:
+        return torch.ones(3 if name == part else 2)
+
+    batch_norm = BatchNormTensors(size("mean"), size("var"), size("gamma"), size("beta"))
     with pytest.raises(ArgumentError, match=rf"{part} must have one value for each of the 2"):
-        Filters(fold_batch_norm=True).vectors(
-            torch.ones(2, 4), bias=bias, batch_norm=BatchNormTensors(**tensors)
-        )
+        Filters(fold_batch_norm=True).vectors(torch.ones(2, 4), bias=size("bias"), batch_norm=batch_norm)
 
 
 def test_a_negative_variance_is_refused() -> None:

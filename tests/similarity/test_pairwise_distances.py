@@ -110,7 +110,7 @@ def test_distances_that_overflow_are_refused() -> None:
 
 
 def test_unknown_metric_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="cosine, abs_cosine, euclidean.*metric='dot'"):
+    with pytest.raises(ArgumentError, match=r"cosine, abs_cosine, euclidean.*metric='dot'"):
         pairwise_distances(torch.ones(2, 2), "dot")  # pyright: ignore[reportArgumentType]
 
 

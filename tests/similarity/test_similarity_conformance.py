@@ -67,9 +67,7 @@ def _weight_and_batch_norm(channels: Tensor) -> tuple[Tensor, dict[str, Any]]:
     flat = channels.flatten(1)
     return channels, {
         "bias": flat[:, 0],
-        "batch_norm": BatchNormTensors(
-            mean=flat[:, 1], var=flat[:, 2].square(), gamma=flat[:, 3], beta=flat[:, 4]
-        ),
+        "batch_norm": BatchNormTensors(mean=flat[:, 1], var=flat[:, 2].square(), gamma=flat[:, 3], beta=flat[:, 4]),
     }
 
 
@@ -80,8 +78,8 @@ CASES = {
     **{f"filters-{metric}": Case(Filters(metric), _weight) for metric in METRICS},
     "filters-bias": Case(Filters(), _weight_and_bias),
     **{
-        f"filters-folded-{metric}": Case(Filters(metric, fold_batch_norm=True), arrange)
-        for metric, arrange in zip(METRICS, [_weight_and_batch_norm] * len(METRICS), strict=True)
+        f"filters-folded-{metric}": Case(Filters(metric, fold_batch_norm=True), _weight_and_batch_norm)
+        for metric in METRICS
     },
     "filters-folded-no-batch-norm": Case(Filters(fold_batch_norm=True), _weight),
 }
@@ -115,14 +113,10 @@ class TestEverySimilarity:
 
     @settings(deadline=None, max_examples=20)
     @given(channels=channel_values(), seed=st.integers(0, 2**31))
-    def test_reordered_channels_reorder_the_distances(
-        self, case: Case, channels: Tensor, seed: int
-    ) -> None:
+    def test_reordered_channels_reorder_the_distances(self, case: Case, channels: Tensor, seed: int) -> None:
         order = torch.randperm(len(channels), generator=torch.Generator().manual_seed(seed))
         expected = case.distances(channels)[order][:, order]
-        torch.testing.assert_close(
-            case.distances(channels[order]), expected, rtol=1e-12, atol=1e-12
-        )
+        torch.testing.assert_close(case.distances(channels[order]), expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(case.vectors(channels[order]), case.vectors(channels)[order])
 
     @settings(deadline=None, max_examples=20)
@@ -134,9 +128,7 @@ class TestEverySimilarity:
 
     @settings(deadline=None, max_examples=10)
     @given(channels=channel_values())
-    def test_same_input_same_result_and_input_untouched(
-        self, case: Case, channels: Tensor
-    ) -> None:
+    def test_same_input_same_result_and_input_untouched(self, case: Case, channels: Tensor) -> None:
         before = channels.clone()
         assert torch.equal(case.distances(channels), case.distances(channels))
         assert torch.equal(channels, before)
@@ -195,8 +187,6 @@ def test_unknown_option_lists_the_options() -> None:
         ("filters", {"fold_batch_norm": 1}, "True or False.* fold_batch_norm=1"),
     ],
 )
-def test_bad_option_value_states_the_rule(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_bad_option_value_states_the_rule(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         create(name, **options)

@@ -1,0 +1,219 @@
+"""What a clustering is, and what it returns."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from clusterprune.errors import ArgumentError
+
+NOISE = -1
+Reads = Literal["vectors", "distances"]
+
+
+@runtime_checkable
+class Clustering(Protocol):
+    """Who belongs with whom among the channels of one group.
+
+    An implementation is a frozen dataclass whose fields are its options; ``reads`` names the one
+    input that it needs, and the other may be given all the same. What every implementation
+    promises:
+
+    - the same input gives the same result;
+    - reordering the points reorders the result and changes nothing else. (When only distances are
+      given, points that no distance tells apart may trade places.);
+    - identical points get the same label;
+    - it can be given a single point.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def reads(self) -> Reads:
+        """The input that it needs."""
+        ...
+
+    def fit(self, *, vectors: Tensor | None = None, distances: Tensor | None = None) -> "Clusters":
+        """Cluster the points.
+
+        Parameters
+        ----------
+        vectors
+            (c, d), one row per channel. Algorithms that read vectors work in Euclidean space.
+        distances
+            (c, c), symmetric, non-negative, zero on the diagonal.
+
+        Raises
+        ------
+        ArgumentError
+            The input that the algorithm reads is missing, empty or not finite, or the algorithm's
+            options do not fit the number of points.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A label for every channel.
+
+    Parameters
+    ----------
+    labels
+        (c,) integers: the cluster of each channel, 0 … n_clusters − 1 with none left out, or −1 for
+        noise, a channel that is like no other. Kept as a read-only int64 copy.
+    n_requested
+        The number of clusters that was asked for, if one was. ``n_clusters`` is smaller when there
+        are fewer distinct points.
+
+    Raises
+    ------
+    ArgumentError
+        ``labels`` is not a vector of such integers.
+    """
+
+    labels: NDArray[np.int64]
+    n_requested: int | None = None
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.labels)
+        if given.ndim != 1 or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
+            raise ArgumentError(
+                f"labels must be a vector of at least one integer, but got shape {given.shape} of {given.dtype}."
+            )
+        present = np.unique(given[given != NOISE])
+        if not np.array_equal(present, np.arange(present.size)):
+            raise ArgumentError(
+                f"labels must be -1 or number the clusters 0, 1, 2, … with none left out, but got "
+                f"{present.tolist()}; Clusters.from_labels renumbers any labels."
+            )
+        labels = given.astype(np.int64)
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+
+    @classmethod
+    def from_labels(cls, labels: ArrayLike, n_requested: int | None = None) -> "Clusters":
+        """Return clusters numbered in the order in which they first appear; negatives are noise."""
+        given = np.asarray(labels)
+        renumbered = np.full(given.shape, NOISE, dtype=np.int64)
+        clustered = given >= 0
+        _, first, inverse = np.unique(given[clustered], return_index=True, return_inverse=True)
+        rank = np.empty(first.size, dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(first.size)
+        renumbered[clustered] = rank[inverse]
+        return cls(renumbered, n_requested)
+
+    @property
+    def n_points(self) -> int:
+        """Number of channels."""
+        return self.labels.size
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters; noise is none."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def n_noise(self) -> int:
+        """Number of channels in no cluster."""
+        return int((self.labels == NOISE).sum())
+
+    @property
+    def n_kept(self) -> int:
+        """Number of channels to keep: clusters + noise (the rule of ICP and ACP)."""
+        return self.n_clusters + self.n_noise
+
+    @property
+    def noise(self) -> NDArray[np.int64]:
+        """Indices of the channels in no cluster, ascending."""
+        return np.flatnonzero(self.labels == NOISE)
+
+    def members(self, k: int) -> NDArray[np.int64]:
+        """Return the indices of the channels in cluster ``k``, ascending.
+
+        Raises
+        ------
+        ArgumentError
+            There is no cluster ``k``.
+        """
+        if not 0 <= k < self.n_clusters:
+            there = f"0 … {self.n_clusters - 1}" if self.n_clusters else "of which there are none"
+            raise ArgumentError(f"k must be a cluster, {there}, but got k={k}.")
+        return np.flatnonzero(self.labels == k)
+
+    def as_partition(self) -> "Clusters":
+        """Return clusters in which every noise channel is a cluster of its own: ``n_kept`` of them.
+
+        They are numbered in the order in which they first appear.
+        """
+        labels = self.labels.copy()
+        labels[self.noise] = self.n_clusters + np.arange(self.n_noise)
+        return Clusters.from_labels(labels, self.n_requested)
+
+    def medoids(self, distances: Tensor) -> NDArray[np.int64]:
+        """Return the most central channel of every cluster.
+
+        It is the member with the smallest sum of distances to the other members; of equals, the
+        first.
+
+        Parameters
+        ----------
+        distances
+            (c, c).
+
+        Returns
+        -------
+        ndarray
+            (n_clusters,) channel indices. For one channel per cluster and noise point, ask
+            ``as_partition()``.
+
+        Raises
+        ------
+        ArgumentError
+            ``distances`` does not have a row and a column per channel.
+        """
+        if tuple(distances.shape) != (self.n_points, self.n_points):
+            raise ArgumentError(
+                f"distances must have shape ({self.n_points}, {self.n_points}), one row and "
+                f"column per channel, but got {tuple(distances.shape)}."
+            )
+        table = distances.detach().cpu().numpy()
+        medoids = np.empty(self.n_clusters, dtype=np.int64)
+        for k in range(self.n_clusters):
+            members = self.members(k)
+            within = table[np.ix_(members, members)].sum(axis=1, dtype=np.float64)
+            # Sums over equal numbers in another order differ in the last place: still equals.
+            medoids[k] = members[np.argmax(within <= within.min() * (1 + 1e-12))]
+        return medoids
+
+    def centroids(self, vectors: Tensor) -> Tensor:
+        """Return the mean vector of every cluster (CP Eqs. 3 and 4).
+
+        Parameters
+        ----------
+        vectors
+            (c, d).
+
+        Returns
+        -------
+        Tensor
+            (n_clusters, d) float64 on the CPU; row k is the mean over ``members(k)``. Where all
+            members are identical it is that vector, to the bit.
+
+        Raises
+        ------
+        ArgumentError
+            ``vectors`` does not have a row per channel.
+        """
+        if vectors.ndim != 2 or vectors.shape[0] != self.n_points:
+            raise ArgumentError(
+                f"vectors must have shape ({self.n_points}, d), one row per channel, but got {tuple(vectors.shape)}."
+            )
+        rows = vectors.detach().cpu().to(torch.float64)
+        means = torch.empty(self.n_clusters, rows.shape[1], dtype=torch.float64)
+        for k in range(self.n_clusters):
+            members = rows[torch.from_numpy(self.members(k))]
+            means[k] = members[0] + (members - members[0]).mean(dim=0)
+        return means

@@ -1,0 +1,59 @@
+"""Clusterings by name, for the command line, recipes and plan files."""
+
+import dataclasses
+from typing import Any
+
+from clusterprune.clustering._base import Clustering
+from clusterprune.clustering.agglomerative import Agglomerative
+from clusterprune.clustering.birch import Birch
+from clusterprune.clustering.dbscan import DBSCAN
+from clusterprune.clustering.hdbscan import HDBSCAN
+from clusterprune.clustering.kmeans import KMeans
+from clusterprune.clustering.mean_shift import MeanShift
+from clusterprune.clustering.optics import OPTICS
+from clusterprune.clustering.spectral import Spectral
+from clusterprune.errors import ArgumentError
+
+_CLUSTERINGS: dict[str, type[Any]] = {
+    kind.name: kind for kind in (DBSCAN, HDBSCAN, OPTICS, KMeans, Agglomerative, Spectral, MeanShift, Birch)
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that :func:`create` knows."""
+    return tuple(_CLUSTERINGS)
+
+
+def create(name: str, **options: Any) -> Clustering:
+    """Return the clustering called ``name`` with the given options.
+
+    ``create(c.name, **dataclasses.asdict(c))`` equals ``c``.
+
+    Raises
+    ------
+    ArgumentError
+        The name, an option or an option's value does not exist, or a required option is missing;
+        the message lists what there is.
+
+    Examples
+    --------
+    >>> create("dbscan", eps=0.02)
+    DBSCAN(eps=0.02, min_samples=5)
+    """
+    kind = _CLUSTERINGS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ArgumentError(f"clustering name must be one of {', '.join(_CLUSTERINGS)}, but got name={name!r}.")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ArgumentError(
+            f"clustering {name!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
+        )
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [option for option in required if option not in options]
+    if missing:
+        raise ArgumentError(
+            f"clustering {name!r} needs a value for {', '.join(missing)}; its options are {', '.join(known)}."
+        )
+    return kind(**options)

@@ -1,0 +1,119 @@
+"""k-means, the clustering of CP."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn import cluster
+from torch import Tensor
+
+from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._check import check_integer, check_n_clusters, check_seed
+from clusterprune.clustering._points import labels_of, vector_points
+from clusterprune.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """Clusters of least squared distance to their centroid (CP Eq. 3), started by k-means++.
+
+    With fewer distinct channels than ``n_clusters``, each distinct channel is a cluster:
+    ``n_clusters`` of the result is then smaller than its ``n_requested``. Centroids:
+    ``Clusters.centroids(vectors)``.
+
+    Parameters
+    ----------
+    n_clusters
+        At least 1, at most the number of channels.
+    seed
+        Of the random starts, at least 0.
+    n_init
+        Number of random starts, of which the best is taken, at least 1. A warm start is the only
+        start.
+    max_iter
+        Iterations at most, at least 1.
+
+    References
+    ----------
+    Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", SODA
+    2007.
+    """
+
+    n_clusters: int
+    seed: int = 0
+    n_init: int = 10
+    max_iter: int = 300
+
+    name: ClassVar[str] = "kmeans"
+
+    def __post_init__(self) -> None:
+        check_integer("n_clusters", self.n_clusters, 1)
+        check_seed(self.seed)
+        check_integer("n_init", self.n_init, 1)
+        check_integer("max_iter", self.max_iter, 1)
+
+    @property
+    def reads(self) -> Reads:
+        """The input that it needs."""
+        return "vectors"
+
+    def fit(
+        self,
+        *,
+        vectors: Tensor | None = None,
+        distances: Tensor | None = None,
+        init_centroids: Tensor | None = None,
+    ) -> Clusters:
+        """Cluster ``vectors`` (c, d); see :class:`Clustering`.
+
+        Parameters
+        ----------
+        vectors
+            (c, d).
+        distances
+            Not read.
+        init_centroids
+            (k, d) with k ≤ n_clusters, a warm start, for example from the epoch before. When k is
+            smaller, the channels farthest from all centroids so far complete them.
+
+        Raises
+        ------
+        ArgumentError
+            There are more clusters than channels, or the centroids do not fit.
+        """
+        points = vector_points(self.name, vectors, distances)
+        check_n_clusters(self.n_clusters, points.n_points)
+        start = None if init_centroids is None else self._start(points.values, init_centroids)
+        if points.n_distinct <= self.n_clusters:
+            return points.distinct(self.n_clusters)
+        labels = labels_of(
+            cluster.KMeans,
+            points.values,
+            n_clusters=self.n_clusters,
+            init="k-means++" if start is None else start,
+            n_init=self.n_init if start is None else 1,
+            max_iter=self.max_iter,
+            random_state=self.seed,
+        )
+        return points.clusters(labels, self.n_clusters)
+
+    def _start(self, values: NDArray[np.float64], centroids: Tensor) -> NDArray[np.float64]:
+        given = tuple(centroids.shape)
+        width = values.shape[1]
+        if len(given) != 2 or not 1 <= given[0] <= self.n_clusters or given[1] != width:
+            raise ArgumentError(
+                f"init_centroids must have shape (k, {width}) with 1 ≤ k ≤ n_clusters="
+                f"{self.n_clusters}, but got {given}."
+            )
+        start = centroids.detach().cpu().to(torch.float64)
+        if not torch.isfinite(start).all():
+            raise ArgumentError("init_centroids must be finite, but got NaN or Inf.")
+        points = torch.from_numpy(values)
+        nearest = torch.cdist(points, start).amin(dim=1)
+        for _ in range(self.n_clusters - given[0]):
+            farthest = points[nearest.argmax()][None]
+            start = torch.cat([start, farthest])
+            nearest = torch.minimum(nearest, torch.cdist(points, farthest)[:, 0])
+        return start.numpy()
