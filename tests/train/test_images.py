@@ -36,9 +36,7 @@ def test_memory_and_stream_give_the_same_batches(folder: data.Split) -> None:
     for (images, labels), (other_images, other_labels) in batches:
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
-    assert torch.equal(
-        torch.cat([labels for (_, labels), _ in batches]), folder.subset(order).labels
-    )
+    assert torch.cat([labels for (_, labels), _ in batches]).tolist() == [1, 0, 0, 0, 1]
     assert kept.shape == streamed.shape == (3, 6, 6)
 
 

@@ -9,7 +9,8 @@ from clusterprune.errors import ModelError
 from clusterprune.train import CrossEntropy
 from clusterprune.train.losses import logits_of
 
-Outputs = namedtuple("Outputs", ["logits", "second", "first"])  # noqa: PYI024 (torchvision's own form)
+# The form of torchvision's own.
+Outputs = namedtuple("Outputs", ["logits", "second", "first"])
 LABELS = torch.tensor([0, 1])
 # Softmax (3/4, 1/4) and (1/2, 1/2).
 LOGITS = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])

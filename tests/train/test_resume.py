@@ -24,19 +24,19 @@ EVERY_STEP = 1e-9  # minutes
 posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for anything that ends a run."""
 
 
 def stop_at(number: int, kind: str = "step") -> Callable[[train.Progress], None]:
-    """Return a callback that raises `Stop` at the `number`-th event of a kind."""
+    """Return a callback that raises `StopError` at the `number`-th event of a kind."""
     seen = 0
 
     def progress(event: train.Progress) -> None:
         nonlocal seen
         seen += event.kind == kind
         if seen == number:
-            raise Stop
+            raise StopError
 
     return progress
 
@@ -46,19 +46,24 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def start_worker(worker: ModuleType, folder: Path, minutes: float) -> subprocess.Popen[str]:
-    """Return a training process that has taken its first step."""
-    process = subprocess.Popen(
+    """Return a process that is getting ready to train."""
+    return subprocess.Popen(
         [sys.executable, str(worker.__file__), str(folder), str(minutes)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+def let_it_begin(process: subprocess.Popen[str]) -> None:
+    """Return when `process` has taken its first step."""
+    assert process.stdin is not None
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() == "step":
-            break
-    return process
+    process.stdin.close()
+    process.stdin = None
+    assert any(line == "step\n" for line in process.stdout)
 
 
 @posix
@@ -66,10 +71,11 @@ def test_kill_9_at_random_moments_changes_nothing(
     tmp_path: Path, worker: ModuleType, fit: Fit, finished: dict[str, Tensor], same: Callable
 ) -> None:
     reached = []
-    for minutes in (10, EVERY_STEP, EVERY_STEP):
-        process = start_worker(worker, tmp_path, minutes)
+    # Importing takes them longer than training, so they do it together.
+    for process in [start_worker(worker, tmp_path, m) for m in (10, EVERY_STEP, EVERY_STEP)]:
+        let_it_begin(process)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.communicate(timeout=random.uniform(0.01, 0.3))
+            process.communicate(timeout=random.uniform(0.005, 0.15))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -88,6 +94,7 @@ def test_ctrl_c_passes_through_and_can_be_resumed(
     tmp_path: Path, worker: ModuleType, fit: Fit, finished: dict[str, Tensor], same: Callable
 ) -> None:
     process = start_worker(worker, tmp_path, EVERY_STEP)
+    let_it_begin(process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -107,7 +114,7 @@ def test_a_run_stopped_at_a_step_resumes_within_the_epoch(
     same: Callable,
     step: int,
 ) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(out=tmp_path, checkpoint_minutes=EVERY_STEP, progress=stop_at(step))
     _, header = checkpoint.read(tmp_path / checkpoint.FILE_NAME)
     assert header.epoch * 11 + header.step == step - 1
@@ -135,7 +142,7 @@ def test_a_finished_run_resumes_to_its_end(
 
 
 def test_the_log_has_one_line_per_epoch_also_after_a_resume(tmp_path: Path, fit: Fit) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(out=tmp_path, progress=stop_at(2, "epoch"))
     assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2]
     log = tmp_path / "log.jsonl"
@@ -150,9 +157,7 @@ def test_other_arguments_are_named(tmp_path: Path, worker: ModuleType, fit: Fit)
     fit(out=tmp_path, epochs=2)
     with pytest.raises(ArgumentError) as caught:
         fit(out=tmp_path, resume=True, epochs=3, lr=0.01)
-    assert "epochs=3 (the checkpoint has 2), lr=0.01 (the checkpoint has 0.05);" in str(
-        caught.value
-    )
+    assert "epochs=3 (the checkpoint has 2), lr=0.01 (the checkpoint has 0.05);" in str(caught.value)
     with pytest.raises(ArgumentError, match=r"arguments.* train='331 images of 1x8x8, labels"):
         fit(out=tmp_path, resume=True, epochs=2, train=worker.images(331))
     with pytest.raises(ArgumentError, match=r"validation=None"):
@@ -247,9 +252,7 @@ def test_a_full_disk_names_the_folder_and_keeps_the_checkpoint(
     assert same(model, finished)
 
 
-def test_a_full_disk_at_the_start_is_an_output_error(
-    tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_at_the_start_is_an_output_error(tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -287,11 +290,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(
     assert all(value.isfinite().all() for value in good.values())
 
 
-def test_without_a_folder_the_model_is_put_back_all_the_same(
-    worker: ModuleType, fit: Fit, same: Callable
-) -> None:
+def test_without_a_folder_the_model_is_put_back_all_the_same(worker: ModuleType, fit: Fit, same: Callable) -> None:
     one_epoch, model = worker.network(), worker.network()
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(one_epoch, progress=stop_at(1, "epoch"))
     model.register_forward_hook(Poison(11 + 4))
     with pytest.raises(TrainingError, match="no checkpoint was kept, since out is None"):
@@ -301,7 +302,14 @@ def test_without_a_folder_the_model_is_put_back_all_the_same(
 
 def test_weights_that_overflow_in_the_last_step_are_not_saved(tmp_path: Path, fit: Fit) -> None:
     with pytest.raises(TrainingError, match="a weight was no longer finite after step 1"):
-        fit(out=tmp_path, batch_size=330, lr=1e39, warmup_epochs=0)
+        fit(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)),
+            std=(1e-3,),  # large inputs, large gradients
+            out=tmp_path,
+            batch_size=330,
+            lr=3e38,
+            warmup_epochs=0,
+        )
     tensors, header = checkpoint.read(tmp_path / checkpoint.FILE_NAME)
     assert header.epoch == 0
     assert all(value.isfinite().all() for value in tensors.values())

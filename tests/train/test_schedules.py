@@ -4,9 +4,7 @@ from clusterprune import train
 from clusterprune.train import schedules
 
 
-@pytest.mark.parametrize(
-    ("where", "factor"), [(0, 1), (1 / 3, 0.75), (1 / 2, 0.5), (2 / 3, 0.25), (1, 0)]
-)
+@pytest.mark.parametrize(("where", "factor"), [(0, 1), (1 / 3, 0.75), (1 / 2, 0.5), (2 / 3, 0.25), (1, 0)])
 def test_cosine(where: float, factor: float) -> None:
     assert schedules.cosine(where) == pytest.approx(factor, abs=1e-15)
 
@@ -20,9 +18,7 @@ def test_step_of_the_cp_paper(where: float, factor: float) -> None:
     assert schedules.step(where, (0.3, 0.6, 0.8), 0.2) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize(
-    ("where", "factor"), [(0, 0.1), (0.05, 0.55), (0.075, 0.775), (0.1, 1), (0.5, 1)]
-)
+@pytest.mark.parametrize(("where", "factor"), [(0, 0.1), (0.05, 0.55), (0.075, 0.775), (0.1, 1), (0.5, 1)])
 def test_warmup(where: float, factor: float) -> None:
     assert schedules.warmup(where, 0.1) == pytest.approx(factor)
 

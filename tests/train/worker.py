@@ -1,6 +1,6 @@
 """A small training run, for the tests in this folder and as a process that can be killed.
 
-Usage: worker.py FOLDER CHECKPOINT_MINUTES
+Usage: worker.py FOLDER CHECKPOINT_MINUTES. It begins when its standard input ends.
 """
 
 import sys
@@ -16,7 +16,7 @@ CONFIG = train.TrainConfig(epochs=5, batch_size=32, lr=0.05, warmup_epochs=1, de
 
 
 def network(classes: int = 5) -> nn.Module:
-    """Return a network with what a resume can lose: batch norm, dropout, momentum, a tied weight."""
+    """Return a network with all that a resume can lose: statistics, dropout, a shared weight."""
     torch.manual_seed(7)
     tied = nn.Conv2d(8, 8, 3, padding=1)
     return nn.Sequential(
@@ -44,11 +44,13 @@ def images(count: int = 330, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def main(folder: str, minutes: str) -> None:
-    """Train slowly, and say on standard output when the first step is done."""
+    """Train slowly, and say on standard output what is done."""
     torch.set_num_threads(1)
+    sys.stdin.read()
 
     def progress(event: train.Progress) -> None:
-        print(event.kind, flush=True)
+        sys.stdout.write(f"{event.kind}\n")
+        sys.stdout.flush()
         time.sleep(0.01)
 
     train.fit(

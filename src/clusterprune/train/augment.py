@@ -1,0 +1,51 @@
+"""Random crops and flips of a whole batch at once, each image with its own draw."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clusterprune.errors import ArgumentError
+from clusterprune.train.config import Augmentation
+
+
+def padding_for(size: int) -> int:
+    """Return the crop's padding in pixels: 4 at the 32 pixels of CIFAR, and in proportion."""
+    return max(1, round(size / 8))
+
+
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+    """Shift each image by a random amount within a black border, and mirror half of them.
+
+    Parameters
+    ----------
+    images
+        (n, c, h, w) of any data type, on any device.
+    kind
+        ``"crop_flip"``, ``"crop"`` or ``"none"``.
+    generator
+        A CPU generator, so that the draws do not depend on the device.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape, data type and device. `images` itself when `kind` is ``"none"``.
+    """
+    if kind == "none":
+        return images
+    if kind not in ("crop", "crop_flip"):
+        raise ArgumentError(f"augment must be 'crop_flip', 'crop' or 'none', but got {kind!r}")
+    count, _, height, width = images.shape
+    pad_y, pad_x = padding_for(height), padding_for(width)
+    top = torch.randint(2 * pad_y + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * pad_x + 1, (count, 1), generator=generator)
+    columns = torch.arange(width).expand(count, width)
+    if kind == "crop_flip":
+        flipped = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    rows = (top + torch.arange(height)).to(images.device, non_blocking=True)
+    columns = (left + columns).to(images.device, non_blocking=True)
+    # Crop and flip are one gather. With the channels last it moves whole pixels, and its result
+    # already has the memory format that convolutions prefer.
+    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
+    picked = torch.arange(count, device=images.device)
+    return padded[picked[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

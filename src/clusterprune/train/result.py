@@ -1,0 +1,57 @@
+"""What training reports while it runs and when it is done."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What training reports as it goes.
+
+    Attributes
+    ----------
+    kind
+        ``"step"`` after steps, ``"epoch"`` after an epoch's checkpoint, ``"note"`` for a sentence.
+    epoch, epochs
+        The epoch, counted from 1, and how many there are.
+    step, steps
+        Steps taken in it, and how many it has.
+    loss, learning_rate
+        Of the last step; None in a note.
+    record
+        The epoch's record in the history; None but for ``"epoch"``.
+    message
+        The sentence; empty but for ``"note"``.
+    """
+
+    kind: Literal["step", "epoch", "note"]
+    epoch: int
+    epochs: int
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    record: dict[str, Any] | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did.
+
+    Attributes
+    ----------
+    history
+        One record per epoch: ``epoch`` (from 1), ``loss`` (mean over the images),
+        ``train_accuracy`` (percent, of the augmented images while training on them),
+        ``validation_accuracy`` (percent; None without validation images), ``learning_rate`` (of the
+        last step) and ``seconds``.
+    epochs
+        Number of epochs.
+    seconds
+        Time of all epochs, those before a resume included.
+    """
+
+    history: list[dict[str, Any]]
+    epochs: int
+    seconds: float
