@@ -4,7 +4,7 @@ The graph that `torch.export` returns holds the example's batch size in the argu
 :func:`batch_free` frees them, so that one trace serves every batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.errors import ModelError
+from clusterprune.graph.movement import IDENTITY, MOVEMENT
 from clusterprune.graph.trace import ChannelGraph
 
 aten = torch.ops.aten
@@ -74,6 +75,7 @@ class Program:
         for node in graph.fx.nodes:
             for argument in node.all_input_nodes:
                 last[argument.name] = node.name
+        changed = {node.name for node in graph.fx.nodes if node.op == "call_function" and _is_private(node)}
         self.steps: list[Step] = []
         self.user_inputs: list[str] = []
         self.output: Any = None
@@ -92,10 +94,12 @@ class Program:
                     args, kwargs = tuple(node.args), dict(node.kwargs)
                     if isinstance(node.meta.get("val"), Tensor):
                         args = batch_free(node, args, shape_of(node))
+                if node.name in changed:
+                    target = _functional_twin(target)
                 frees = tuple(name for name, user in last.items() if user == node.name)
                 self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
         self.index = {step.name: position for position, step in enumerate(self.steps)}
-        self._kept = set(_names(self.output))
+        self.kept = set(_names(self.output))
 
     def start(
         self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
@@ -111,18 +115,20 @@ class Program:
         inputs = [value for value in inputs if isinstance(value, Tensor)]
         if len(inputs) != len(self.user_inputs):
             raise ModelError(f"the model was traced with {len(self.user_inputs)} tensor inputs, but got {len(inputs)}")
-        values: dict[str, Any] = dict(zip(self.user_inputs, inputs, strict=True))
-        values.update(self.graph.constants)
-        values.update({name: state[path] for name, path in self.graph.inputs.items() if path in state})
-        return values
+        return {**dict(zip(self.user_inputs, inputs, strict=True)), **self.weights(state)}
 
-    def advance(self, values: dict[str, Any], start: int, stop: int) -> None:
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return weights and constants by node name."""
+        named = {name: state[path] for name, path in self.graph.inputs.items() if path in state}
+        return {**self.graph.constants, **named}
+
+    def advance(self, values: MutableMapping[str, Any], start: int, stop: int) -> None:
         """Run steps `start` to `stop` - 1 in place on `values`, dropping what nobody needs any more."""
         for step in self.steps[start:stop]:
             args, kwargs = _resolve((step.args, step.kwargs), values)
             values[step.name] = step.target(*args, **kwargs)
             for name in step.last_use_of:
-                if name not in self._kept and name not in self.graph.inputs:
+                if name not in self.kept and name not in self.graph.inputs and name not in self.graph.constants:
                     values.pop(name, None)
 
     def run(self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -130,6 +136,24 @@ class Program:
         values = self.start(state, args, kwargs)
         self.advance(values, 0, len(self.steps))
         return _resolve(self.output, values)
+
+
+def _functional_twin(target: Any) -> Any:
+    """Return the operator that does the same without writing into its argument (or the operator itself)."""
+    twin = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
+    return getattr(twin, target._overloadname, target)
+
+
+def _is_private(node: fx.Node) -> bool:
+    """Tell whether a node writes into a value that only it reads, so that it may as well make a new one."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None or not packet.__name__.endswith("_") or not node.all_input_nodes:
+        return False
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or len(source.users) != 1 or source.op != "call_function":
+        return False
+    made_by = getattr(source.target, "overloadpacket", None)
+    return made_by is not None and made_by not in MOVEMENT and made_by not in IDENTITY
 
 
 def _refs(nest: Any) -> Any:
