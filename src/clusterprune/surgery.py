@@ -77,7 +77,10 @@ def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
 
     A bias that the plan makes necessary and the model lacks appears under its future path.
     """
-    state = {path: tensor.detach().clone() for path, tensor in named_tensors(graph).items()}
+    state = {
+        path: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for path, tensor in named_tensors(graph).items()
+    }
     originals = {path: state[path].clone() for path in {use.path for g in graph.groups for use in g.consumers}}
     for merge in plan.merges:
         group = graph.by_name[merge.group]

@@ -65,11 +65,19 @@ class Program:
         The traced model.
     changes
         New calls for nodes by name, as :func:`clusterprune.graph.rewrite.rewrite` gives them.
+    biases
+        For layer calls without a bias that are to get one: its path in the state, by the call's node name.
     """
 
-    def __init__(self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None) -> None:
-        """Compile the graph; `changes` come from cutting channels."""
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        changes: Mapping[str, Any] | None = None,
+        biases: Mapping[str, str] | None = None,
+    ) -> None:
+        """Compile the graph; `changes` come from cutting channels, `biases` are (call, path) of new ones."""
         self.graph = graph
+        self.biases = {f"new bias {path}": path for path in (biases or {}).values()}
         changes = changes or {}
         last: dict[str, str] = {}
         for node in graph.fx.nodes:
@@ -94,6 +102,8 @@ class Program:
                     args, kwargs = tuple(node.args), dict(node.kwargs)
                     if isinstance(node.meta.get("val"), Tensor):
                         args = batch_free(node, args, shape_of(node))
+                if biases and node.name in biases:
+                    args = (*args[:2], Ref(f"new bias {biases[node.name]}"), *args[3:])
                 if node.name in changed:
                     target = _functional_twin(target)
                 frees = tuple(name for name, user in last.items() if user == node.name)
@@ -120,7 +130,8 @@ class Program:
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return weights and constants by node name."""
         named = {name: state[path] for name, path in self.graph.inputs.items() if path in state}
-        return {**self.graph.constants, **named}
+        added = {name: state[path] for name, path in self.biases.items()}
+        return {**self.graph.constants, **named, **added}
 
     def advance(self, values: MutableMapping[str, Any], start: int, stop: int) -> None:
         """Run steps `start` to `stop` - 1 in place on `values`, dropping what nobody needs any more."""
@@ -135,6 +146,10 @@ class Program:
         """Run the whole graph with the given weights; return what the model returns, flattened to a tuple."""
         values = self.start(state, args, kwargs)
         self.advance(values, 0, len(self.steps))
+        return self.collect(values)
+
+    def collect(self, values: Mapping[str, Any]) -> Any:
+        """Return the outputs once every step has run."""
         return _resolve(self.output, values)
 
 
@@ -157,7 +172,15 @@ def _is_private(node: fx.Node) -> bool:
 
 
 def _refs(nest: Any) -> Any:
-    return fx.map_arg(nest, lambda node: Ref(node.name)) if not isinstance(nest, fx.Node) else Ref(nest.name)
+    if isinstance(nest, Ref):
+        return nest
+    if isinstance(nest, fx.Node):
+        return Ref(nest.name)
+    if isinstance(nest, (tuple, list)):
+        return type(nest)(_refs(part) for part in nest) if type(nest) in (tuple, list) else tuple(map(_refs, nest))
+    if isinstance(nest, dict):
+        return {key: _refs(part) for key, part in nest.items()}
+    return nest
 
 
 def _names(nest: Any) -> list[str]:

@@ -1,0 +1,1 @@
+"""What the kept channels take over from the removed ones."""

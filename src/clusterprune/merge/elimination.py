@@ -1,0 +1,179 @@
+r"""Which channels the others can stand in for: backward elimination under least squares.
+
+A consumer computes Y = X W from inputs with second moments G = E[XᵀX]. Once some inputs are gone and the
+rest solves the regression anew, removing one more channel j (a block of rows, one per kernel tap) raises
+the squared error by
+
+.. math:: \Delta_j = \operatorname{tr}\bigl(B_j^\top H_{jj}^{-1} B_j\bigr),\qquad H = G^{-1},\; B = W\text{ refitted}
+
+(the block form of Hassibi and Stork's Optimal Brain Surgeon, 1993). Both H and B are updated in place after
+every removal, so the whole path from all channels to one costs about as much as one matrix inversion.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterprune.merge.least_squares import positive_factor
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one consumer reads of a group.
+
+    Attributes
+    ----------
+    moments
+        G, shape (channels · taps, channels · taps), float64, channel by channel.
+    weight
+        W, shape (channels · taps, outputs), each output scaled by the square root of its importance.
+    taps
+        Rows per channel.
+    """
+
+    moments: Tensor
+    weight: Tensor
+    taps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """An order of removal and what it costs.
+
+    Attributes
+    ----------
+    order
+        Channels in the order in which they go, shape (removable,).
+    loss
+        Loss after 0, 1, 2, … removals, shape (removable + 1,), non-decreasing.
+    snapshots
+        For some numbers of removals: every reading's weights as the remaining channels would have them
+        (rows of removed channels are zero).
+    """
+
+    order: np.ndarray
+    loss: np.ndarray
+    snapshots: dict[int, list[Tensor]]
+
+
+def eliminate(
+    readings: list[Reading],
+    *,
+    blocks: np.ndarray | None = None,
+    keep: int = 1,
+    damping: float = 1e-3,
+    levels: Collection[int] = (),
+) -> Path:
+    """Remove channels, always those whose loss the others make good best.
+
+    Parameters
+    ----------
+    readings
+        One per consumer of the group; their losses add up.
+    blocks
+        Block of each channel; all blocks lose channels in step.
+    keep
+        Channels that stay in every block.
+    damping
+        Ridge added to every G, relative to its mean diagonal.
+    levels
+        Numbers of removals at which to keep a snapshot.
+    """
+    channels = readings[0].moments.shape[0] // readings[0].taps
+    block = torch.zeros(channels, dtype=torch.long) if blocks is None else torch.from_numpy(blocks)
+    n_blocks = int(block.max()) + 1
+    states = [_State(reading, damping) for reading in readings]
+    alive = torch.ones(channels, dtype=torch.bool)
+    order: list[int] = []
+    loss = [0.0]
+    snapshots: dict[int, list[Tensor]] = {}
+    wanted = sorted(set(levels))
+    while int(alive.sum()) > keep * n_blocks:
+        total = torch.stack([state.costs() for state in states]).sum(0)
+        total[~alive] = torch.inf
+        # Wide groups lose several channels between two looks; the last few go one at a time.
+        left = int(alive.sum()) // n_blocks
+        at_once = min(max(1, left // _LOOKS), left - keep)
+        here = next((level // n_blocks for level in wanted if level > len(order)), None)
+        if here is not None:
+            at_once = min(at_once, here - len(order) // n_blocks)
+        gone = torch.cat([_cheapest(total, block == number, at_once) for number in range(n_blocks)])
+        before = sum(state.error() for state in states)
+        for state in states:
+            state.remove(gone)
+        rise = max(float(sum(state.error() for state in states)) - float(before), 0.0)
+        gone = gone.view(n_blocks, -1).T.reshape(-1)
+        order += gone.tolist()
+        loss += [loss[-1] + rise * (i + 1) / len(gone) for i in range(len(gone))]
+        alive[gone] = False
+        if len(order) in wanted:
+            snapshots[len(order)] = [state.solution(alive) for state in states]
+    return Path(np.array(order, dtype=np.int64), np.array(loss), snapshots)
+
+
+_LOOKS = 48
+"""Costs are looked at anew after about 1/48 of a block's remaining channels went."""
+
+
+def _cheapest(total: Tensor, inside: Tensor, count: int) -> Tensor:
+    """Return the `count` cheapest channels of one block, cheapest first."""
+    return torch.where(inside, total, torch.inf).topk(count, largest=False, sorted=True).indices
+
+
+class _State:
+    """H and B of one consumer while its channels go."""
+
+    def __init__(self, reading: Reading, damping: float) -> None:
+        moments = reading.moments.double()
+        size = moments.shape[0]
+        ridge = damping * moments.diagonal().mean().clamp_min(1e-12)
+        self.inverse = torch.cholesky_inverse(positive_factor(moments, ridge.expand(size)))
+        self.moments = moments + ridge * torch.eye(size, dtype=torch.float64)
+        self.original = reading.weight.double()
+        # Only B Bᵀ matters for the costs, so a wide B may be exchanged for a square one with the same.
+        outputs = self.original.shape[1]
+        self.weight = self.original.clone() if outputs <= size else torch.linalg.qr(self.original.T, mode="r").R.T
+        self.taps = reading.taps
+        self.channels = size // reading.taps
+        self._error = 0.0
+
+    def costs(self) -> Tensor:
+        """Return Δ for every channel, shape (channels,); meaningless for those already gone."""
+        count, taps = self.channels, self.taps
+        if taps == 1:
+            return self.weight.square().sum(1) / self.inverse.diagonal().clamp_min(1e-30)
+        index = torch.arange(count)
+        blocks = self.inverse.view(count, taps, count, taps)[index, :, index]
+        rows = self.weight.view(count, taps, -1)
+        return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+
+    def error(self) -> float:
+        """Return the squared error so far."""
+        return self._error
+
+    def remove(self, gone: Tensor) -> None:
+        """Take channels out and let the others take over their work."""
+        rows = (gone[:, None] * self.taps + torch.arange(self.taps)).reshape(-1)
+        column = self.inverse[:, rows]
+        gain = torch.linalg.solve(self.inverse[rows][:, rows], column.T)
+        lost = self.weight[rows]
+        self._error += float((lost * torch.linalg.solve(self.inverse[rows][:, rows], lost)).sum())
+        self.weight -= gain.T @ lost
+        self.inverse -= column @ gain
+        # What is gone must neither act nor divide by zero any more.
+        self.inverse[rows] = 0
+        self.inverse[:, rows] = 0
+        self.inverse[rows, rows] = 1
+        self.weight[rows] = 0
+
+    def solution(self, alive: Tensor) -> Tensor:
+        """Return the original weights as the living channels would have them, zero elsewhere."""
+        inside = alive.repeat_interleave(self.taps).nonzero().squeeze(1)
+        small = self.moments[inside][:, inside]
+        solved = torch.zeros_like(self.original)
+        factor = torch.linalg.cholesky(small)
+        solved[inside] = torch.cholesky_solve(self.moments[inside] @ self.original, factor)
+        return solved

@@ -1,0 +1,101 @@
+"""Least squares: every removed channel becomes the best linear combination of the kept ones."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import Use
+
+
+def mixing_matrix(
+    moments: Tensor, use: Use, kept: np.ndarray, *, offset: bool, ridge: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Regress all channels of a group on the kept ones.
+
+    Parameters
+    ----------
+    moments
+        Second moments of a consumer's input channels with a constant appended, (inputs + 1, inputs + 1).
+    use
+        Where the group sits in the consumer. Channels that fill several inputs are averaged over them;
+        channels of different convolution groups are never mixed.
+    kept
+        Kept channels, ascending.
+    offset
+        Whether the consumer can take up a constant; without it the regression passes through zero.
+    ridge
+        Relative to the mean diagonal of the kept channels' moments.
+
+    Returns
+    -------
+    tuple
+        mixing (channels, k) and offset (channels,), float32.
+    """
+    channels, multiplicity = use.positions.shape
+    gram = torch.zeros(channels, channels, dtype=torch.float64)
+    mean = torch.zeros(channels, dtype=torch.float64)
+    for t in range(multiplicity):
+        index = torch.from_numpy(use.positions[:, t])
+        gram += moments[index][:, index] / multiplicity
+        mean += moments[index, -1] / multiplicity
+    if offset:
+        gram = gram - torch.outer(mean, mean)
+    block = np.zeros(channels, dtype=int)
+    if use.groups > 1:
+        block = use.positions[:, 0] // ((len(moments) - 1) // use.groups)
+    mixing = torch.zeros(channels, len(kept), dtype=torch.float64)
+    for number in np.unique(block):
+        columns = np.flatnonzero(block[kept] == number)
+        if not len(columns):
+            continue
+        members = torch.from_numpy(np.flatnonzero(block == number))
+        survivors = torch.from_numpy(kept[columns])
+        small = gram[survivors][:, survivors]
+        small = small + (ridge * small.diagonal().mean() + 1e-12) * torch.eye(len(small), dtype=torch.float64)
+        mixing[members[:, None], torch.from_numpy(columns)[None]] = torch.linalg.solve(
+            small, gram[survivors][:, members]
+        ).T
+    # A kept channel stands for itself, exactly.
+    mixing[torch.from_numpy(kept)] = torch.eye(len(kept), dtype=torch.float64)
+    constant = mean - mixing @ mean[torch.from_numpy(kept)] if offset else torch.zeros_like(mean)
+    return mixing.float(), constant.float()
+
+
+def positive_factor(gram: Tensor, ridge: Tensor) -> Tensor:
+    """Return the Cholesky factor of gram + diag(ridge).
+
+    Moments that were multiplied in float32 can miss being positive definite by rounding; then the ridge is
+    raised tenfold until they are.
+
+    Raises
+    ------
+    ArgumentError
+        If no ridge helps, because the moments hold NaN or infinity.
+    """
+    for _ in range(8):
+        factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(ridge))
+        if not int(failed) and bool(torch.isfinite(factor).all()):
+            return factor
+        ridge = ridge * 10
+    raise ArgumentError("the layer inputs hold NaN or infinity, or overflow; check the images and the weights")
+
+
+def ridge_regression(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float, *, constant: bool) -> Tensor:
+    """Minimise ‖X W − T‖² + λ‖W − prior‖², with λ = ridge · mean diagonal of XᵀX.
+
+    Parameters
+    ----------
+    gram, cross
+        XᵀX (inputs, inputs) and XᵀT (inputs, outputs), float64.
+    prior
+        What W is pulled to, same shape as `cross`.
+    constant
+        Whether the last input is the constant 1, which is not pulled.
+    """
+    penalty = torch.full((len(gram),), ridge * float(gram.diagonal()[: len(gram) - constant].mean()) + 1e-12)
+    penalty = penalty.double()
+    if constant:
+        penalty[-1] = 1e-9 * float(gram[-1, -1]) + 1e-12
+    factor = positive_factor(gram, penalty.to(gram.device))
+    return torch.cholesky_solve(cross + penalty[:, None].to(gram.device) * prior, factor)

@@ -1,0 +1,109 @@
+"""What a layer reads: its input as rows of numbers, one row per output position."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from clusterprune.graph import ChannelGraph, LayerCall
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one layer call reads its input.
+
+    `taps` is the number of kernel positions; a row of patches has (channels · taps) entries, channel by
+    channel, so that it multiplies the weight flattened to (outputs, channels · taps).
+    """
+
+    call: LayerCall
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, call: LayerCall) -> "Reader":
+        """Read a layer call's geometry off the graph."""
+        node = next(node for node in graph.fx.nodes if node.name == call.node)
+        a = _named(node)
+        shape = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
+        dims = len(shape) - 2 if call.kind in ("conv", "conv_transpose") else 0
+        kernel = tuple(int(k) for k in shape[2:])
+        dilation = _per_dim(a.get("dilation", 1), dims)
+        stride = _per_dim(a.get("stride", 1), dims)
+        padding = a.get("padding", 0)
+        if isinstance(padding, str):
+            padding = [(k - 1) * d // 2 if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        return cls(call, kernel, stride, _per_dim(padding, dims), dilation)
+
+    @property
+    def taps(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.kernel)
+
+    @property
+    def refittable(self) -> bool:
+        """Tell whether the whole kernel can be solved for (dense layers in up to two spatial dimensions)."""
+        return self.call.kind in ("linear", "matmul") or (
+            self.call.kind == "conv" and len(self.kernel) in (1, 2) and not self.call.depthwise
+        )
+
+    def positions(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor | None:
+        """Choose up to `limit` output positions at random (None: all of them, or there are none)."""
+        length = math.prod(output.shape[2:]) if self.call.kind == "conv" else math.prod(output.shape[1:-1])
+        return None if length <= limit else torch.randperm(length, generator=generator)[:limit].sort().values
+
+    def inputs(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Return patches of the input, shape (images · positions, channels · taps)."""
+        if self.call.kind in ("linear", "matmul"):
+            rows = x if positions is None else x.flatten(1, -2)[:, positions]
+            return rows.reshape(-1, x.shape[-1])
+        if len(self.kernel) == 1:
+            one = Reader(self.call, (1, *self.kernel), (1, *self.stride), (0, *self.padding), (1, *self.dilation))
+            return one.inputs(x.unsqueeze(2), positions)
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
+        x = functional.pad(x, (pw, pw, ph, ph)) if ph or pw else x
+        height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
+        width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+        where = torch.arange(height * width) if positions is None else positions
+        corner = (where // width) * sh * x.shape[3] + (where % width) * sw
+        tap = (torch.arange(kh)[:, None] * dh * x.shape[3] + torch.arange(kw)[None] * dw).reshape(-1)
+        index = (corner[:, None] + tap[None]).to(x.device)
+        patches = x.flatten(2)[:, :, index]
+        return patches.permute(0, 2, 1, 3).reshape(-1, x.shape[1] * self.taps)
+
+    def centres(self, x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+        """Return the input itself at up to `limit` random positions, shape (images · positions, channels)."""
+        if self.call.kind in ("linear", "matmul"):
+            rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
+        else:
+            rows = x.flatten(2).transpose(1, 2)
+        if rows.shape[1] > limit:
+            rows = rows[:, torch.randperm(rows.shape[1], generator=generator)[:limit].sort().values]
+        return rows.reshape(-1, rows.shape[-1])
+
+    def outputs(self, y: Tensor, positions: Tensor | None) -> Tensor:
+        """Return outputs at the same positions, shape (images · positions, outputs)."""
+        if self.call.kind in ("linear", "matmul"):
+            rows = y if positions is None else y.flatten(1, -2)[:, positions]
+            return rows.reshape(-1, y.shape[-1])
+        flat = y.flatten(2)
+        flat = flat if positions is None else flat[:, :, positions]
+        return flat.transpose(1, 2).reshape(-1, y.shape[1])
+
+
+def _per_dim(value: Any, dims: int) -> tuple[int, ...]:
+    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
+    return tuple(values * dims if len(values) == 1 else values)
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    named = {a.name: a.default_value for a in schema}
+    named.update({a.name: value for a, value in zip(schema, node.args, strict=False)})
+    named.update(node.kwargs)
+    return named

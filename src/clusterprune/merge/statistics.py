@@ -1,0 +1,221 @@
+"""What layers read, and how much the network's output cares about what they make."""
+
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from clusterprune.graph import ChannelGraph
+from clusterprune.graph.program import Program
+from clusterprune.merge.patches import Reader
+
+Images = Tensor | tuple[Tensor, ...]
+Progress = Callable[[str, int, int], None]
+
+
+def as_inputs(images: Images) -> tuple[Tensor, ...]:
+    """Return the network's inputs as a tuple of tensors that share their first dimension."""
+    return (images,) if isinstance(images, Tensor) else tuple(images)
+
+
+def batches(images: Images, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield consecutive batches of the network's inputs."""
+    inputs = as_inputs(images)
+    for start in range(0, len(inputs[0]), size):
+        yield tuple(tensor[start : start + size] for tensor in inputs)
+
+
+def batch_size_for(graph: ChannelGraph, bytes_per_batch: float = 3.2e7) -> int:
+    """Return how many images keep the largest activation under a size that caches and allocators like."""
+    largest = max(
+        (
+            value.numel() / max(1, value.shape[0])
+            for node in graph.fx.nodes
+            if isinstance(value := node.meta.get("val"), Tensor) and value.ndim > 1 and node.op == "call_function"
+        ),
+        default=1,
+    )
+    return int(min(128, max(1, bytes_per_batch // (4 * float(largest)))))
+
+
+def layer_gradients(
+    graph: ChannelGraph,
+    state: Mapping[str, Tensor],
+    images: Images,
+    calls: Sequence[str],
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+    changes: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Yield, batch by batch, what the given layer calls read and the gradient at what they make.
+
+    The gradient is that of log p(ŷ | x) with ŷ drawn from the network's own prediction, so that its second
+    moment is the Fisher information and no labels are needed. A network whose output is not one row of
+    logits is taken as Gaussian, and a random projection of its outputs is differentiated.
+    """
+    program = Program(graph, changes)
+    inputs = {call.node: call.input for call in graph.calls}
+    order = sorted(calls, key=program.index.__getitem__)
+    weights = program.weights(state)
+    for batch in batches(images, batch_size):
+        values = ChainMap(dict(zip(program.user_inputs, batch, strict=True)), weights)
+        read: dict[str, Tensor] = {}
+        made: dict[str, Tensor] = {}
+        position = 0
+        with torch.enable_grad():
+            for name in order:
+                index = program.index[name]
+                program.advance(values, position, index)
+                read[name] = values[inputs[name]].detach()
+                program.advance(values, index, index + 1)
+                position = index + 1
+                if not values[name].requires_grad:
+                    values[name] = values[name].detach().requires_grad_(True)
+                made[name] = values[name]
+            program.advance(values, position, len(program.steps))
+            outputs = [t for t in pytree.tree_leaves(program.collect(values)) if t.is_floating_point()]
+            score = _score([t for t in outputs if t.requires_grad], generator)
+            found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(value) if gradient is None else gradient
+            for (name, value), gradient in zip(made.items(), found, strict=True)
+        }
+        yield read, gradients
+
+
+def _score(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
+    if len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
+        logits = outputs[0]
+        probabilities = logits.detach().float().softmax(1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    scores = []
+    for output in outputs:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        scores.append((output * noise).sum() / output.detach().std().clamp_min(1e-6))
+    return torch.stack(scores).sum()
+
+
+def output_importance(
+    graph: ChannelGraph,
+    state: Mapping[str, Tensor],
+    images: Images,
+    calls: Sequence[str],
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+    changes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Return how strongly the network's output depends on each output channel of each layer call.
+
+    The measure is the diagonal of the Fisher information, E[(∂ log p(ŷ | x) / ∂ y_o)²], summed over
+    positions and averaged over images: a float64 vector (outputs,) by the call's node name.
+    """
+    kinds = {call.node: call.kind for call in graph.calls}
+    total: dict[str, Tensor] = {}
+    count, done = len(as_inputs(images)[0]), 0
+    for _, gradients in layer_gradients(
+        graph, state, images, calls, batch_size=batch_size, generator=generator, changes=changes
+    ):
+        for name, gradient in gradients.items():
+            dim = 1 if kinds[name].startswith("conv") else gradient.ndim - 1
+            squared = gradient.square().movedim(dim, 0).flatten(1).sum(1).double()
+            total[name] = squared if name not in total else total[name] + squared
+        done = min(count, done + batch_size)
+        if progress:
+            progress("output importance", done, count)
+    return {name: value / count for name, value in total.items()}
+
+
+def input_moments(
+    graph: ChannelGraph,
+    state: Mapping[str, Tensor],
+    images: Images,
+    whole_kernel: Mapping[str, bool],
+    *,
+    rows: int,
+    batch_size: int,
+    generator: torch.Generator,
+    changes: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Return the second moments E[xᵀx] of what layer calls read, with a constant 1 appended to x.
+
+    Parameters
+    ----------
+    whole_kernel
+        The calls, by node name, and whether their rows x run over whole kernels (channels · taps) or over
+        the channels at one position.
+    rows
+        About how many rows to average over; positions are drawn at random in every image.
+
+    Returns
+    -------
+    dict
+        By node name: float64 matrix (length + 1, length + 1).
+    """
+    program = Program(graph, changes)
+    readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in whole_kernel}
+    order = sorted(readers, key=program.index.__getitem__)
+    weights = program.weights(state)
+    count, done = len(as_inputs(images)[0]), 0
+    limit = max(1, -(-rows // count))
+    sums: dict[str, Tensor] = {}
+    seen: dict[str, int] = {}
+    # Rows are multiplied in float32 around a guess of their mean, so that large means do not eat the variance.
+    shifts: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for batch in batches(images, batch_size):
+            values = ChainMap(dict(zip(program.user_inputs, batch, strict=True)), weights)
+            position = 0
+            for name in order:
+                reader, index = readers[name], program.index[name]
+                program.advance(values, position, index)
+                x = values[reader.call.input]
+                program.advance(values, index, index + 1)
+                position = index + 1
+                if whole_kernel[name]:
+                    patch = reader.inputs(x, reader.positions(values[name], limit, generator))
+                else:
+                    patch = reader.centres(x, limit, generator)
+                shift = shifts.setdefault(name, patch.mean(0))
+                moment = second_moment(with_constant(patch - shift), None)
+                sums[name] = moment if name not in sums else sums[name] + moment
+                seen[name] = seen.get(name, 0) + len(patch)
+            done += len(batch[0])
+            if progress:
+                progress("second moments", done, count)
+    return {name: _unshift(moment / seen[name], shifts[name].double()) for name, moment in sums.items()}
+
+
+def _unshift(moment: Tensor, shift: Tensor) -> Tensor:
+    """Turn the second moments of (x - shift, 1) into those of (x, 1)."""
+    move = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
+    move[:-1, -1] = shift
+    return move @ moment @ move.T
+
+
+def with_constant(rows: Tensor) -> Tensor:
+    """Append a column of ones."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+
+
+def second_moment(rows: Tensor, targets: Tensor | None) -> Tensor:
+    """Return rowsᵀ · rows (or rowsᵀ · targets) in float64, multiplied in the rows' own precision."""
+    return (rows.T @ (rows if targets is None else targets)).double()
+
+
+def consumer_calls(graph: ChannelGraph, weights: Iterable[str]) -> dict[str, list[str]]:
+    """Return the node names of the calls of each given weight, in order of execution."""
+    wanted = set(weights)
+    found: dict[str, list[str]] = {}
+    for call in graph.calls:
+        if call.weight in wanted and not call.depthwise:
+            found.setdefault(call.weight, []).append(call.node)
+    return found

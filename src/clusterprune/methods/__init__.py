@@ -1,0 +1,5 @@
+"""Ways to choose a plan."""
+
+from clusterprune.methods.oneshot import OneShot, oneshot
+
+__all__ = ["OneShot", "oneshot"]
