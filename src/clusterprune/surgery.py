@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from clusterprune.errors import ModelError, PlanError
 from clusterprune.graph import ChannelGraph, Group, Use, trace
-from clusterprune.graph.program import Program
-from clusterprune.graph.rewrite import rewrite
+from clusterprune.graph.program import Program, Ref
+from clusterprune.graph.rewrite import Change, rewrite
 from clusterprune.plan import Merge, Plan, describe_example, rebuild_example
 from clusterprune.rebuild import graph_module
 from clusterprune.record import Stage, add_stage
-from clusterprune.resize import resize_module
+from clusterprune.resize import owner_of, resize_module
 
 _TOLERANCE = 1e-3
 """Largest difference, relative to the largest output, at which a model's own code counts as still fitting."""
@@ -53,7 +53,7 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
         graph = trace(model, rebuild_example(plan.example))
     plan.check(graph)
     state = compact_state(graph, plan)
-    changes = rewrite(graph, removed_labels(graph, plan))
+    changes = with_new_biases(graph, state, rewrite(graph, removed_labels(graph, plan)))
     program = Program(graph, changes)
     small = copy.deepcopy(model)
     attributes = resize_module(small, graph, state, changes)
@@ -125,25 +125,72 @@ def bias_home(graph: ChannelGraph, weight: str) -> tuple[str, str] | None:
     call = calls[0]
     if call.kind == "conv_transpose":
         return None  # the overlap of its kernels makes the gain vary in space
+    if any(other.bias != call.bias for other in calls):
+        return None  # tied weights with different biases
     if call.bias is not None:
-        return "add", call.bias
+        # A bias that somebody else adds too would carry the constant there.
+        return ("add", call.bias) if _users(graph, call.bias) == {other.node for other in calls} else None
     node = next(node for node in graph.fx.nodes if node.name == call.node)
     users = list(node.users)
     if len(calls) == 1 and len(users) == 1 and "batch_norm" in str(users[0].target):
         mean = users[0].args[3] if len(users[0].args) > 3 else users[0].kwargs.get("running_mean")
         if mean is None or mean.name not in graph.inputs:
             return None
-        return "subtract", graph.inputs[mean.name]
+        path = graph.inputs[mean.name]
+        return ("subtract", path) if _users(graph, path) == {users[0].name} else None
     owner = call.weight.rpartition(".")[0]
+    if len({path.rpartition(".")[0] for path, canonical in _names(graph).items() if canonical == call.weight}) > 1:
+        return None  # tied weights: a bias on one of the modules is none on the others
     module = graph.model.get_submodule(owner) if owner else graph.model
+    made = {other.node for other in calls}
+    if any(owner_of(node) != owner for node in graph.fx.nodes if node.name in made):
+        return None  # the weight is borrowed: whoever uses it does not ask its module for a bias
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return ("new", f"{owner}.bias" if owner else "bias") if isinstance(module, kinds) else None
 
 
+def _users(graph: ChannelGraph, path: str) -> set[str]:
+    """Return the nodes that read a parameter or buffer."""
+    return {user.name for node in graph.fx.nodes if graph.inputs.get(node.name) == path for user in node.users}
+
+
+def _names(graph: ChannelGraph) -> dict[str, str]:
+    """Map every path of every parameter to the first path of the same tensor."""
+    first: dict[int, str] = {}
+    named = graph.model.named_parameters(remove_duplicate=False)
+    return {path: first.setdefault(id(tensor), path) for path, tensor in named}
+
+
+def with_new_biases(graph: ChannelGraph, state: Mapping[str, Tensor], changes: dict[str, Change]) -> dict[str, Change]:
+    """Give the calls of layers that got a bias that bias."""
+    nodes = {node.name: node for node in graph.fx.nodes}
+    changes = dict(changes)
+    for call in graph.calls:
+        home = bias_home(graph, call.weight) if call.bias is None else None
+        if home is None or home[0] != "new" or home[1] not in state:
+            continue
+        node = nodes[call.node]
+        change = changes.get(call.node, Change(node.target, tuple(node.args), dict(node.kwargs)))
+        # Input, weight and bias come first in every convolution and linear layer.
+        args = (*change.args[:2], Ref(home[1]), *change.args[3:])
+        changes[call.node] = Change(change.target, args, change.kwargs)
+    return changes
+
+
 def _blocks_of(use: Use, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each block of a grouped convolution: the channels it reads, and their columns in its rows."""
-    where, column = use.positions[:, 0] // size, use.positions[:, 0] % size
-    return [(np.flatnonzero(where == block), column[where == block]) for block in range(use.groups)]
+    """For each block of a grouped convolution: the channels it reads, and their columns (channels, times) in its rows."""
+    where, column = use.positions // size, use.positions % size
+    blocks = []
+    for block in range(use.groups):
+        inside = where == block
+        channels = np.flatnonzero(inside.any(axis=1))
+        times = inside[channels].sum(axis=1)
+        if len(set(times.tolist())) > 1:
+            raise PlanError(
+                f"{use.path}: its groups read some channels more often than others; leave their group alone"
+            )
+        blocks.append((channels, column[channels][inside[channels]].reshape(len(channels), -1)))
+    return blocks
 
 
 def _mixing(use: Use, group: Group, merge: Merge, like: Tensor) -> Tensor:
@@ -168,8 +215,6 @@ def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge)
             sink[..., use.positions[merge.kept, t]] = part
         return
     size = original.shape[1]
-    if use.positions.shape[1] > 1 or use.dim != 1:
-        raise PlanError(f"{use.path}: a channel that fills several columns of a grouped convolution cannot be mixed")
     rows = original.shape[0] // use.groups
     kept_set = np.zeros(group.width, dtype=bool)
     kept_set[merge.kept] = True
@@ -179,10 +224,11 @@ def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge)
         if bool(mixing[channels][:, ~inside].any()):
             raise PlanError(f"mixing of {merge.group!r} for {use.path} joins channels of different convolution groups")
         part = slice(block * rows, (block + 1) * rows)
-        source = original[part].movedim(1, -1)[..., columns].to(mixing.dtype)
+        source = original[part].movedim(1, -1).to(mixing.dtype)
         sink = target[part].movedim(1, -1)
-        sink[..., columns] = 0
-        sink[..., columns[keep]] = (source @ mixing[channels][:, inside]).to(target.dtype)
+        sink[..., columns.ravel()] = 0
+        for place in columns.T:
+            sink[..., place[keep]] = (source[..., place] @ mixing[channels][:, inside]).to(target.dtype)
 
 
 def _gain(original: Tensor, use: Use, offset: Tensor) -> Tensor:
@@ -198,7 +244,8 @@ def _gain(original: Tensor, use: Use, offset: Tensor) -> Tensor:
     gains = []
     for block, (channels, columns) in enumerate(_blocks_of(use, original.shape[1])):
         weight = original[block * rows : (block + 1) * rows].movedim(1, -1).to(dtype)
-        gains.append((weight[..., columns] @ offset[channels]).flatten(1).sum(1))
+        read = weight[..., columns.ravel()].unflatten(-1, columns.shape).sum(-1)
+        gains.append((read @ offset[channels]).flatten(1).sum(1))
     return torch.cat(gains)
 
 

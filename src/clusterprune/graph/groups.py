@@ -101,11 +101,11 @@ def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
         why = why or next((conflicts[label] for label in labels if label in conflicts), None)
         if why is None and not uses["column"]:
             why = "no layer reads these channels"
-        if why is None and len(labels) == 1:
-            why = "a single channel that nothing else can replace"
         block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
         if why is None and len(set(np.bincount(block).tolist())) > 1:
             why = "its channels are spread unequally over the groups of a grouped convolution"
+        if why is None and len(labels) == len(set(block.tolist())):
+            why = "a single channel that nothing else can replace"
         name = uses["producer"][0].path.removesuffix(".weight")
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:

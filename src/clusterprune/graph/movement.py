@@ -61,6 +61,11 @@ def move(space: LabelSpace, target: Callable[..., Any], args: tuple[Any, ...], k
         dim = (args[1] if len(args) > 1 else 0) % args[0].ndim
         if dim in varying_dims(args[0]):
             raise NotImplementedError("a strided slice of the channels")
+    if packet is aten.select and (args[1] % args[0].ndim) in varying_dims(space.root_tensor(args[0])):
+        raise NotImplementedError("a single channel picked by its number")
+    if packet is aten.pixel_shuffle:
+        # The r² maps that make one output map go together: the operator has no other cut.
+        space.unite_along(args[0].unflatten(-3, (-1, args[1] ** 2)), -3)
     if packet is aten.channel_shuffle:
         space.unite_along(args[0].unflatten(1, (args[1], -1)), 1)
     if isinstance(result, (tuple, list)):
@@ -112,7 +117,7 @@ def pad(space: LabelSpace, labels: Tensor, amounts: list[int], *, constant: bool
     channel it surrounds. Where they vary and the padding is constant (option-A shortcuts) every padded
     position is a channel of its own, which later operations unite with whatever it meets.
     """
-    varying = varying_dims(labels)
+    varying = varying_dims(space.root_tensor(labels))
     for position in range(len(amounts) // 2):
         dim = labels.ndim - 1 - position
         before, after = amounts[2 * position], amounts[2 * position + 1]
@@ -150,8 +155,10 @@ def enforce_grid(space: LabelSpace, labels: Tensor) -> Tensor:
     dims = varying_dims(roots)
     if len(dims) < 2:
         return labels
-    free = max(dims, key=lambda dim: roots.shape[dim])
+    # Channels that run into rows and columns of an image (a latent vector viewed as maps) stay channels.
+    spatial = {roots.ndim - 2, roots.ndim - 1} if roots.ndim >= 4 else set()
+    free = max(dims, key=lambda dim: (dim not in spatial, roots.shape[dim]))
     for dim in dims:
         if dim != free:
             space.unite_along(small, dim)
-    return labels
+    return space.root_tensor(labels)

@@ -65,19 +65,11 @@ class Program:
         The traced model.
     changes
         New calls for nodes by name, as :func:`clusterprune.graph.rewrite.rewrite` gives them.
-    biases
-        For layer calls without a bias that are to get one: its path in the state, by the call's node name.
     """
 
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        changes: Mapping[str, Any] | None = None,
-        biases: Mapping[str, str] | None = None,
-    ) -> None:
-        """Compile the graph; `changes` come from cutting channels, `biases` are (call, path) of new ones."""
+    def __init__(self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None) -> None:
+        """Compile the graph; `changes` come from cutting channels."""
         self.graph = graph
-        self.biases = {f"new bias {path}": path for path in (biases or {}).values()}
         changes = changes or {}
         last: dict[str, str] = {}
         for node in graph.fx.nodes:
@@ -102,8 +94,6 @@ class Program:
                     args, kwargs = tuple(node.args), dict(node.kwargs)
                     if isinstance(node.meta.get("val"), Tensor):
                         args = batch_free(node, args, shape_of(node))
-                if biases and node.name in biases:
-                    args = (*args[:2], Ref(f"new bias {biases[node.name]}"), *args[3:])
                 if node.name in changed:
                     target = _functional_twin(target)
                 frees = tuple(name for name, user in last.items() if user == node.name)
@@ -130,7 +120,9 @@ class Program:
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return weights and constants by node name."""
         named = {name: state[path] for name, path in self.graph.inputs.items() if path in state}
-        added = {name: state[path] for name, path in self.biases.items()}
+        # Biases that surgery gives to layers without one are no inputs of the traced graph.
+        known = set(self.graph.inputs.values())
+        added = {path: tensor for path, tensor in state.items() if path not in known}
         return {**self.graph.constants, **named, **added}
 
     def advance(self, values: MutableMapping[str, Any], start: int, stop: int) -> None:
@@ -168,6 +160,8 @@ def _is_private(node: fx.Node) -> bool:
     if not isinstance(source, fx.Node) or len(source.users) != 1 or source.op != "call_function":
         return False
     made_by = getattr(source.target, "overloadpacket", None)
+    if made_by is not None and made_by.__name__.endswith("_"):
+        return _is_private(source)  # what a write in place returns is what it wrote into
     return made_by is not None and made_by not in MOVEMENT and made_by not in IDENTITY
 
 

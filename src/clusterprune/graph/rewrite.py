@@ -87,6 +87,7 @@ def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
             args, kwargs = handler(survivors, node)
             # A cut may leave chunks of unequal size, which only a split can make.
             target = aten.split_with_sizes.default if handler is _sections else node.target
+            target = _LIKE.get(packet, target)
             changes[node.name] = Change(target, args, kwargs)
     return changes
 
@@ -108,6 +109,15 @@ def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     shape = survivors.shape(node.name)
     args = (node.args[0], list(shape), *node.args[2:])
     return batch_free(node, args, shape), {}
+
+
+_LIKE = {aten.view_as: aten.view.default, aten.reshape_as: aten.reshape.default}
+"""Views that take their shape from an activation, which a cut may leave whole."""
+
+
+def _shape_of_other(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    shape = survivors.shape(node.name)
+    return (node.args[0], [-1, *shape[1:]]), {}
 
 
 def _unflatten(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
@@ -151,7 +161,7 @@ def _slice(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     if flags.all():
         return tuple(node.args), dict(node.kwargs)
     wanted = range(len(flags))[slice(a["start"], a["end"], a["step"])]
-    return _pick(node, dim, flags, np.asarray(wanted))
+    return _pick(node, dim, flags, np.asarray(wanted, dtype=np.int64))
 
 
 def _narrow(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
@@ -210,6 +220,7 @@ _HANDLERS: dict[Any, Any] = {
     packet: handler
     for names, handler in (
         ("view reshape _unsafe_view expand", _shape_argument),
+        ("view_as reshape_as", _shape_of_other),
         ("unflatten", _unflatten),
         ("pad constant_pad_nd", _pad),
         ("chunk split split_with_sizes tensor_split", _sections),

@@ -215,7 +215,7 @@ def reduction(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
         if len(shape) == x.ndim:
             return x.expand(shape)
         kept = [d for d in range(x.ndim) if d not in dims]
-        return x.permute([*kept, *dims]).reshape(*[x.shape[d] for d in kept]).expand(shape)
+        return x.permute([*kept, *dims]).reshape([x.shape[d] for d in kept]).expand(shape)
 
     return like(node.meta["val"])
 
@@ -263,7 +263,7 @@ def pointwise(walk: Walk, node: fx.Node, tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return walk.space.opaque(shape, f"{node.name}: no channels")
     aligned = [t.reshape([1] * (len(shape) - t.ndim) + list(t.shape)) for t in tensors]
-    varying = [set(varying_dims(t)) for t in aligned]
+    varying = [set(varying_dims(walk.space.root_tensor(t))) for t in aligned]
     carriers = []
     for index, t in enumerate(aligned):
         others = set().union(*(v for j, v in enumerate(varying) if j != index))

@@ -145,13 +145,14 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    shared = _shared_paths(named)
     for spec in exported.graph_signature.input_specs:
         target = spec.target
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and target in named:
-            inputs[spec.arg.name] = target
+            inputs[spec.arg.name] = shared[target]
         elif target is not None:
             constants[spec.arg.name] = exported.constants.get(target, exported.state_dict.get(target))
-    walk, values = _walk(exported.graph, inputs, constants, _shared_paths(named))
+    walk, values = _walk(exported.graph, inputs, constants)
     groups = tuple(find_groups(walk, walk.calls))
     used = {path for node in exported.graph.nodes if node.users for path in [inputs.get(node.name)] if path}
     unused = tuple(name for name, _ in model.named_parameters() if name not in used)
@@ -236,16 +237,14 @@ def _shared_paths(named: Mapping[str, Tensor]) -> dict[str, str]:
     return {path: first.setdefault(id(tensor), path) for path, tensor in named.items()}
 
 
-def _walk(
-    graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, Any], shared: Mapping[str, str]
-) -> tuple[Walk, dict[str, Any]]:
+def _walk(graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, Any]) -> tuple[Walk, dict[str, Any]]:
     walk = Walk()
     values: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
             if node.name in inputs:
-                values[node.name] = Parameter(shared[inputs[node.name]], tuple(value.shape))
+                values[node.name] = Parameter(inputs[node.name], tuple(value.shape))
             elif node.name in constants:
                 values[node.name] = walk.opaque_like(value, f"{node.name}: a constant of the model")
             else:
@@ -288,9 +287,17 @@ def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
     return walk.opaque(node, tensors, f"{node.name}: {name} has no rule")
 
 
+UNTAGGED: frozenset[Any] = frozenset(
+    packet
+    for name in ["hardswish", "hardswish_", "rrelu_", "rsub", "log_sigmoid", "special_expit", "floor_divide"]
+    if (packet := getattr(aten, name, None)) is not None
+)
+"""Operators that work element by element although PyTorch does not tag them so."""
+
+
 def _is_pointwise(target: Any) -> bool:
     """Tell whether an operator works element by element (in-place twins do not always carry the tag)."""
-    if torch.Tag.pointwise in target.tags:
+    if torch.Tag.pointwise in target.tags or target.overloadpacket in UNTAGGED:
         return True
     twin = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
     return twin is not None and any(torch.Tag.pointwise in getattr(twin, o).tags for o in twin.overloads())

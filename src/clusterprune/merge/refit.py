@@ -21,7 +21,7 @@ from clusterprune.merge.least_squares import ridge_regression
 from clusterprune.merge.patches import Reader
 from clusterprune.merge.statistics import Images, Progress, as_inputs, batches, second_moment, with_constant
 from clusterprune.plan import Plan
-from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels
+from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten
 
@@ -88,7 +88,7 @@ def refit(
         if call.node in new:
             outputs = state[call.weight].shape[0]
             state.setdefault(new[call.node], torch.zeros(outputs, dtype=state[call.weight].dtype))
-    network = _Pair(graph, plan, state, new, images, batch_size)
+    network = _Pair(graph, plan, state, images, batch_size)
     replaced: dict[str, Tensor] = {}
     for number, target in enumerate(targets):
         solution, constant = _solve(network, target, homes[target.call.weight], options, generator)
@@ -165,14 +165,13 @@ class _Pair:
         graph: ChannelGraph,
         plan: Plan,
         state: dict[str, Tensor],
-        new: Mapping[str, str],
         images: Images,
         batch_size: int,
     ) -> None:
         self.graph, self.state = graph, state
         removed = removed_labels(graph, plan)
         self.original = Program(graph)
-        self.compact = Program(graph, rewrite(graph, removed), new)
+        self.compact = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)))
         before = self.original.weights(named_tensors(graph))
         self.after = self.compact.weights(state)
         names = self.original.user_inputs
