@@ -1,0 +1,32 @@
+# Each target makes its own virtual environment on first use.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test slow lint bench clean
+
+demo: $(STAMP)
+	$(VENV)/bin/clusterprune demo
+
+test: $(STAMP)
+	$(PYTHON) -m pytest
+
+slow: $(STAMP)
+	$(PYTHON) -m pytest -m slow
+
+lint: $(STAMP)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+
+bench: $(STAMP)
+	$(PYTHON) -m pip install --quiet --editable ".[bench]"
+	$(PYTHON) benchmarks/trace_speed.py
+
+$(STAMP): pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
