@@ -1,0 +1,108 @@
+"""What each idea of the one-shot compressor is worth.
+
+Claim
+-----
+Pricing cuts by Fisher loss and refitting every kernel through the additions carry most of the result; the
+table says how much each contributes when it alone is taken away.
+
+How to run
+----------
+    python benchmarks/oneshot_ablation.py --weights DIR --data folder:DIR --networks resnet20 --keep 0.5
+
+Every row is the full method with one thing changed, on the same calibration images and seed; accuracy is
+top-1 on the test split (all of it unless --test-images says otherwise), in float32, read once per row.
+Results go to benchmarks/results/oneshot_ablation.json after every row; rows already there are not repeated.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import clusterprune as cp
+from clusterprune import data, evaluate, models
+from clusterprune.merge.refit import Refit
+
+FULL = cp.OneShot()
+VARIANTS: dict[str, tuple[cp.OneShot, int]] = {
+    "full method": (FULL, 1024),
+    "price: squared error of each layer": (replace(FULL, price="error"), 1024),
+    "price: none, same fraction everywhere": (replace(FULL, price="uniform"), 1024),
+    "order: outputs unweighted": (replace(FULL, output_aware=False), 1024),
+    "order: channel moments only": (replace(FULL, whole_kernel_limit=0), 1024),
+    "residual streams left whole": (replace(FULL, streams=False), 1024),
+    "refit: none, mixing matrices": (replace(FULL, refit=None), 1024),
+    "refit: only layers that read a cut": (replace(FULL, refit=Refit(all_layers=False)), 1024),
+    "refit: own output, not the sum": (replace(FULL, refit=Refit(through_additions=False)), 1024),
+    "refit: ridge 0.01": (replace(FULL, refit=Refit(ridge=1e-2)), 1024),
+    "256 images": (FULL, 256),
+    "512 images": (FULL, 512),
+}
+RESULTS = Path(__file__).parent / "results" / "oneshot_ablation.json"
+
+
+def main() -> None:
+    """Run the rows that are missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with NAME-jpeg.safetensors")
+    parser.add_argument("--data", required=True, help="as for clusterprune, e.g. folder:DIR")
+    parser.add_argument("--networks", nargs="+", default=["resnet20"])
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.5])
+    parser.add_argument("--test-images", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    dataset = data.load(arguments.data)
+    test = dataset.test
+    if arguments.test_images:
+        test = data.sample(test, arguments.test_images, 0)
+    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    for network in arguments.networks:
+        spec = models.resolve(network)
+        model = models.build(network, weights=arguments.weights / f"{network}-jpeg.safetensors")
+        graph = cp.trace(model, spec.example())
+        base = evaluate.accuracy(model, test, mean=spec.mean, std=spec.std).top1
+        for keep in arguments.keep:
+            for name, (config, count) in VARIANTS.items():
+                key = f"{network}/{keep:g}/{name}/{arguments.seed}/{len(test)}"
+                if key in saved["rows"]:
+                    continue
+                images = data.normalize(data.sample(dataset.train, count, arguments.seed).images(), spec.mean, spec.std)
+                start = time.perf_counter()
+                plan = cp.oneshot(graph, images, keep_macs=keep, seed=arguments.seed, config=config)
+                seconds = time.perf_counter() - start
+                small = cp.apply(model, plan, graph=graph)
+                top1 = evaluate.accuracy(small, test, mean=spec.mean, std=spec.std).top1
+                share = evaluate.macs(small, spec.example()) / evaluate.macs(model, spec.example())
+                saved["rows"][key] = {
+                    "network": network, "keep": keep, "variant": name, "seed": arguments.seed,
+                    "test_images": len(test), "baseline": base, "top1": top1, "drop": round(base - top1, 2),
+                    "macs_kept": round(share, 4), "seconds": round(seconds, 1),
+                }  # fmt: skip
+                saved["environment"] = {
+                    "processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+                    "python": platform.python_version(), "torch": torch.__version__, "clusterprune": "0.1.0",
+                    "command": "python " + " ".join([Path(sys.argv[0]).name, "--networks", *arguments.networks]),
+                }  # fmt: skip
+                RESULTS.parent.mkdir(exist_ok=True)
+                temporary = RESULTS.with_suffix(".tmp")
+                temporary.write_text(json.dumps(saved, indent=1) + "\n")
+                temporary.replace(RESULTS)
+    table = Table(title="One-shot ablation: points of top-1 lost")
+    for column in ("network", "keep", "variant", "drop", "MACs kept", "seconds"):
+        table.add_column(column)
+    for row in saved["rows"].values():
+        cells = (row["network"], row["keep"], row["variant"], row["drop"], row["macs_kept"], row["seconds"])
+        table.add_row(*map(str, cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
