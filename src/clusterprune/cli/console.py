@@ -1,0 +1,99 @@
+"""What the terminal shows: numbers, and the closing tables."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+_PIPE_WIDTH = 100
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on the stream as it is now; one that is no terminal is 100 columns wide."""
+    stream = sys.stderr if stderr else sys.stdout
+    piped = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH if piped else None)
+
+
+def count(value: float) -> str:
+    """Return a count with a unit: 125.49 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a percentage, or a dash where there is none."""
+    return "-" if value is None else f"{value:.2f} %"
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in milliseconds with three significant digits."""
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 8.4 s, 2 min 05 s, 1 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
+    """Return an empty table whose first columns are aligned left and whose others are aligned right."""
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    return made
+
+
+def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """Return the closing table of a compression: what it cost, and what it brought."""
+    made = table(title, ("", "baseline", "compressed", "change"))
+    for name, key in (("MACs", "macs"), ("parameters", "params")):
+        made.add_row(name, count(before[key]), count(after[key]), _fewer(before[key], after[key]))
+    if before["accuracy"] is not None and after["accuracy"] is not None:
+        for name, key in (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5")):
+            if before[key] is not None:
+                made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
+    batch = before["latency_batch"]
+    made.add_row(
+        f"latency, {batch} image{'s' if batch > 1 else ''}",
+        milliseconds(before["latency_ms"]),
+        milliseconds(after["latency_ms"]),
+        f"{before['latency_ms'] / after['latency_ms']:.2f} x as fast",
+    )
+    return made
+
+
+def single(title: str, values: Mapping[str, Any]) -> Table:
+    """Return the table of one model."""
+    made = table(title, ("", "measured"))
+    if values["accuracy"] is not None:
+        made.add_row("top-1 accuracy", percent(values["accuracy"]))
+        if values["accuracy_top5"] is not None:
+            made.add_row("top-5 accuracy", percent(values["accuracy_top5"]))
+        made.add_row("test images", f"{values['images']:,}")
+    made.add_row("MACs", count(values["macs"]))
+    made.add_row("parameters", count(values["params"]))
+    batch = values["latency_batch"]
+    made.add_row(f"latency, {batch} image{'s' if batch > 1 else ''}", milliseconds(values["latency_ms"]))
+    return made
+
+
+def points(change: float) -> str:
+    """Return a change of accuracy in percentage points."""
+    return f"{change:+.2f} points"
+
+
+def _fewer(before: int, after: int) -> str:
+    kept = 100 * after / before if before else 100.0
+    return f"{kept:.1f} % kept"

@@ -1,0 +1,97 @@
+"""``clusterprune demo``: the whole library in a minute, on data that comes along."""
+
+# ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clusterprune.cli import options
+from clusterprune.cli.command import command
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clusterprune.demo import DemoResult
+
+EXAMPLES = """[bold]Examples[/bold]
+
+clusterprune demo
+
+clusterprune demo --keep-macs 0.3 --out runs/third
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Train a small network on embedded data, and compress it three ways. Takes about a minute."
+    app.command("demo", help=text, epilog=EXAMPLES)(demo)
+
+
+@command
+def demo(
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for the result; where it exists, the next free number is added.",
+            rich_help_panel="Run",
+        ),
+    ] = Path("runs/demo"),
+    keep_macs: Annotated[
+        float,
+        typer.Option(
+            "--keep-macs", metavar="SHARE", help="Share of the multiply-adds to keep.", rich_help_panel="Budget"
+        ),
+    ] = 0.45,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, metavar="N", help="Length of the training.", rich_help_panel="Run")
+    ] = 10,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Train, compress three ways, and compare."""
+    from clusterprune.cli.console import console
+    from clusterprune.cli.progress import Display
+    from clusterprune.demo import demonstrate
+
+    with Display() as display:
+        display.line("ResNet-20 on scikit-learn's handwritten digits: first it is trained, then compressed.")
+        result = demonstrate(out, keep_macs=keep_macs, epochs=epochs, seed=seed, progress=display)
+    where = console()
+    where.print(_table(result))
+    where.print("No row was trained after the cut. All numbers are measured on the networks themselves.")
+    where.print(f"Written to {result.folder}. Try next:", soft_wrap=True)
+    where.print(f"  clusterprune evaluate {result.folder}", soft_wrap=True)
+    where.print(
+        f"  clusterprune compress --model resnet20 --weights {result.folder}/model.safetensors --data digits "
+        "--image-size 8 --keep-macs 0.3 --out runs/third",
+        soft_wrap=True,
+    )
+    where.print("  clusterprune inspect --model resnet20", soft_wrap=True)
+
+
+def _table(result: "DemoResult") -> "Table":
+    from clusterprune.cli.console import count, milliseconds, percent, table
+
+    batch = result.rows[0].measured.latency_batch
+    made = table("", ("", "MACs", "params", "accuracy", "drop", f"latency ({batch})", "seconds"))
+    made.columns[0].no_wrap = True
+    baseline = result.rows[0].measured
+    for row in result.rows:
+        values = row.measured
+        change = (values.accuracy or 0.0) - (baseline.accuracy or 0.0)
+        made.add_row(
+            row.name,
+            count(values.macs),
+            count(values.params),
+            percent(values.accuracy),
+            "" if values is baseline else f"{change:+.2f}",
+            milliseconds(values.latency_ms),
+            f"{row.seconds:.1f}",
+            style="bold" if row is result.rows[1] else None,
+        )
+    return made

@@ -1,0 +1,167 @@
+"""``clusterprune inspect``: which channels of a model belong together."""
+
+# ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterprune.cli import options
+from clusterprune.cli.command import command
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clusterprune.graph import ChannelGraph, Group
+
+EXAMPLES = """[bold]Examples[/bold]
+
+clusterprune inspect --model torchvision:resnet50
+
+clusterprune inspect --model my_net.py:build --image-size 96 --num-classes 5 --json
+"""
+_SHOWN = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Show a model's groups of channels: who makes them, who reads them, what is frozen and why."
+    app.command("inspect", help=text, epilog=EXAMPLES)(inspect)
+
+
+@command
+def inspect(
+    *,
+    model: options.Model,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    num_classes: options.Classes = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore",
+            metavar="GLOB",
+            help="Leave layers or groups of this name alone; may be repeated.",
+            rich_help_panel="Model",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Trace a model and describe its graph."""
+    from pathlib import Path
+
+    import torch
+
+    import clusterprune
+    from clusterprune import models
+    from clusterprune.cli.console import console
+    from clusterprune.cli.opening import locate, open_model
+    from clusterprune.cli.progress import Display
+    from clusterprune.run import Timeline
+
+    spec = models.resolve(model)
+    with Display() as display:
+        timeline = Timeline(display)
+        with timeline.phase("build"):
+            subject = open_model(
+                spec,
+                locate(Path(weights)) if weights is not None else None,
+                image_size=image_size,
+                num_classes=num_classes,
+                device=torch.device("cpu"),
+                seed=0,
+            )
+        with timeline.phase("trace"):
+            graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or ())
+        with timeline.phase("measure"):
+            facts = _facts(graph)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    where = console()
+    where.print(_table(f"{model}, input {subject.input_text}", graph))
+    for line in _closing(facts):
+        where.print(line, soft_wrap=True)
+
+
+def _facts(graph: "ChannelGraph") -> dict[str, Any]:
+    """Return all that is known about a graph as plain values."""
+    from clusterprune import evaluate
+    from clusterprune.budget import CostModel, reachable
+
+    cost = {"macs": evaluate.macs(graph.model, graph.args), "params": evaluate.params(graph.model)}
+    model = CostModel(graph)
+    return {
+        "model": type(graph.model).__name__,
+        **cost,
+        "smallest": {
+            "macs": round(cost["macs"] * reachable(model, "macs")),
+            "params": round(cost["params"] * reachable(model, "params")),
+        },
+        "groups": [_describe(group) for group in graph.groups],
+        "unknown": dict(graph.unknown),
+        "unused": list(graph.unused),
+    }
+
+
+def _describe(group: "Group") -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "channels": group.width,
+        "blocks": group.n_blocks,
+        "producers": [use.path for use in group.producers],
+        "carriers": [use.path for use in group.carriers],
+        "consumers": [use.path for use in group.consumers],
+        "frozen": group.frozen,
+    }
+
+
+def _table(title: str, graph: "ChannelGraph") -> "Table":
+    from clusterprune.cli.console import table
+
+    made = table(title, ("group", "channels", "also made by", "read by"))
+    made.columns[0].no_wrap = made.columns[1].no_wrap = True
+    for column in made.columns[2:]:
+        column.justify = "left"
+    for group in graph.groups:
+        width = f"{group.width}" if group.n_blocks == 1 else f"{group.n_blocks} x {group.width // group.n_blocks}"
+        # The first producer gives the group its name.
+        makers = _few([use.path for use in group.producers[1:]])
+        if group.frozen is None:
+            made.add_row(group.name, width, makers, _few([use.path for use in group.consumers]))
+        else:
+            made.add_row(group.name, width, makers, f"frozen: {group.frozen}", style="dim")
+    return made
+
+
+def _few(paths: list[str]) -> str:
+    names = [path.removesuffix(".weight") for path in paths]
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _closing(facts: dict[str, Any]) -> list[str]:
+    from clusterprune.cli.console import count
+
+    groups = facts["groups"]
+    free = [group for group in groups if group["frozen"] is None]
+    lines = [
+        f"{len(free)} of {len(groups)} groups may be cut: {sum(g['channels'] for g in free):,} of "
+        f"{sum(g['channels'] for g in groups):,} channels.",
+        f"MACs {count(facts['macs'])}, parameters {count(facts['params'])}.",
+    ]
+    smallest = facts["smallest"]
+    macs, params = (100 * smallest[key] / max(facts[key], 1) for key in ("macs", "params"))
+    lines.append(
+        f"Smallest reachable: {count(smallest['macs'])} MACs ({macs:.1f} %), "
+        f"{count(smallest['params'])} parameters ({params:.1f} %)."
+    )
+    if facts["unknown"]:
+        lines.append("Operations without a rule (what they read is frozen):")
+        lines += [f"  {name}: at {_few(nodes)}" for name, nodes in facts["unknown"].items()]
+    if facts["unused"]:
+        lines.append(f"Parameters that evaluation never touches: {_few(facts['unused'])}.")
+    return lines

@@ -1,0 +1,202 @@
+"""From what the user named to objects: data, models, and the folders of earlier runs."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterprune import data, models, run
+from clusterprune.data import Dataset
+from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
+from clusterprune.evaluate.mode import evaluating
+from clusterprune.models import ModelSpec
+
+STRUCTURE_NAME = "structure.json"
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a path holds.
+
+    Attributes
+    ----------
+    path
+        A weights file, or the folder of a compact model.
+    compact
+        Which of the two.
+    config
+        The options of the run that made it; empty where that is not known.
+    """
+
+    path: Path
+    compact: bool
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, ready to be worked on.
+
+    Attributes
+    ----------
+    spec
+        Where it comes from; states the normalisation.
+    model
+        In evaluation mode, on the device.
+    example
+        One input, shape (1, c, h, w), on the device.
+    size
+        Image size for the data; None where the input is not square, so that images must come as they are.
+    """
+
+    spec: ModelSpec
+    model: nn.Module
+    example: Tensor
+    size: int | None
+
+    @property
+    def input_text(self) -> str:
+        """The input in words: 3 x 32 x 32."""
+        return " x ".join(str(length) for length in self.example.shape[1:])
+
+
+def locate(path: Path) -> Located:
+    """Find the model in a path: a weights file, a compact folder, or a run folder.
+
+    Raises
+    ------
+    WeightsError
+        If a folder holds none of them.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return Located(path, compact=False)
+    if (path / STRUCTURE_NAME).is_file():
+        return Located(path, compact=True, config=_config(path.parent))
+    if (path / run.COMPACT_NAME / STRUCTURE_NAME).is_file():
+        return Located(path / run.COMPACT_NAME, compact=True, config=_config(path))
+    if (path / run.WEIGHTS_NAME).is_file():
+        return Located(path / run.WEIGHTS_NAME, compact=False, config=_config(path))
+    if (path / "checkpoint.safetensors").is_file():
+        raise WeightsError(
+            f"weights={str(path)!r} is a training that is not finished; finish it with "
+            f"'clusterprune train --out {path} --resume'"
+        )
+    raise WeightsError(
+        f"weights={str(path)!r} is a folder without a model: expected {run.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
+        f"or {run.WEIGHTS_NAME}; name a run folder or a weights file"
+    )
+
+
+def input_size(spec: ModelSpec, image_size: int | None) -> tuple[tuple[int, int, int], int | None]:
+    """Return the model's input shape, and the size that square images are brought to."""
+    channels, height, width = spec.input_shape
+    if image_size is not None:
+        return (channels, image_size, image_size), image_size
+    return spec.input_shape, height if height == width else None
+
+
+def open_data(name: str, spec: ModelSpec, image_size: int | None) -> Dataset:
+    """Open a data set at the size that the model reads."""
+    return data.load(name, image_size=input_size(spec, image_size)[1])
+
+
+def open_model(
+    spec: ModelSpec,
+    located: Located | None,
+    *,
+    image_size: int | None,
+    num_classes: int | None,
+    device: torch.device,
+    seed: int | None = None,
+) -> Subject:
+    """Build a model and fill it.
+
+    Raises
+    ------
+    ModelError, WeightsError
+        As :func:`clusterprune.models.build` and :func:`clusterprune.load`.
+    """
+    if located is not None and located.compact:
+        from clusterprune import load
+
+        model = load(located.path, functools.partial(spec.build, num_classes))
+    else:
+        model = models.build(spec, num_classes=num_classes, weights=located.path if located else None, seed=seed)
+    shape, size = input_size(spec, image_size)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(1, *shape, generator=generator)
+    return Subject(spec, model.to(device), example.to(device), size)
+
+
+def check_classes(subject: Subject, dataset: Dataset) -> None:
+    """Check before any long work that the model has one output per class of the data.
+
+    Raises
+    ------
+    DataError
+        If it has not.
+    ModelError
+        If the model does not run on its input.
+    """
+    try:
+        with evaluating(subject.model), torch.no_grad():
+            outputs = subject.model(subject.example)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"model={subject.spec.name!r} does not run on an input of {subject.input_text}: {error}; "
+            "give the size that it expects as --image-size"
+        ) from error
+    width = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
+    if width is not None and width != len(dataset.classes):
+        raise DataError(
+            f"model={subject.spec.name!r} has {width} outputs, but data={dataset.name!r} has {len(dataset.classes)} "
+            "classes; name the data that the model was trained for, or skip the accuracy with --no-evaluate where "
+            "the command has it"
+        )
+
+
+def absolute_model(name: str) -> str:
+    """Return a model's name such that it means the same from every folder."""
+    path, colon, factory = name.rpartition(":")
+    return f"{Path(path).expanduser().resolve()}:{factory}" if colon and path.endswith(".py") else name
+
+
+def absolute_data(name: str) -> str:
+    """Return a data set's name such that it means the same from every folder."""
+    kind, colon, folder = name.partition(":")
+    return f"{kind}:{Path(folder).expanduser().resolve()}" if colon and folder else name
+
+
+def absolute(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run such that they mean the same from every folder."""
+    found = dict(options)
+    if found.get("model"):
+        found["model"] = absolute_model(found["model"])
+    if found.get("data"):
+        found["data"] = absolute_data(found["data"])
+    for name in ("weights", "calibration"):
+        if found.get(name) is not None:
+            found[name] = str(Path(found[name]).expanduser().resolve())
+    return found
+
+
+def require(value: Any, name: str, why: str) -> Any:
+    """Return a value that may not be None.
+
+    Raises
+    ------
+    ArgumentError
+        If it is.
+    """
+    if value is None:
+        raise ArgumentError(f"{name} is missing: {why}")
+    return value
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / run.CONFIG_NAME
+    return run.read_config(file) if file.is_file() else {}

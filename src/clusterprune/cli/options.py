@@ -1,0 +1,101 @@
+"""The options that several commands share: one name, one meaning, one help text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clusterprune.cli.presets import use_config
+
+MODEL_HELP = "Built-in name (vgg16, resnet56, …), torchvision:NAME, timm:NAME, or path/to/file.py:factory."
+DATA_HELP = (
+    "digits, cifar10:DIR, cifar100:DIR, imagenet:DIR, or folder:DIR (train/, and test/ or val/; one folder per class)."
+)
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP, rich_help_panel="Model", show_default=False)
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Weights: .safetensors, or a .pt/.pth with tensors alone; or the folder of an earlier run.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        "--input-size",
+        min=1,
+        metavar="PIXELS",
+        help="Height and width that images are brought to.",
+        rich_help_panel="Model",
+        show_default="what the model states",
+    ),
+]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        "--num-classes",
+        min=1,
+        metavar="N",
+        help="Outputs of the model.",
+        rich_help_panel="Model",
+        show_default="classes of the data, else the model's own",
+    ),
+]
+Data = Annotated[
+    str, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
+]
+OptionalData = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for everything that the run writes. It must be new or empty.",
+        rich_help_panel="Run",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same result.", rich_help_panel="Run"),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute, such as cpu or cuda:0.",
+        rich_help_panel="Run",
+        show_default="cuda if there is one, else cpu",
+    ),
+]
+LatencyBatch = Annotated[
+    int,
+    typer.Option("--latency-batch", min=1, metavar="N", help="Images in a timed pass.", rich_help_panel="Run"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Take all options not given here from this file, such as the config.yaml of an earlier run.",
+        rich_help_panel="Run",
+        is_eager=True,
+        callback=use_config,
+        show_default=False,
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show where an error comes from, and every warning.", rich_help_panel="Run"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.", rich_help_panel="Run")]

@@ -1,0 +1,122 @@
+"""How commands end: help, version, errors, Ctrl-C."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+from typer.testing import CliRunner
+
+import clusterprune
+from clusterprune.cli import app
+
+COMMANDS = ("demo", "inspect", "train", "compress", "evaluate")
+
+
+def test_help_lists_the_commands():
+    result = CliRunner().invoke(app, ["--help"])
+
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+    assert CliRunner().invoke(app, []).stdout.strip() == result.stdout.strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_fits_the_screen(command: str):
+    result = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}).invoke(app, [command, "--help"])
+
+    assert result.exit_code == 0
+    assert "Examples" in result.stdout
+    assert result.stdout.count(f"clusterprune {command}") >= 2
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
+
+
+@pytest.mark.xfail(reason="clusterprune/__init__.py imports torch at once; it has to look its names up when asked")
+def test_help_and_version_do_not_wait_for_torch():
+    code = (
+        "import sys\n"
+        "from clusterprune.cli import app\n"
+        "try:\n"
+        "    app(sys.argv[1:])\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    for option in ("--help", "--version"):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        # Under one second on an idle machine; this one may be busy.
+        assert time.perf_counter() - began < 5
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+
+    assert result.stdout.startswith("clusterprune 0.")
+
+
+def test_an_option_that_does_not_exist_is_named(cli: Cli):
+    result = cli("inspect", "--model", "resnet20", "--weight", "x")
+
+    assert result.exit_code == 2
+    assert "--weight" in result.stderr
+
+
+def test_debug_shows_where_an_error_comes_from(cli: Cli):
+    result = cli("inspect", "--model", "resnet57", "--debug")
+
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "Error: model='resnet57' is not known" in " ".join(result.stderr.split())
+
+
+def test_faults_of_ours_are_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(clusterprune, "trace", fault)
+    with pytest.raises(ZeroDivisionError):
+        cli("inspect", "--model", "resnet20")
+
+
+@pytest.mark.parametrize("at", ["trace", "oneshot", "apply", "save"])
+def test_control_c_leaves_nothing_behind(at: str, tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clusterprune, at, interrupt)
+    result = cli("compress", "--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
+
+    assert result.exit_code == 130
+    assert "Stopped. Nothing was written; give the same command to begin again." in result.stderr
+    assert list(Path().iterdir()) == []
+
+
+def test_a_run_that_fails_leaves_nothing_behind(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(clusterprune, "save", full)
+    message = cli.fails(
+        *("compress", "--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
+    )
+
+    assert "cannot write run: No space left on device; nothing was left behind" in message
+    assert list(Path().iterdir()) == []
+
+
+def test_config_files_are_checked(tiny: str, trained: Path, cli: Cli):
+    def refused(text: str) -> str:
+        Path("config.yaml").write_text(text)
+        result = cli("train", "--config", "config.yaml", "--out", "run")
+        assert result.exit_code == 2
+        return " ".join(result.stderr.replace("│", " ").split())
+
+    assert "is of 'clusterprune compress', not of 'clusterprune train'" in refused("command: compress")
+    assert "has unknown options: colour. Known: model, weights" in refused("colour: red\nmodel: resnet20")
+    assert "is not YAML" in refused("model: [resnet20")
+    assert "must hold one option per line" in refused("resnet20")
+    assert "Missing option '--data'" in refused("model: resnet20")
