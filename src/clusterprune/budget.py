@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,11 @@ from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 
 Quantity = Literal["macs", "params"]
+
+_OVERSHOOT = 0.005
+"""How far below its target a budget may end, as a fraction, while finer steps are left."""
+_NEARLY = 10.0
+"""How much dearer per unit of cost such a finer step may be."""
 
 
 class CostModel:
@@ -175,13 +181,12 @@ def solve(
     rung = dict.fromkeys(ladders, 0)
     while cost.total(quantity, widths) > target * (1 + 1e-9):
         gradient = cost.gradient(quantity, widths)
-        best, best_rate = None, np.inf
-        for name, ladder in ladders.items():
-            if rung[name] < len(ladder) - 1:
-                rate = ladder[rung[name] + 1][1] / max(gradient[index[name]], 1e-12)
-                if rate < best_rate:
-                    best, best_rate = name, rate
-        if best is None:
+        rates = {
+            name: ladder[rung[name] + 1][1] / max(gradient[index[name]], 1e-12)
+            for name, ladder in ladders.items()
+            if rung[name] < len(ladder) - 1
+        }
+        if not rates:
             least = cost.total(quantity, widths) / cost.total(quantity)
             # Rounded up, so that the number in the message can be asked for.
             least = np.ceil(least * 1e4) / 1e4
@@ -190,10 +195,36 @@ def solve(
                 f"{least:.4g} of the {quantity} remain. Ask for keep_{quantity}>={least:.4g}, or lower min_width "
                 "or round_to, or leave fewer groups alone."
             )
-        rung[best] += 1
-        widths[index[best]] = ladders[best][rung[best]][0]
+        chosen = _next_step(cost, quantity, widths, target, ladders, rung, index, rates)
+        rung[chosen] += 1
+        widths[index[chosen]] = ladders[chosen][rung[chosen]][0]
     _give_back(cost, quantity, widths, target, ladders, rung, index)
     return {name: ladder[rung[name]][0] for name, ladder in ladders.items()}
+
+
+def _next_step(
+    cost: CostModel,
+    quantity: Quantity,
+    widths: np.ndarray,
+    target: float,
+    ladders: Mapping[str, list[tuple[int, float]]],
+    rung: Mapping[str, int],
+    index: Mapping[str, int],
+    rates: Mapping[str, float],
+) -> str:
+    """Return the group with the cheapest step, or one nearly as cheap that does not shoot past the target.
+
+    One channel of a residual stream can be worth percents; finer groups make up the last of them.
+    """
+    by_rate = sorted(rates, key=lambda name: (rates[name], name))
+    for name in by_rate:
+        if rates[name] > _NEARLY * rates[by_rate[0]]:
+            break
+        trial = widths.copy()
+        trial[index[name]] = ladders[name][rung[name] + 1][0]
+        if cost.total(quantity, trial) >= target * (1 - _OVERSHOOT):
+            return name
+    return by_rate[0]
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -244,7 +275,7 @@ def _ladder(width: int, n_blocks: int, loss: np.ndarray, limits: Limits) -> list
             hull.pop()
         hull.append(i)
     ladder = [(kept[0], 0.0)]
-    for left, right in zip(hull[:-1], hull[1:], strict=True):
+    for left, right in pairwise(hull):
         slope = max(_slope(removed, value, left, right), 0.0)
         ladder += [(kept[i], slope) for i in range(left + 1, right + 1)]
     return ladder

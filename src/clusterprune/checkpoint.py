@@ -16,16 +16,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clusterprune.errors import ModelError, PlanError, WeightsError
+from clusterprune.errors import ModelError, PlanError, TraceError, WeightsError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import trace
 from clusterprune.plan import Merge, Plan, rebuild_example
 from clusterprune.record import Stage, set_stages, stages
-from clusterprune.resize import set_attributes
+from clusterprune.resize import fitting_shapes, set_attributes
 from clusterprune.surgery import apply
 
 _STRUCTURE = "structure.json"
 _WEIGHTS = "model.safetensors"
+_WIDTHS = frozenset(
+    "in_channels out_channels groups in_features out_features num_features num_channels num_groups "
+    "normalized_shape num_parameters before after".split()
+)
+"""The only attributes that a file may set."""
 
 
 class _StageDocument(BaseModel):
@@ -109,6 +114,8 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     folder = Path(folder)
     document = _read_structure(folder / _STRUCTURE)
     tensors = _read_weights(folder / _WEIGHTS)
+    if both := sorted(document.shared.keys() & tensors.keys()):
+        raise WeightsError(f"{folder} stores {both[0]} and also calls it shared; save the model again")
     tensors |= {path: tensors[source] for path, source in document.shared.items() if source in tensors}
     model = factory()
     if not isinstance(model, nn.Module):
@@ -144,41 +151,76 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _fit(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor]) -> None:
     """Give a freshly built model the recorded widths, without tracing it."""
     for stage in history:
-        try:
-            set_attributes(model, stage.attributes)
-        except AttributeError as error:
-            raise WeightsError(
-                f"the factory's model lacks a recorded layer ({error}); it builds another model"
-            ) from error
+        _set_widths(model, stage.attributes)
     added = {path for stage in history for path in stage.added}
+    if lost := sorted(added - tensors.keys()):
+        raise WeightsError(f"the file lists the added parameter {lost[0]} but does not hold it; save the model again")
     named = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    made: dict[int, nn.Parameter] = {}
     for path, value in tensors.items():
         owner, _, name = path.rpartition(".")
         if path in named and named[path].shape != value.shape and history:
             module = model.get_submodule(owner)
             old = named[path]
             if isinstance(old, nn.Parameter):
-                module.register_parameter(name, nn.Parameter(value.to(old), requires_grad=old.requires_grad))
+                # Tensors that the factory's model shares stay shared.
+                new = made.setdefault(id(old), nn.Parameter(value.to(old), requires_grad=old.requires_grad))
+                module.register_parameter(name, new)
             else:
                 module.register_buffer(name, value.to(old), persistent=name not in module._non_persistent_buffers_set)
-        elif path in added:
-            model.get_submodule(owner).register_parameter(name, nn.Parameter(value.clone()))
+        elif path in added and path not in named:
+            try:
+                model.get_submodule(owner).register_parameter(name, nn.Parameter(value.clone()))
+            except (AttributeError, KeyError, RuntimeError) as error:
+                raise WeightsError(f"the factory's model has no place for {path}; it builds another model") from error
+    if history:
+        _check_widths(model)
+
+
+def _set_widths(model: nn.Module, attributes: dict[str, dict[str, Any]]) -> None:
+    for path, values in attributes.items():
+        try:
+            layer = model.get_submodule(path)
+        except AttributeError as error:
+            raise WeightsError(
+                f"the factory's model lacks a recorded layer ({error}); it builds another model"
+            ) from error
+        unknown = [name for name in values if name not in _WIDTHS or not hasattr(layer, name)]
+        if unknown:
+            raise WeightsError(
+                f"the recorded layer {path} has no width called {unknown[0]!r}; the file was altered, or the factory "
+                "builds another model"
+            )
+    set_attributes(model, attributes)
+
+
+def _check_widths(model: nn.Module) -> None:
+    """Check that every layer's tensors have the shapes that its attributes announce."""
+    for path, layer in model.named_modules():
+        for name, shape in fitting_shapes(layer).items():
+            tensor = getattr(layer, name, None)
+            if isinstance(tensor, Tensor) and tuple(tensor.shape) != shape:
+                raise WeightsError(
+                    f"{path}.{name} has shape {tuple(tensor.shape)}, but its layer needs {shape}; the file is damaged, "
+                    "or the factory builds another model than the original"
+                )
 
 
 def _replay(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
     """Trace and cut again, stage by stage, with the recorded channels."""
     for stage in history:
-        graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
-        merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
-        replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
         try:
+            graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
+            merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
+            replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
             model = apply(model, Plan(merges, replaced), graph=graph)
-        except PlanError as error:
+        except (PlanError, TraceError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise WeightsError(
-                f"the factory's model cannot be cut as recorded ({error}); it builds another model"
+                f"the factory's model cannot be cut as recorded ({error}); it builds another model, or the file was "
+                "altered"
             ) from error
     return model
 

@@ -114,8 +114,8 @@ class Plan:
         carries_values = bool(self.replaced) or any(m.mixing for m in self.merges)
         if self.weights and carries_values and self.weights != digest:
             raise PlanError(
-                "the plan was made for the same architecture with other weights, and it carries matrices fitted to them. "
-                "Load the original weights, or make a new plan."
+                "the plan was made for the same architecture with other weights, and it carries matrices fitted to "
+                "them. Load the original weights, or make a new plan."
             )
         for merge in self.merges:
             _check_merge(merge, graph)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.program import Ref, batch_free, shape_of
+from clusterprune.graph.program import Ref, batch_free, factory_call, shape_of
 from clusterprune.graph.rewrite import Change
 from clusterprune.resize import owner_of
 
@@ -75,6 +75,8 @@ def _call(
     if node.name in changes:
         change = changes[node.name]
         target, args, kwargs = change.target, change.args, change.kwargs
+    elif (made := factory_call(graph, node)) is not None:
+        target, args, kwargs = made
     else:
         args, kwargs = tuple(node.args), dict(node.kwargs)
         if isinstance(node.meta.get("val"), Tensor):
@@ -103,4 +105,4 @@ def _layer_of(module: nn.Module, graph: ChannelGraph, node: fx.Node) -> str | No
 
 def _output(graph: ChannelGraph, node: fx.Node, values: Mapping[str, Any]) -> Any:
     flat = [values[leaf.name] if isinstance(leaf, fx.Node) else leaf for leaf in node.args[0]]  # type: ignore[union-attr]
-    return torch.utils._pytree.tree_unflatten(flat, graph.out_spec)
+    return pytree.tree_unflatten(flat, graph.out_spec)

@@ -24,6 +24,7 @@ def resize_module(
 ) -> Attributes:
     """Resize `module` in place to the tensors in `state`; return every attribute that was set, by module path."""
     attributes: Attributes = {}
+    state = {**state, **_other_names(module, state)}
     depthwise = {call.layer for call in graph.calls if call.depthwise}
     for path, owner in module.named_modules():
         shapes = {name.rpartition(".")[2]: t for name, t in state.items() if name.rpartition(".")[0] == path}
@@ -66,6 +67,38 @@ def layer_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, dep
     if isinstance(layer, nn.PReLU):
         return {"num_parameters": weight[0]}
     return {}
+
+
+def fitting_shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a layer's own attributes ask of its tensors (nothing for layers not known)."""
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        weight = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size)
+        return {"weight": weight, "bias": (layer.out_channels,)}
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        weight = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+        return {"weight": weight, "bias": (layer.out_channels,)}
+    if isinstance(layer, nn.Linear):
+        return {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (layer.num_features,))
+    if isinstance(layer, nn.GroupNorm):
+        return dict.fromkeys(("weight", "bias"), (layer.num_channels,))
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
+    if isinstance(layer, nn.PReLU):
+        return {"weight": (layer.num_parameters,)}
+    return {}
+
+
+def _other_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of `state` that the module has under further paths, by those paths."""
+    first: dict[int, str] = {}
+    others = {}
+    for path, tensor in module.named_parameters(remove_duplicate=False):
+        source = first.setdefault(id(tensor), path)
+        if source != path and source in state:
+            others[path] = state[source]
+    return others
 
 
 def owner_of(node: Any) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ModelError, PlanError
 from clusterprune.graph import ChannelGraph, Group, Use, trace
@@ -63,8 +64,8 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
         small = graph_module(small, graph, changes)
         if not _fits(small, graph, expected):
             raise PlanError(
-                f"{type(model).__name__} cannot be rebuilt after this cut; leave groups alone with ignore= until it can, "
-                f"starting with {', '.join(merge.group for merge in plan.merges[:3])}"
+                f"{type(model).__name__} cannot be rebuilt after this cut; leave groups alone with ignore= until it "
+                f"can, starting with {', '.join(merge.group for merge in plan.merges[:3])}"
             )
     kept = {merge.group: [int(i) for i in merge.kept] for merge in plan.merges}
     added = [path for path in state if path not in graph.model.state_dict()]
@@ -178,7 +179,7 @@ def with_new_biases(graph: ChannelGraph, state: Mapping[str, Tensor], changes: d
 
 
 def _blocks_of(use: Use, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each block of a grouped convolution: the channels it reads, and their columns (channels, times) in its rows."""
+    """For each block of a grouped convolution: the channels it reads, and their columns (channels, times)."""
     where, column = use.positions // size, use.positions % size
     blocks = []
     for block in range(use.groups):
@@ -207,9 +208,10 @@ def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge)
     removed = np.delete(np.arange(group.width), merge.kept)
     if use.groups == 1:
         source, sink = original.movedim(use.dim, -1), target.movedim(use.dim, -1)
-        mixed = []
-        for t in range(use.positions.shape[1]):
-            mixed.append((source[..., use.positions[:, t]].to(mixing.dtype) @ mixing).to(target.dtype))
+        mixed = [
+            (source[..., use.positions[:, t]].to(mixing.dtype) @ mixing).to(target.dtype)
+            for t in range(use.positions.shape[1])
+        ]
         sink[..., use.positions[removed].ravel()] = 0
         for t, part in enumerate(mixed):
             sink[..., use.positions[merge.kept, t]] = part
@@ -220,7 +222,7 @@ def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge)
     kept_set[merge.kept] = True
     for block, (channels, columns) in enumerate(_blocks_of(use, size)):
         keep = kept_set[channels]
-        inside = np.isin(merge.kept, channels)
+        inside = torch.from_numpy(np.isin(merge.kept, channels))
         if bool(mixing[channels][:, ~inside].any()):
             raise PlanError(f"mixing of {merge.group!r} for {use.path} joins channels of different convolution groups")
         part = slice(block * rows, (block + 1) * rows)
@@ -237,8 +239,7 @@ def _gain(original: Tensor, use: Use, offset: Tensor) -> Tensor:
     offset = offset.to(original.device, dtype)
     if use.groups == 1:
         weight = original.movedim(use.dim, -1).to(dtype)
-        total = sum(weight[..., use.positions[:, t]] @ offset for t in range(use.positions.shape[1]))
-        assert isinstance(total, Tensor)
+        total = torch.stack([weight[..., place] @ offset for place in use.positions.T]).sum(0)
         return total.flatten(1).sum(1) if total.ndim > 1 else total
     rows = original.shape[0] // use.groups
     gains = []
@@ -348,7 +349,7 @@ def _run_program(program: Program, state: Mapping[str, Tensor], graph: ChannelGr
 
 
 def _leaves(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def _fits(small: nn.Module, graph: ChannelGraph, expected: list[Tensor]) -> bool:

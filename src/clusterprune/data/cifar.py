@@ -113,9 +113,7 @@ def _load_binary(folder: Path, spec: str, image_size: int | None, form: _Format)
     for key, names in (("train", form.train), ("test", form.test)):
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise DataError(
-                f"{str(folder)!r} lacks {', '.join(missing)}. Unpack the archive again."
-            )
+            raise DataError(f"{str(folder)!r} lacks {', '.join(missing)}. Unpack the archive again.")
         parts = [_read_batch(folder / name, form) for name in names]
         images = torch.cat([images for images, _ in parts])
         labels = torch.cat([labels for _, labels in parts])
@@ -131,8 +129,7 @@ def _class_names(folder: Path, form: _Format) -> tuple[str, ...]:
     names = tuple(path.read_text(encoding="utf-8", errors="replace").split())
     if len(names) != form.classes:
         raise DataError(
-            f"{str(path)!r} names {len(names)} classes instead of {form.classes}. Unpack the "
-            "archive again."
+            f"{str(path)!r} names {len(names)} classes instead of {form.classes}. Unpack the archive again."
         )
     return names
 

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from clusterprune.data.resize import geometry
 
-EXTENSIONS = frozenset(
-    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 Progress = Callable[[int, int], None]
 
@@ -55,9 +53,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         image = _deep_to_byte(image)
     elif image.mode in {"P", "PA"} and "transparency" in image.info:
-        image = image.convert(
-            "RGBA"
-        )  # straight to RGB, Pillow warns about the transparency it loses
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the transparency it loses
     return image.convert("RGB")
 
 
@@ -88,9 +84,7 @@ def explain(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _decode_chunk(
-    paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None
-) -> dict[int, str]:
+def _decode_chunk(paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None) -> dict[int, str]:
     shape = out.shape[1:]
     problems: dict[int, str] = {}
     for path, row in zip(paths, rows, strict=True):

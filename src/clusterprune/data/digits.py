@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits as sklearn_digits
 
 from clusterprune.data.sampling import holdout
 from clusterprune.data.split import Dataset, Split
@@ -21,6 +20,9 @@ def load_digits(root: Path, image_size: int | None) -> Dataset:  # noqa: ARG001 
     Source: the test part of the UCI "Optical Recognition of Handwritten Digits" data, as shipped
     with scikit-learn.
     """
+    # Imported here because scikit-learn takes a second to load, and most runs use other data.
+    from sklearn.datasets import load_digits as sklearn_digits
+
     values, targets = sklearn_digits(return_X_y=True)
     images = torch.from_numpy(values).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
     whole = Split.from_tensors(images, torch.from_numpy(targets).long(), CLASSES, image_size)

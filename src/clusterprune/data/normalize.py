@@ -37,10 +37,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         )
     channels = images.shape[-3]
     if len(mean) != len(std):
-        raise ArgumentError(
-            f"mean and std must have one number per channel each, but got {len(mean)} and "
-            f"{len(std)}."
-        )
+        raise ArgumentError(f"mean and std must have one number per channel each, but got {len(mean)} and {len(std)}.")
     if len(mean) != channels and not (channels == 1 and len(mean) == 3):
         raise ArgumentError(
             f"mean and std have {len(mean)} number(s), but the images have {channels} channel(s). "

@@ -36,9 +36,7 @@ def geometry(height: int, width: int, size: int) -> Geometry:
         new_height, new_width = short, int(short * width / height)
     else:
         new_height, new_width = int(short * height / width), short
-    return Geometry(
-        new_height, new_width, round((new_height - size) / 2), round((new_width - size) / 2)
-    )
+    return Geometry(new_height, new_width, round((new_height - size) / 2), round((new_width - size) / 2))
 
 
 def resize_batch(images: Tensor, size: int) -> Tensor:
@@ -46,9 +44,7 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     target = geometry(height, width, size)
     if (target.height, target.width) != (height, width):
-        images = functional.interpolate(
-            images, (target.height, target.width), mode="bilinear", antialias=True
-        )
+        images = functional.interpolate(images, (target.height, target.width), mode="bilinear", antialias=True)
     rows = slice(target.top, target.top + size)
     return images[..., rows, target.left : target.left + size].contiguous()
 
@@ -64,9 +60,7 @@ def check_size(size: int | None, name: str = "image_size") -> int | None:
     if size is None:
         return None
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ArgumentError(
-            f"{name} must be a whole number of pixels, at least 1, but got {name}={size!r}."
-        )
+        raise ArgumentError(f"{name} must be a whole number of pixels, at least 1, but got {name}={size!r}.")
     return size
 
 

@@ -32,9 +32,7 @@ def holdout(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, 
         When ``fraction`` is out of range or so small or large that a part is empty.
     """
     if not 0 < fraction < 1:
-        raise ArgumentError(
-            f"fraction must lie between 0 and 1, both excluded, but got fraction={fraction}."
-        )
+        raise ArgumentError(f"fraction must lie between 0 and 1, both excluded, but got fraction={fraction}.")
     generator = torch.Generator().manual_seed(seed)
     groups = _shuffled_classes(split, generator)
     counts = [int(fraction * len(group)) for group in groups]
@@ -51,8 +49,7 @@ def holdout(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, 
         chosen[group[:count]] = True
     if not chosen.any() or chosen.all():
         raise ArgumentError(
-            f"fraction={fraction} of {len(split)} images leaves one part empty. Use another "
-            "fraction, or more images."
+            f"fraction={fraction} of {len(split)} images leaves one part empty. Use another fraction, or more images."
         )
     return split.subset(~chosen), split.subset(chosen)
 
@@ -73,8 +70,7 @@ def sample(split: Split, n: int, seed: int) -> Split:
         raise ArgumentError(f"n must be at least 1, but got n={n}.")
     if n > len(split):
         raise ArgumentError(
-            f"n={n} images were asked for, but the split has {len(split)}. Ask for at most "
-            f"{len(split)}."
+            f"n={n} images were asked for, but the split has {len(split)}. Ask for at most {len(split)}."
         )
     generator = torch.Generator().manual_seed(seed)
     groups = _shuffled_classes(split, generator)

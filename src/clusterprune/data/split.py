@@ -207,9 +207,7 @@ class Split:
     def subset(self, indices: Indices) -> "Split":
         """Split of the images at ``indices``, sharing pixels with this one."""
         numbers = self._numbers[self._positions(indices)]
-        return Split(
-            self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers
-        )
+        return Split(self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers)
 
     def _iterate(self, parts: list[Tensor], size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         if self._store.in_memory:
@@ -298,9 +296,7 @@ class Split:
             if good is None:
                 return images[0]
         name = "" if labels is None else self.classes[int(labels[self._numbers[position]])]
-        raise DataError(
-            f"class {name!r} has no readable image. Fetch its images again, or remove the class."
-        )
+        raise DataError(f"class {name!r} has no readable image. Fetch its images again, or remove the class.")
 
 
 @dataclass(frozen=True)

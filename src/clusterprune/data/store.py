@@ -39,9 +39,7 @@ class ImageStore(Protocol):
         """Channels, height and width of what :meth:`read` returns."""
         ...
 
-    def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
         """Images ``uint8`` (n, c, h, w) and which rows are good (bool, None when all are)."""
         ...
 
@@ -64,9 +62,7 @@ class MemoryStore:
         channels, height, width = self._images.shape[1:]
         return (channels, height, width) if size is None else (channels, size, size)
 
-    def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
         """Copy the images asked for; see :class:`ImageStore`."""
         images = self._images[numbers]
         if size is not None and tuple(images.shape[-2:]) != (size, size):
@@ -110,9 +106,7 @@ class FileStore:
                 raise DataError(all_damaged(list(self.damaged.values()), len(self)))
         return self._native
 
-    def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
         """Decode the images asked for, or fetch those kept; see :class:`ImageStore`."""
         shape = self.shape(size)
         kept = self._room(size, shape)

@@ -33,10 +33,7 @@ def check_folder(path: str | Path) -> Path:
     if not folder.exists():
         raise DataError(f"data folder {str(folder)!r} does not exist. Check the path.")
     if not folder.is_dir():
-        raise DataError(
-            f"{str(folder)!r} is a file, not a folder. If it is an archive, unpack it and name the "
-            "folder."
-        )
+        raise DataError(f"{str(folder)!r} is a file, not a folder. If it is an archive, unpack it and name the folder.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"data folder {str(folder)!r} may not be read. Check its permissions.")
     return folder
@@ -124,9 +121,7 @@ def labelled_split(files: Files, classes: Sequence[str], image_size: int | None)
     return Split(FileStore(paths), labels, classes, image_size=image_size)
 
 
-def load_tree(
-    root: Path, name: str, image_size: int | None, test_names: Sequence[str] = ("test", "val")
-) -> Dataset:
+def load_tree(root: Path, name: str, image_size: int | None, test_names: Sequence[str] = ("test", "val")) -> Dataset:
     """Open ``root/train`` and the first of ``root/<test_names>`` that exists; either may be absent.
 
     Raises
@@ -147,9 +142,7 @@ def load_tree(
         )
     found = {place: scan_classes(place) for place in places.values()}
     classes = common_classes(found)
-    splits = {
-        key: labelled_split(found[place], classes, image_size) for key, place in places.items()
-    }
+    splits = {key: labelled_split(found[place], classes, image_size) for key, place in places.items()}
     return Dataset(name, classes, splits)
 
 
@@ -165,8 +158,7 @@ def unlabelled_split(path: str | Path, image_size: int | None) -> Split:
     paths = find_images(folder)
     if not paths:
         raise DataError(
-            f"{str(folder)!r} has no image. Images are the files ending in "
-            f"{', '.join(sorted(EXTENSIONS))}."
+            f"{str(folder)!r} has no image. Images are the files ending in {', '.join(sorted(EXTENSIONS))}."
         )
     return Split(FileStore(paths), None, image_size=image_size)
 

@@ -87,13 +87,9 @@ def accuracy(
     if not topk or not set(topk) <= {1, 5}:
         raise ArgumentError(f"topk may contain 1 and 5, but got topk={topk}.")
     if dtype not in {None, torch.float32, *_AUTOCAST}:
-        raise ArgumentError(
-            f"dtype must be None, torch.bfloat16 or torch.float16, but got {dtype}."
-        )
+        raise ArgumentError(f"dtype must be None, torch.bfloat16 or torch.float16, but got {dtype}.")
     if split.labels is None:
-        raise DataError(
-            "accuracy needs labels, but the split is unlabelled. Use one folder per class."
-        )
+        raise DataError("accuracy needs labels, but the split is unlabelled. Use one folder per class.")
     if not len(split):
         raise DataError("accuracy needs at least one image, but the split is empty.")
     runner, place = on_device(model, device)
@@ -127,8 +123,7 @@ def _forward(model: nn.Module, batch: Tensor, number: int) -> Tensor:
         return model(batch)
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"the device ran out of memory on batch {number} of {len(batch)} images. Lower "
-            "batch_size."
+            f"the device ran out of memory on batch {number} of {len(batch)} images. Lower batch_size."
         ) from error
     except (RuntimeError, ValueError) as error:
         raise ModelError(

@@ -36,8 +36,7 @@ def macs(model: nn.Module, example: Example) -> int:
         except (RuntimeError, ValueError, TypeError) as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ModelError(
-                f"the model failed on an example of shape {shapes}: {error}. Give an input it "
-                "accepts."
+                f"the model failed on an example of shape {shapes}: {error}. Give an input it accepts."
             ) from error
     return counter.get_total_flops() // 2
 

@@ -77,8 +77,7 @@ def latency(
         except (RuntimeError, ValueError, TypeError) as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ModelError(
-                f"the model failed on an example of shape {shapes}: {error}. Give an input it "
-                "accepts."
+                f"the model failed on an example of shape {shapes}: {error}. Give an input it accepts."
             ) from error
     quarter, median, three_quarters = torch.quantile(
         torch.tensor(times, dtype=torch.float64),

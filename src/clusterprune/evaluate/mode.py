@@ -43,9 +43,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return torch.float32
 
 
-def on_device(
-    model: nn.Module, device: torch.device | str | None
-) -> tuple[nn.Module, torch.device]:
+def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
     """Return the model on ``device`` (None: where it is), as a copy if it had to move.
 
     Raises
@@ -62,8 +60,7 @@ def on_device(
     # Torch built without CUDA fails an assertion of its own.
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device={str(device)!r} cannot be used: {error}. Use 'cpu', or None for where the "
-            "model is."
+            f"device={str(device)!r} cannot be used: {error}. Use 'cpu', or None for where the model is."
         ) from error
 
 
@@ -77,7 +74,5 @@ def check_example(example: Example) -> tuple[Tensor, ...]:
     """
     inputs = example if isinstance(example, tuple) else (example,)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise ArgumentError(
-            f"example must be a tensor or a tuple of tensors, but got {type(example).__name__}."
-        )
+        raise ArgumentError(f"example must be a tensor or a tuple of tensors, but got {type(example).__name__}.")
     return inputs

@@ -57,8 +57,8 @@ def move(space: LabelSpace, target: Callable[..., Any], args: tuple[Any, ...], k
         result = target(*args, **kwargs)
     if packet in _FRAGILE and not _harmless(args[0], result):
         raise NotImplementedError(f"{packet} rearranges channels")
-    if packet is aten.slice and (args[4] if len(args) > 4 else kwargs.get("step", 1)) != 1:
-        dim = (args[1] if len(args) > 1 else 0) % args[0].ndim
+    if packet is aten.slice and (*args[4:5], kwargs.get("step", 1))[0] != 1:
+        dim = (*args[1:2], 0)[0] % args[0].ndim
         if dim in varying_dims(args[0]):
             raise NotImplementedError("a strided slice of the channels")
     if packet is aten.select and (args[1] % args[0].ndim) in varying_dims(space.root_tensor(args[0])):

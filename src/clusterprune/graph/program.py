@@ -56,6 +56,34 @@ def batch_free(node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> 
     return args
 
 
+_FACTORIES = {
+    packet: position
+    for names, position in (("zeros ones full empty rand randn", 0), ("new_zeros new_ones new_full new_empty", 1))
+    for name in names.split()
+    if (packet := getattr(aten, name, None)) is not None
+}
+"""Operators that make a constant tensor, and which of their arguments is its size."""
+
+
+def batch_sized(like: Tensor, make: Any, position: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Make a constant tensor with as many leading entries as `like` has."""
+    given = list(args)
+    given[position] = [like.shape[0], *given[position][1:]]
+    return make(*given, **kwargs)
+
+
+def factory_call(graph: ChannelGraph, node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+    """Free a constant made in `forward` of the traced batch size; None for any other node."""
+    position = _FACTORIES.get(getattr(node.target, "overloadpacket", None))
+    source = next((n for n in graph.fx.nodes if n.op == "placeholder" and n.name in graph.user_inputs), None)
+    if position is None or source is None or not isinstance(node.meta.get("val"), Tensor):
+        return None
+    shape = shape_of(node)
+    if not shape or not shape_of(source) or shape[0] != shape_of(source)[0]:
+        return None
+    return batch_sized, (source, node.target, position, *node.args), dict(node.kwargs)
+
+
 class Program:
     """A traced model as a list of steps.
 
@@ -73,23 +101,25 @@ class Program:
         changes = changes or {}
         last: dict[str, str] = {}
         for node in graph.fx.nodes:
-            for argument in node.all_input_nodes:
+            made = factory_call(graph, node)
+            for argument in (*node.all_input_nodes, *([made[1][0]] if made else [])):
                 last[argument.name] = node.name
         changed = {node.name for node in graph.fx.nodes if node.op == "call_function" and _is_private(node)}
         self.steps: list[Step] = []
-        self.user_inputs: list[str] = []
+        self.user_inputs = list(graph.user_inputs)
         self.output: Any = None
         for node in graph.fx.nodes:
             if node.op == "placeholder":
-                if node.name not in graph.inputs and node.name not in graph.constants:
-                    self.user_inputs.append(node.name)
-            elif node.op == "output":
+                continue
+            if node.op == "output":
                 self.output = _refs(node.args[0])
             else:
                 target: Any = node.target
                 if node.name in changes:
                     change = changes[node.name]
                     target, args, kwargs = change.target, change.args, change.kwargs
+                elif (made := factory_call(graph, node)) is not None:
+                    target, args, kwargs = made
                 else:
                     args, kwargs = tuple(node.args), dict(node.kwargs)
                     if isinstance(node.meta.get("val"), Tensor):

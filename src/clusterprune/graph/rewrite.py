@@ -7,6 +7,7 @@ of labels is a grid, the living elements of each dimension give the new numbers 
 
 import operator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
             continue
         packet = getattr(node.target, "overloadpacket", None)
         handler = _HANDLERS.get(packet)
-        if handler is None:
+        if packet is None or handler is None:
             continue
         inputs = [n.name for n in node.all_input_nodes]
         if any(survivors.touches(name) for name in inputs) or _makes_cut(survivors, node):
@@ -149,7 +150,7 @@ def _sections(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
     sizes = [int(value.shape[dim]) for value in node.meta["val"]]
     bounds = np.cumsum([0, *sizes])
-    return (source, [int(flags[lo:hi].sum()) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)], dim), {}
+    return (source, [int(flags[lo:hi].sum()) for lo, hi in pairwise(bounds)], dim), {}
 
 
 def _slice(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:

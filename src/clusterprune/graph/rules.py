@@ -38,6 +38,12 @@ def output_shape(node: fx.Node) -> list[int]:
     return [int(length) for length in node.meta["val"].shape]
 
 
+def _input_of(node: fx.Node) -> str:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # noqa: S101 (a fact about exported graphs, for the type checker)
+    return source.name
+
+
 def _convolution(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Tensor:
     x, weight, bias, groups = a["input"], a["weight"], a.get("bias"), a.get("groups", 1)
     if not isinstance(weight, Parameter) or not isinstance(bias, (Parameter, type(None))):
@@ -67,7 +73,7 @@ def _convolution(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Te
             walk.partitions.append(Partition(out, groups, reason, hard=True))
     walk.bind(bias, 0, out)
     walk.calls.append(
-        LayerCall(node.name, kind, weight.path, bias.path if bias else None, groups, node.args[0].name, depthwise)
+        LayerCall(node.name, kind, weight.path, bias.path if bias else None, groups, _input_of(node), depthwise)
     )
     return spread(out, channel_dim, output_shape(node))
 
@@ -100,7 +106,7 @@ def linear(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
     walk.bind(weight, 1, walk.vector(x, -1), "column")
     out = walk.bind(weight, 0, _rows(walk, weight, 0, weight.shape[0]))
     walk.bind(bias, 0, out)
-    walk.calls.append(LayerCall(node.name, "linear", weight.path, bias.path if bias else None, 1, node.args[0].name))
+    walk.calls.append(LayerCall(node.name, "linear", weight.path, bias.path if bias else None, 1, _input_of(node)))
     shape = output_shape(node)
     return spread(out, len(shape) - 1, shape)
 
@@ -149,9 +155,9 @@ def layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
 
 
 @rule("prelu")
-def prelu(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def prelu(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG001 (all rules are called alike)
     """Pass channels on; a slope per channel is cut with its channel."""
-    x, weight = a.get("self", a.get("input")), a["weight"]
+    x, weight = a["self"] if "self" in a else a["input"], a["weight"]
     if isinstance(weight, Parameter) and weight.shape[0] > 1:
         walk.bind(weight, 0, walk.vector(x, 1))
     return x
@@ -247,7 +253,7 @@ def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
         return walk.opaque(node, tensors, f"{node.name}: it mixes channels of two activations")
     walk.bind(weight, 0, walk.vector(x, -1), "column")
     out = walk.bind(weight, 1, _rows(walk, weight, 1, weight.shape[1]))
-    walk.calls.append(LayerCall(node.name, "matmul", weight.path, None, 1, node.args[0].name))
+    walk.calls.append(LayerCall(node.name, "matmul", weight.path, None, 1, _input_of(node)))
     shape = output_shape(node)
     return spread(out, len(shape) - 1, shape)
 

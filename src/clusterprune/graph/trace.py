@@ -68,6 +68,13 @@ class ChannelGraph:
         """The groups that may be cut."""
         return tuple(group for group in self.groups if group.frozen is None)
 
+    @cached_property
+    def user_inputs(self) -> tuple[str, ...]:
+        """Names of the graph's tensor inputs, in order."""
+        placeholders = [node for node in self.fx.nodes if node.op == "placeholder"]
+        known = self.inputs.keys() | self.constants.keys()
+        return tuple(n.name for n in placeholders if n.name not in known and isinstance(n.meta.get("val"), Tensor))
+
     @property
     def example(self) -> tuple[Any, ...]:
         """The positional example inputs."""
@@ -136,6 +143,8 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
     >>> [(group.name, group.width, group.frozen is None) for group in graph.groups]
     [('0', 8, True), ('2', 4, False)]
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, but got {type(model).__name__}; build it first")
     args, kwargs = _inputs(example)
     _check_weights(model)
     exported = _export(model, args, kwargs)
@@ -221,8 +230,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 "Give an example of the shape that the model expects."
             ) from error
         raise TraceError(
-            f"torch.export cannot export {type(model).__name__} on an example of shape {shapes}: {_first_line(failure)}. "
-            "Data-dependent control flow is the usual cause; move it out of forward, or trace the convolutional part alone."
+            f"torch.export cannot export {type(model).__name__} on an example of shape {shapes}: "
+            f"{_first_line(failure)}. Data-dependent control flow is the usual cause; move it out of forward, or trace "
+            "the convolutional part alone."
         ) from failure
 
 
@@ -262,8 +272,9 @@ def _walk(graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, An
 
 def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
     """Propagate labels through one operation."""
-    args, kwargs = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
-    target = node.target
+    arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
+    args, kwargs = arguments
+    target: Any = node.target
     if target is operator.getitem:
         return args[0][args[1]]
     packet = getattr(target, "overloadpacket", None)

@@ -96,7 +96,8 @@ def eliminate(
         total[~alive] = torch.inf
         # Wide groups lose several channels between two looks; the last few go one at a time.
         left = int(alive.sum()) // n_blocks
-        at_once = min(max(1, left // _LOOKS), left - keep)
+        looks = _LOOKS if channels <= _WIDE else _LOOKS // 2
+        at_once = min(max(1, left // looks), left - keep)
         here = next((level // n_blocks for level in wanted if level > len(order)), None)
         if here is not None:
             at_once = min(at_once, here - len(order) // n_blocks)
@@ -115,7 +116,8 @@ def eliminate(
 
 
 _LOOKS = 48
-"""Costs are looked at anew after about 1/48 of a block's remaining channels went."""
+"""Costs are looked at anew after about 1/48 of a block's remaining channels went; in wide groups half as often."""
+_WIDE = 256
 
 
 def _cheapest(total: Tensor, inside: Tensor, count: int) -> Tensor:

@@ -24,6 +24,8 @@ class Reader:
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    behind: tuple[int, ...]
+    """Padding at the far end beyond `padding` ("same" with an even kernel pads one more there)."""
 
     @classmethod
     def of(cls, graph: ChannelGraph, call: LayerCall) -> "Reader":
@@ -36,9 +38,11 @@ class Reader:
         dilation = _per_dim(a.get("dilation", 1), dims)
         stride = _per_dim(a.get("stride", 1), dims)
         padding = a.get("padding", 0)
+        behind = (0,) * dims
         if isinstance(padding, str):
-            padding = [(k - 1) * d // 2 if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        return cls(call, kernel, stride, _per_dim(padding, dims), dilation)
+            whole = [(k - 1) * d if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+            padding, behind = [p // 2 for p in whole], tuple(p % 2 for p in whole)
+        return cls(call, kernel, stride, _per_dim(padding, dims), dilation, behind)
 
     @property
     def taps(self) -> int:
@@ -63,10 +67,12 @@ class Reader:
             rows = x if positions is None else x.flatten(1, -2)[:, positions]
             return rows.reshape(-1, x.shape[-1])
         if len(self.kernel) == 1:
-            one = Reader(self.call, (1, *self.kernel), (1, *self.stride), (0, *self.padding), (1, *self.dilation))
+            k, s, p, d, b = self.kernel, self.stride, self.padding, self.dilation, self.behind
+            one = Reader(self.call, (1, *k), (1, *s), (0, *p), (1, *d), (0, *b))
             return one.inputs(x.unsqueeze(2), positions)
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
-        x = functional.pad(x, (pw, pw, ph, ph)) if ph or pw else x
+        bh, bw = self.behind
+        x = functional.pad(x, (pw, pw + bw, ph, ph + bh)) if ph or pw or bh or bw else x
         height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
         width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
         where = torch.arange(height * width) if positions is None else positions

@@ -34,8 +34,9 @@ class Refit:
     ----------
     ridge
         Pull towards the mixed kernel, relative to the mean power of the inputs.
-    rows_per_input, min_rows
-        Rows of the regression: so many per unknown of one output, and at least so many.
+    rows_per_input, work, max_rows
+        Rows of each regression: so many per unknown of one output or, if more, as many as fit into `work`
+        multiply-adds (rows · unknowns²), and at most `max_rows`.
     all_layers
         Refit every layer from the first cut on; otherwise only those that read a cut group.
     through_additions
@@ -44,7 +45,7 @@ class Refit:
 
     ridge: float = 1e-3
     rows_per_input: int = 16
-    min_rows: int = 16384
+    work: float = 3e10
     max_rows: int = 65536
     all_layers: bool = True
     through_additions: bool = True
@@ -264,7 +265,7 @@ def _solve(
     weight = network.state[call.weight]
     constant = home is not None
     unknowns = weight[0].numel()
-    rows = min(options.max_rows, max(options.min_rows, options.rows_per_input * unknowns))
+    rows = int(min(options.max_rows, max(options.rows_per_input * unknowns, options.work / unknowns**2)))
     limit = max(1, -(-rows // network.images))
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if call.bias is not None:

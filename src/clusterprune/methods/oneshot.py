@@ -14,6 +14,7 @@ matrices take the place of the refit.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ from clusterprune.merge.statistics import (
 )
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery import apply, bias_home, named_tensors
+
+_Target = Quantity | Literal["latency"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ def oneshot(
     groups = [g for g in graph.prunable if config.streams or len(g.producers) == 1]
     if not groups:
         raise BudgetError("no group of this model may be cut; print the graph to see why each is frozen")
+    cost = CostModel(graph)
+    if quantity != "latency":
+        # Any loss curves tell whether the target can be met at all: better now than after measuring.
+        solve(cost, {g.name: np.arange(g.width - g.n_blocks + 1.0) for g in groups}, quantity, keep, limits)
     data_free = images is None
     inputs = noise_images(graph, 256, generator) if images is None else as_inputs(images)
     _check_images(graph, inputs)
@@ -174,7 +181,6 @@ def oneshot(
     paths = _price(graph, paths, inputs, measured, config, data_free=data_free, generator=generator, progress=progress)
     lap("price")
 
-    cost = CostModel(graph)
     losses = {name: path.loss for name, path in paths.items()}
 
     def plan_at(fraction: float, what: Quantity) -> Plan:
@@ -204,8 +210,9 @@ def oneshot(
     return replace(plan, notes=notes)
 
 
-def _target(macs: float | None, params: float | None, latency: float | None) -> tuple[str, float]:
-    given = {k: v for k, v in (("macs", macs), ("params", params), ("latency", latency)) if v is not None}
+def _target(macs: float | None, params: float | None, latency: float | None) -> tuple[_Target, float]:
+    targets: list[tuple[_Target, float | None]] = [("macs", macs), ("params", params), ("latency", latency)]
+    given = {name: value for name, value in targets if value is not None}
     if len(given) != 1:
         raise ArgumentError(
             "give exactly one of keep_macs, keep_params and keep_latency, "
@@ -221,13 +228,18 @@ def _check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
     if len(inputs) != len(examples):
         raise ArgumentError(f"the model has {len(examples)} tensor inputs, but images holds {len(inputs)}")
     for given, example in zip(inputs, examples, strict=True):
-        if given.shape[1:] != example.shape[1:] or not given.is_floating_point() == example.is_floating_point():
+        if given.shape[1:] != example.shape[1:] or given.dtype != example.dtype:
             raise ArgumentError(
                 f"images of shape {tuple(given.shape[1:])} and {given.dtype} do not fit the traced example of shape "
                 f"{tuple(example.shape[1:])} and {example.dtype}; resize and normalise them, or trace with their shape"
             )
         if given.is_floating_point() and not bool(torch.isfinite(given).all()):
             raise ArgumentError("images hold NaN or infinity; check the normalisation")
+        if len(given) != len(inputs[0]):
+            raise ArgumentError(
+                f"images holds inputs of different number, {', '.join(str(len(t)) for t in inputs)}; "
+                "give the same number of each"
+            )
         if len(given) < 2:
             raise ArgumentError(f"{len(given)} image is too few to measure anything; give some hundred")
 

@@ -3,9 +3,7 @@
 from torch import nn
 
 
-def conv_bn_relu(
-    in_channels: int, out_channels: int, kernel_size: int, *, bias: bool
-) -> list[nn.Module]:
+def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, *, bias: bool) -> list[nn.Module]:
     """Return a size-preserving convolution, its batch norm and a ReLU, for an ``nn.Sequential``.
 
     The ReLU is not in place, so that a hook may keep the batch norm's output.

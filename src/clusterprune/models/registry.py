@@ -100,7 +100,7 @@ def build(
 
 def _near(spec: str) -> str:
     """Suggest a close built-in name, or the same name in torchvision."""
-    from torchvision.models import list_models  # noqa: PLC0415  (slow to import)
+    from torchvision.models import list_models
 
     if spec in list_models():
         return f"Did you mean torchvision:{spec}? "

@@ -41,7 +41,7 @@ def from_torchvision(spec: str) -> ModelSpec:
     Input size and statistics are those of the first weights that torchvision published for the
     network. Auxiliary heads are left out.
     """
-    from torchvision import models  # noqa: PLC0415  (slow to import, and needed here alone)
+    from torchvision import models
 
     name = spec.partition(":")[2]
     classifiers = models.list_models(module=models)
@@ -86,7 +86,7 @@ def from_timm(spec: str) -> ModelSpec:
     Input size, statistics and number of classes come from timm's pretrained_cfg of that name.
     """
     try:
-        import timm  # noqa: PLC0415  (an optional extra)
+        import timm
     except ImportError as error:
         msg = f"model={spec!r} needs timm: pip install 'clusterprune[timm]'."
         raise ModelError(msg) from error
@@ -94,10 +94,7 @@ def from_timm(spec: str) -> ModelSpec:
     name = spec.partition(":")[2]
     if not timm.is_model(name):
         close = suggestion(name, timm.list_models())
-        msg = (
-            f"model={spec!r}: timm has no model {name!r}. {close}timm.list_models() lists the "
-            "names."
-        )
+        msg = f"model={spec!r}: timm has no model {name!r}. {close}timm.list_models() lists the names."
         raise ModelError(msg)
     try:
         config = timm.get_pretrained_cfg(name)
@@ -109,7 +106,7 @@ def from_timm(spec: str) -> ModelSpec:
         )
         raise ModelError(msg) from error
 
-    def factory(**options: Any) -> nn.Module:  # noqa: ANN401  (timm's own options)
+    def factory(**options: Any) -> nn.Module:
         return timm.create_model(name, pretrained=False, **options)
 
     if config is None:
@@ -144,7 +141,7 @@ def from_file(spec: str) -> ModelSpec:
 
     # The wrapper keeps the signature: ModelSpec asks it whether it takes num_classes.
     @functools.wraps(factory, updated=())
-    def call(*args: Any, **options: Any) -> nn.Module:  # noqa: ANN401  (the user's own)
+    def call(*args: Any, **options: Any) -> nn.Module:
         with _importable(file.parent):
             return factory(*args, **options)
 
@@ -206,9 +203,7 @@ def _why_no_factory(spec: str, name: str, value: object, module: ModuleType) -> 
     own = [
         key
         for key, entry in vars(module).items()
-        if callable(entry)
-        and not key.startswith("_")
-        and getattr(entry, "__module__", "") == module.__name__
+        if callable(entry) and not key.startswith("_") and getattr(entry, "__module__", "") == module.__name__
     ]
     defined = f"The file defines {', '.join(own) or 'no function or class'}."
     if not name:

@@ -63,10 +63,7 @@ class ModelSpec:
             )
             raise ModelError(msg)
         if not _is_integer(self.num_classes, 0):
-            msg = (
-                f"model={self.name!r}: num_classes must be an integer of 0 or more, but got "
-                f"{self.num_classes!r}."
-            )
+            msg = f"model={self.name!r}: num_classes must be an integer of 0 or more, but got {self.num_classes!r}."
             raise ModelError(msg)
 
     def build(self, num_classes: int | None = None, seed: int | None = None) -> nn.Module:
@@ -124,8 +121,7 @@ class ModelSpec:
             raise ModelError(msg) from error
         if not isinstance(model, nn.Module):
             msg = (
-                f"model={self.name!r}: the factory returned {type(model).__name__}, but must "
-                "return a torch.nn.Module."
+                f"model={self.name!r}: the factory returned {type(model).__name__}, but must return a torch.nn.Module."
             )
             raise ModelError(msg)
         return model
@@ -138,7 +134,7 @@ class ModelSpec:
             with torch.no_grad():
                 output = model(example)
         # A model that cannot run on this input is reported by whoever first needs it to run.
-        except Exception:  # noqa: BLE001
+        except Exception:
             return
         logits = output.shape[1:] if isinstance(output, Tensor) else ()
         if len(logits) == 1 and logits[0] != num_classes:
@@ -166,8 +162,7 @@ def _takes_num_classes(factory: Callable[..., nn.Module]) -> bool:
     except (TypeError, ValueError):  # callables written in C may have no signature
         return False
     return any(
-        p.kind is p.VAR_KEYWORD or (p.name == "num_classes" and p.kind is not p.POSITIONAL_ONLY)
-        for p in parameters
+        p.kind is p.VAR_KEYWORD or (p.name == "num_classes" and p.kind is not p.POSITIONAL_ONLY) for p in parameters
     )
 
 

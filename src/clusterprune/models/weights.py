@@ -90,10 +90,7 @@ def _check_file(file: Path) -> None:
         msg = f"weights={str(file)!r} does not exist (looked in {Path.cwd()}): check the path."
         raise WeightsError(msg)
     if file.suffix not in suffixes:
-        msg = (
-            f"weights={str(file)!r} has the suffix {file.suffix!r}, but it must be one of "
-            f"{', '.join(suffixes)}."
-        )
+        msg = f"weights={str(file)!r} has the suffix {file.suffix!r}, but it must be one of {', '.join(suffixes)}."
         raise WeightsError(msg)
     try:
         with file.open("rb") as stream:
@@ -156,10 +153,7 @@ def _why_refused(file: Path, error: Exception) -> str:
     """Say what is wrong, without torch's own advice to switch the protection off."""
     text = str(error)
     if "TorchScript" in text:
-        return (
-            f"weights={str(file)!r} is a TorchScript program, not a state dict. The remedy: "
-            f"{_SAVE_AGAIN}."
-        )
+        return f"weights={str(file)!r} is a TorchScript program, not a state dict. The remedy: {_SAVE_AGAIN}."
     unsafe = re.search(r"GLOBAL ([\w.]+)", text)
     if unsafe or "Weights only load failed" in text:
         what = f"the Python object {unsafe[1]}" if unsafe else "something"
@@ -190,11 +184,7 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
             f"itself or under one of {', '.join(NESTED_UNDER)}."
         )
         raise WeightsError(msg)
-    strange = [
-        str(key)
-        for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
+    strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strange:
         msg = (
             f"weights={str(file)!r} has entries that are not named tensors: {_listing(strange)}. "
@@ -219,9 +209,7 @@ def _strip_wrappers(found: dict[str, Tensor], target: Iterable[str]) -> dict[str
     return found
 
 
-def _check_names_and_shapes(
-    found: dict[str, Tensor], target: dict[str, Tensor], file: Path
-) -> None:
+def _check_names_and_shapes(found: dict[str, Tensor], target: dict[str, Tensor], file: Path) -> None:
     # Shared parameters are one object under several names; one of them in the file is enough.
     supplied = {id(tensor) for name, tensor in target.items() if name in found}
     missing = [
@@ -229,9 +217,7 @@ def _check_names_and_shapes(
         for name, tensor in target.items()
         if id(tensor) not in supplied and not name.endswith("num_batches_tracked")
     ]
-    unexpected = [
-        name for name in found if name not in target and not name.startswith(AUXILIARY_HEADS)
-    ]
+    unexpected = [name for name in found if name not in target and not name.startswith(AUXILIARY_HEADS)]
     shapes = {
         name: (tuple(found[name].shape), tuple(tensor.shape))
         for name, tensor in target.items()
@@ -318,9 +304,7 @@ def _kind(tensor: Tensor) -> str:
     return "float" if tensor.is_floating_point() else "integer"
 
 
-def _fill(
-    model: nn.Module, target: dict[str, Tensor], values: dict[str, Tensor], file: Path
-) -> None:
+def _fill(model: nn.Module, target: dict[str, Tensor], values: dict[str, Tensor], file: Path) -> None:
     """Copy the checked values into the model; put the old ones back if its own code objects."""
     before = {name: tensor.detach().clone() for name, tensor in target.items()}
     by_tensor = {id(target[name]): value for name, value in values.items()}

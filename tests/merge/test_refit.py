@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import clusterprune as cp
+from clusterprune.merge.least_squares import mixing_matrix
+from clusterprune.merge.refit import Refit, refit
+from clusterprune.merge.statistics import input_moments
+from clusterprune.surgery import bias_home, named_tensors
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def images(count: int = 64) -> Tensor:
+    return torch.randn(count, 3, 10, 10, generator=generator())
+
+
+def norm(width: int) -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(width)
+    for tensor in (layer.weight, layer.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5, generator=generator())
+    for tensor in (layer.bias, layer.running_mean):
+        nn.init.normal_(tensor, 0, 0.3, generator=generator())
+    return layer
+
+
+def bare() -> nn.Module:
+    """No bias and no batch norm anywhere: what the removed channels contribute on average has no home yet."""
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(10, 8, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 5, bias=False),
+    )
+
+
+def with_norms() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 3, bias=False),
+        norm(10),
+        nn.ReLU(),
+        nn.Conv2d(10, 12, 1, bias=False),
+        norm(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 3, padding=1, stride=2, bias=False),
+        norm(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.a_norm = nn.Conv2d(8, 10, 3, padding=1, bias=False), norm(10)
+        self.b, self.b_norm = nn.Conv2d(10, 8, 3, padding=1, bias=False), norm(8)
+        self.c, self.d = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.b_norm(self.b(torch.relu(self.a_norm(self.a(x))))) + x)
+        x = x + self.d(torch.relu(self.c(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def mixed_plan(graph: cp.ChannelGraph, data: Tensor, share: float = 0.5) -> cp.Plan:
+    """Keep the first channels of every group, and let mixing matrices stand for the others."""
+    moments = input_moments(
+        graph,
+        named_tensors(graph),
+        data,
+        {call.node: False for call in graph.calls if not call.depthwise},
+        rows=4096,
+        batch_size=32,
+        generator=generator(),
+    )
+    nodes = {call.weight: call.node for call in graph.calls}
+    merges = []
+    for group in graph.prunable:
+        kept = np.arange(max(1, int(group.width * share)))
+        mixing, offset = {}, {}
+        for use in group.consumers:
+            home = bias_home(graph, use.path)
+            mixing[use.path], constant = mixing_matrix(moments[nodes[use.path]], use, kept, offset=home is not None)
+            if home is not None:
+                offset[use.path] = constant
+        merges.append(cp.Merge(group.name, kept, mixing, offset))
+    return cp.Plan.of(graph, tuple(merges))
+
+
+def error(small: nn.Module, model: nn.Module, data: Tensor) -> float:
+    with torch.no_grad():
+        return float((small(data) - model(data)).square().mean())
+
+
+def setting(factory) -> tuple[nn.Module, cp.ChannelGraph, Tensor]:
+    torch.manual_seed(0)
+    model, data = factory().eval(), images()
+    return model, cp.trace(model, data[:1]), data
+
+
+@pytest.mark.parametrize("factory", [bare, with_norms, Residual])
+@pytest.mark.parametrize("share", [0.75, 0.4])
+def test_refit_is_better_than_mixing(factory, share: float):
+    model, graph, data = setting(factory)
+    plan = mixed_plan(graph, data, share)
+    assert plan.merges
+    better = refit(graph, plan, data, generator=generator())
+    mixed = error(cp.apply(model, plan, graph=graph), model, data)
+    assert error(cp.apply(model, better, graph=graph), model, data) < mixed
+
+
+@pytest.mark.parametrize(
+    "options", [Refit(all_layers=False), Refit(through_additions=False), Refit(work=1e6, rows_per_input=1)], ids=str
+)
+def test_options_still_beat_mixing(options: Refit):
+    model, graph, data = setting(Residual)
+    plan = mixed_plan(graph, data)
+    better = refit(graph, plan, data, options=options, generator=generator())
+    mixed = error(cp.apply(model, plan, graph=graph), model, data)
+    assert error(cp.apply(model, better, graph=graph), model, data) < mixed
+
+
+@pytest.mark.parametrize("factory", [bare, with_norms, Residual])
+def test_removing_nothing_changes_nothing(factory):
+    model, graph, data = setting(factory)
+    merges = tuple(cp.Merge(g.name, np.arange(g.width)) for g in graph.prunable)
+    plan = refit(graph, cp.Plan.of(graph, merges), data, generator=generator())
+    assert plan.replaced
+    small = cp.apply(model, plan, graph=graph)
+    assert error(small, model, data) ** 0.5 < 1e-4 * float(model(data).detach().std())
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_a_linear_combination_is_made_good_entirely(batch_size: int):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 4, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[5] = model[0].weight[0] - 2 * model[0].weight[3]
+        model[0].bias[5] = model[0].bias[0] - 2 * model[0].bias[3]
+    data = images()
+    graph = cp.trace(model, data[:1])
+    plan = refit(
+        graph,
+        cp.Plan.of(graph, (cp.Merge("0", np.arange(5)),)),
+        data,
+        options=Refit(ridge=1e-9),
+        batch_size=batch_size,
+        generator=generator(),
+    )
+    small = cp.apply(model, plan, graph=graph)
+    assert error(small, model, images(80)) ** 0.5 < 1e-3 * float(model(data).detach().std())
+
+
+def test_new_biases_are_applied_saved_and_loaded(tmp_path):
+    model, graph, data = setting(bare)
+    plan = refit(graph, mixed_plan(graph, data), data, generator=generator())
+    assert {"2.bias", "6.bias"} <= plan.replaced.keys()
+    small = cp.apply(model, plan, graph=graph)
+    assert small[2].bias is not None
+    assert small[2].bias.shape == (small[2].out_channels,)
+    assert model[2].bias is None
+    cp.save(small, tmp_path / "small")
+    loaded = cp.load(tmp_path / "small", bare)
+    assert torch.equal(loaded(data), small(data))
+    plan.save(tmp_path / "plan")
+    assert torch.equal(cp.apply(model, cp.Plan.load(tmp_path / "plan"))(data), small(data))
+
+
+def test_the_same_generator_gives_the_same_refit_and_the_model_stays():
+    model, graph, data = setting(Residual)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan = mixed_plan(graph, data)
+    first = refit(graph, plan, data, generator=generator())
+    second = refit(graph, plan, data, generator=generator())
+    assert first.replaced.keys() == second.replaced.keys()
+    assert all(torch.equal(first.replaced[k], second.replaced[k]) for k in first.replaced)
+    assert not plan.replaced
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_layer_applied_twice_keeps_its_mixed_kernel():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.shared, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.shared(torch.relu(self.shared(self.stem(x))))))
+
+    model, graph, data = setting(Twice)
+    plan = refit(graph, mixed_plan(graph, data), data, generator=generator())
+    assert "shared.weight" not in plan.replaced
+    assert "head.weight" in plan.replaced
+    assert torch.isfinite(cp.apply(model, plan, graph=graph)(data)).all()
+
+
+def test_silent_outputs_of_a_norm_keep_their_kernel():
+    model, _, data = setting(with_norms)
+    with torch.no_grad():
+        model[4].weight[2] = 0
+    graph = cp.trace(model, data[:1])
+    plan = refit(graph, mixed_plan(graph, data), data, generator=generator())
+    assert all(torch.isfinite(v).all() for v in plan.replaced.values())
+    assert torch.isfinite(cp.apply(model, plan, graph=graph)(data)).all()
+
+
+def test_progress_counts_layers():
+    _, graph, data = setting(with_norms)
+    events = []
+    refit(graph, mixed_plan(graph, data), data, generator=generator(), progress=lambda *e: events.append(e))
+    assert events == [("refit", i + 1, len(events)) for i in range(len(events))]
+    assert events

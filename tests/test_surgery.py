@@ -1,0 +1,193 @@
+"""The laws of surgery, on random networks and on the small networks that once broke them."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from network_blocks import BLOCKS, CHAIN
+from networks import (
+    PROFILE,
+    Network,
+    Recipe,
+    difference,
+    masked_reference,
+    oracle,
+    parameters,
+    random_plan,
+    recipes,
+)
+from torch import Tensor, nn
+
+import clusterprune as cp
+from clusterprune.graph import Group
+from clusterprune.record import stages
+from clusterprune.surgery import compact_state
+
+TOLERANCE = 1e-12
+TRAIN_TOLERANCE = 1e-8
+"""Batch statistics over three images amplify rounding."""
+
+
+def check_laws(recipe: Recipe) -> tuple[Network, cp.ChannelGraph]:
+    """Check everything that must hold for one network and one random plan."""
+    model = Network(recipe).eval()
+    graph = cp.trace(model, model.inputs(1))
+    plan = random_plan(graph, recipe.seed, offset=recipe.seed % 2 == 0, every_group=recipe.seed % 3 != 0)
+    before = {path: tensor.clone() for path, tensor in model.state_dict().items()}
+    small = cp.apply(model, plan, graph=graph)
+    check_original_is_untouched(model, before)
+    check_every_group_shrinks(graph)
+    check_masked_equals_cut(model, graph, plan, small)
+    check_meaning(model, graph, recipe.seed)
+    check_training(model, graph, plan, small)
+    check_twins_merge(model, graph, recipe.seed)
+    return model, graph
+
+
+def check_original_is_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Law 1."""
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[path], tensor) for path, tensor in before.items())
+    assert stages(model) == ()
+
+
+def check_every_group_shrinks(graph: cp.ChannelGraph) -> None:
+    """A group that may be cut can be cut, and its cut frees parameters."""
+    whole = parameters(graph.model)
+    paths = [path for path, _ in graph.model.named_parameters()]
+    for group in graph.prunable:
+        assert group.width > group.n_blocks
+        state = compact_state(graph, random_plan(graph, 1, mixing=False, only=group.name))
+        assert sum(state[path].numel() for path in paths) < whole, group.name
+
+
+def check_masked_equals_cut(model: Network, graph: cp.ChannelGraph, plan: cp.Plan, small: nn.Module) -> None:
+    """Law 2: cutting equals masking and mixing, for another batch size than the traced one."""
+    inputs = model.inputs(3)
+    with torch.no_grad():
+        expected = masked_reference(model, graph, plan)(*inputs)
+        assert difference(small(*inputs), expected) < TOLERANCE
+    assert type(small(*inputs)) is type(model(*inputs))
+    assert small.state_dict().keys() <= {*model.state_dict(), *stages(small)[-1].added}
+    removed = any(len(merge.kept) < graph.by_name[merge.group].width for merge in plan.merges)
+    added = sum(parameter.numel() for path, parameter in small.named_parameters() if path in stages(small)[-1].added)
+    assert not removed or parameters(small) - added < parameters(model)
+    check_attributes(small)
+
+
+def check_attributes(small: nn.Module) -> None:
+    """Layers say about themselves what their weights are."""
+    for path, layer in small.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups), path
+        elif isinstance(layer, nn.ConvTranspose2d):
+            assert layer.weight.shape[:2] == (layer.in_channels, layer.out_channels // layer.groups), path
+        elif isinstance(layer, nn.Linear):
+            assert layer.weight.shape == (layer.out_features, layer.in_features), path
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_mean.shape == (layer.num_features,), path
+        elif isinstance(layer, nn.GroupNorm):
+            assert layer.weight.shape == (layer.num_channels,), path
+
+
+def check_meaning(model: Network, graph: cp.ChannelGraph, seed: int) -> None:
+    """The cut network computes what the plan says about activations: consumers read `mixing @ F[kept] + offset`."""
+    plan = random_plan(graph, seed + 1, offset=True, harmless_offsets=True)
+    small = cp.apply(model, plan, graph=graph)
+    inputs = model.inputs(3)
+    with torch.no_grad():
+        assert difference(small(*inputs), oracle(graph, plan, inputs)) < TOLERANCE
+
+
+def check_training(model: Network, graph: cp.ChannelGraph, plan: cp.Plan, small: nn.Module) -> None:
+    """Law 2 holds in training mode too (dropout aside), batch norms learn the same, and gradients are finite."""
+    pair = [copy.deepcopy(small).train(), masked_reference(model, graph, plan).train()]
+    for network in pair:
+        for layer in network.modules():
+            if isinstance(layer, nn.modules.dropout._DropoutNd):
+                layer.eval()
+    outputs = [network(*model.inputs(3)) for network in pair]
+    if not uses_functional_state(model):
+        assert difference(*outputs) < TRAIN_TOLERANCE
+    ours, theirs = (dict(network.named_buffers()) for network in pair)
+    for path, buffer in ours.items():
+        if path.endswith("running_mean") and buffer.shape == theirs[path].shape:
+            assert difference(buffer, theirs[path]) < TRAIN_TOLERANCE, path
+        elif path.endswith("num_batches_tracked"):
+            assert buffer == theirs[path], path
+    loss = sum(tensor.square().mean() for tensor in torch.utils._pytree.tree_leaves(outputs[0]))
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return
+    optimizer = torch.optim.SGD(pair[0].parameters(), lr=1e-3)
+    loss.backward()
+    gradients = [parameter.grad for parameter in pair[0].parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    optimizer.step()
+
+
+def uses_functional_state(model: Network) -> bool:
+    """Tell whether the code itself asks whether it trains: a rewired network keeps what was traced."""
+    return any(type(part).__name__ == "Dropout" and getattr(part, "drop", part) is None for part in model.modules())
+
+
+def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None:
+    """Law 3. Makes two channels of a random group identical, so the model is not the same afterwards."""
+    if not graph.prunable:
+        return
+    rng = np.random.default_rng(seed)
+    group = graph.prunable[rng.integers(len(graph.prunable))]
+    with torch.no_grad():
+        twins = make_twins(graph, group, rng)
+        inputs = model.inputs(3)
+        expected = model(*inputs)
+        kept = np.setdiff1d(np.arange(group.width), list(twins))
+        indicator = torch.zeros(group.width, len(kept), dtype=torch.float64)
+        indicator[kept, np.arange(len(kept))] = 1
+        for copied, original in twins.items():
+            indicator[copied, kept.tolist().index(original)] = 1
+        merge = cp.Merge(group.name, kept, {use.path: indicator for use in group.consumers})
+        small = cp.apply(model, cp.Plan.of(graph, (merge,)), graph=graph)
+        assert difference(small(*inputs), expected) < TOLERANCE
+
+
+def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -> dict[int, int]:
+    """Copy one channel of each block onto another, wherever it is made or carried."""
+    tensors = {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
+    twins: dict[int, int] = {}
+    for block in range(group.n_blocks):
+        original, copied = rng.choice(np.flatnonzero(group.blocks == block), 2, replace=False).tolist()
+        twins[copied] = original
+        for use in (*group.producers, *group.carriers):
+            tensor = tensors[use.path].movedim(use.dim, 0)
+            tensor[use.positions[copied]] = tensor[use.positions[original]].clone()
+    return twins
+
+
+@PROFILE
+@given(recipe=recipes())
+def test_laws_hold_on_random_networks(recipe: Recipe) -> None:
+    check_laws(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        (name, key, value)
+        for name, (_, options) in BLOCKS.items()
+        for key, choices in options.items()
+        for value in (() if choices == CHAIN else choices[1:] if key != "form" else choices)
+        if key in ("form", "shortcut", "combine", "groups", "multiplier", "per_group", "padding_mode", "identity")
+    ],
+)
+def test_laws_hold_on_every_construct(name: str, key: str, value: Any) -> None:
+    options = {k: () if choices == CHAIN else choices[0] for k, choices in BLOCKS[name][1].items()}
+    check_laws(Recipe(((name, {**options, key: value}), *CONV), width=8, seed=2))
+
+
+CONV = (("Conv", {"out": 6, "norm": "batch"}),)
