@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 PROFILE = settings(
     max_examples=300,
     deadline=None,
-    derandomize=False,
+    derandomize=True,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

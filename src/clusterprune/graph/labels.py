@@ -87,7 +87,7 @@ class LabelSpace:
     def root_tensor(self, labels: Tensor) -> Tensor:
         """Return :meth:`roots` as a tensor that keeps stride-0 dimensions expanded."""
         small = collapse(labels)
-        return torch.from_numpy(self.roots(small)).expand(labels.shape)
+        return torch.from_numpy(np.asarray(self.roots(small))).expand(labels.shape)
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Unite two equally shaped label tensors element by element."""

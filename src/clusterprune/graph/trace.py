@@ -162,7 +162,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         elif target is not None:
             constants[spec.arg.name] = exported.constants.get(target, exported.state_dict.get(target))
     walk, values = _walk(exported.graph, inputs, constants)
-    groups = tuple(find_groups(walk, walk.calls))
+    groups = tuple(_spare_attention(model, group) for group in find_groups(walk, walk.calls))
     used = {path for node in exported.graph.nodes if node.users for path in [inputs.get(node.name)] if path}
     unused = tuple(name for name, _ in model.named_parameters() if name not in used)
     graph = ChannelGraph(
@@ -181,6 +181,17 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         exported.call_spec.out_spec,
     )
     return graph.freeze(ignore)
+
+
+def _spare_attention(model: nn.Module, group: Group) -> Group:
+    """Freeze what an `nn.MultiheadAttention` reads or makes: its own code insists on the widths it was built with."""
+    attention = {path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    if group.frozen is None and attention:
+        for use in group.uses:
+            owner = use.path.rpartition(".")[0]
+            if owner in attention or owner.rpartition(".")[0] in attention:
+                return replace(group, frozen=f"{owner}: multi-head attention insists on its widths")
+    return group
 
 
 def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

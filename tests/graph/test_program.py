@@ -1,0 +1,96 @@
+"""The program runs the traced network at any batch size, and from any step to any other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from network_blocks import BLOCKS, CHAIN
+from networks import PROFILE, Network, Recipe, difference, recipes
+from torch import nn
+
+import clusterprune as cp
+from clusterprune.errors import ModelError
+from clusterprune.graph.program import Program
+from clusterprune.surgery import named_tensors
+
+
+def check(recipe: Recipe, batches: tuple[int, ...] = (1, 3)) -> None:
+    model = Network(recipe).eval()
+    graph = cp.trace(model, model.inputs(1))
+    program = Program(graph)
+    with torch.no_grad():
+        for batch in batches:
+            inputs = model.inputs(batch)
+            copies = [tensor.clone() for tensor in inputs]
+            assert difference(program.run(named_tensors(graph), inputs), model(*inputs)) < 1e-12
+            assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+@settings(PROFILE, max_examples=25)
+@given(recipe=recipes(2, 4))
+def test_random_networks_run_at_any_batch_size(recipe: Recipe) -> None:
+    check(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("Residual", {"shortcut": "cat_zeros"}),
+        ("Attention", {"form": "module"}),
+        ("Attention", {"form": "reshape"}),
+        ("Resize", {"form": "fold_batch"}),
+        ("Split", {"form": "in_place"}),
+        ("Split", {"form": "assign"}),
+        ("Shared", {"form": "tied_all"}),
+    ],
+)
+@pytest.mark.parametrize("head", ["linear", "hard_view"])
+def test_what_depends_on_the_batch_or_writes_in_place(name: str, option: dict[str, str], head: str) -> None:
+    options = {key: () if choices == CHAIN else choices[0] for key, choices in BLOCKS[name][1].items()}
+    check(Recipe(((name, {**options, **option}),), head=head, seed=1))
+
+
+class ClassToken(nn.Module):
+    """A token that is repeated for every image, as vision transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.conv(x).flatten(2).transpose(1, 2)
+        t = torch.cat([self.token.expand(len(x), -1, -1), t], 1)
+        windows = t[:, 1:].reshape(len(x) * 2, 2, 4).mean(1).view(len(x), 2, 4)
+        return self.head(windows.sum(1) + t[:, 0])
+
+
+@pytest.mark.parametrize("traced", [1, 2])
+def test_numbers_that_follow_the_batch_are_found_whatever_was_traced(traced: int) -> None:
+    model = ClassToken().eval()
+    program = Program(cp.trace(model, torch.randn(traced, 3, 8, 8)))
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(program.run(model.state_dict(), (x,))[0], model(x))
+
+
+def test_steps_can_be_run_piece_by_piece() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    graph = cp.trace(model, torch.zeros(1, 3, 8, 8))
+    program = Program(graph)
+    x = torch.randn(5, 3, 8, 8)
+    values = program.start(named_tensors(graph), (x,))
+    second = program.index[graph.calls[1].node]
+    with torch.no_grad():
+        program.advance(values, 0, second)
+        torch.testing.assert_close(values[graph.calls[1].input], model[:2](x))
+        assert graph.calls[0].node not in values, "a value that nobody needs any more stays in memory"
+        program.advance(values, second, len(program.steps))
+        torch.testing.assert_close(values[program.steps[-1].name], model(x))
+
+
+def test_the_number_of_inputs_is_checked() -> None:
+    program = Program(cp.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
+    with pytest.raises(ModelError, match="traced with 1 tensor inputs, but got 2"):
+        program.start({}, (torch.zeros(1), torch.zeros(1)))

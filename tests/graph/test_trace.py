@@ -1,0 +1,149 @@
+"""Tracing: what it accepts, what it refuses and in which words, and what a graph says about itself."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import clusterprune as cp
+from clusterprune.errors import ArgumentError, ModelError, TraceError
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
+
+
+class Forward(nn.Module):
+    """A few layers, used by whatever function is given."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.function(self, *args, **kwargs)
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def test_a_graph_lists_its_groups_in_the_order_of_their_layers() -> None:
+    graph = cp.trace(small_net(), EXAMPLE)
+    assert [(g.name, g.width, g.frozen) for g in graph.groups] == [
+        ("0", 8, None),
+        ("3", 4, None),
+        ("5", 2, "it reaches the network's output"),
+    ]
+    assert [g.name for g in graph.prunable] == ["0", "3"]
+    assert graph.by_name["3"].width == 4
+    assert [call.layer for call in graph.calls] == ["0", "3", "5"]
+    assert graph.unknown == {}
+    assert graph.unused == ()
+
+
+def test_printing_names_groups_reasons_and_gaps() -> None:
+    model = Forward(lambda m, x: m.third(m.second(m.first(x)).cumsum(1)))
+    model.spare = nn.Linear(2, 2)
+    text = str(cp.trace(model, EXAMPLE))
+    assert "Forward: 3 groups, 1 may be cut (4 of 10 channels)" in text
+    assert "first" in text
+    assert "made by first through first, read by second" in text
+    assert "third" in text
+    assert "it reaches the network's output" in text
+    assert "aten.cumsum: at cumsum" in text
+    assert "parameters that evaluation never touches: spare.weight, spare.bias" in text
+
+
+@pytest.mark.parametrize("example", [EXAMPLE, (EXAMPLE,), {"input": EXAMPLE}, [EXAMPLE]])
+def test_examples_may_be_positional_or_keywords(example) -> None:
+    graph = cp.trace(small_net(), example)
+    assert len(graph.prunable) == 2
+
+
+def test_any_dtype_and_batch_size_will_do() -> None:
+    model = small_net().to(torch.bfloat16)
+    assert len(cp.trace(model, torch.zeros(4, 3, 8, 8, dtype=torch.bfloat16)).prunable) == 2
+
+
+def test_modes_are_left_as_they_were() -> None:
+    model = small_net().train()
+    model[1].eval()
+    cp.trace(model, EXAMPLE)
+    assert [layer.training for layer in model] == [True, False, True, True, True, True]
+    with pytest.raises(TraceError):
+        cp.trace(model, torch.zeros(1, 5, 8, 8))
+    assert [layer.training for layer in model] == [True, False, True, True, True, True]
+
+
+def test_ignored_groups_are_frozen_with_the_reason() -> None:
+    graph = cp.trace(small_net(), EXAMPLE, ignore=["3"])
+    assert [g.name for g in graph.prunable] == ["0"]
+    assert graph.by_name["3"].frozen == "left alone on request"
+    again = graph.freeze(["[0-9]"], "a test")
+    assert again.prunable == ()
+    assert again.by_name["0"].frozen == "a test"
+    assert graph.by_name["0"].frozen is None, "freezing returns a new graph"
+
+
+def test_a_layer_anywhere_in_a_group_can_be_ignored_by_name() -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        x = m.first(x)
+        return m.third(x + m.second(x))
+
+    graph = cp.trace(Forward(forward), EXAMPLE, ignore=["sec*"])
+    assert graph.by_name["first"].frozen == "left alone on request"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((small_net(), 3), ArgumentError, "example=int is not an input; give a tensor"),
+        ((small_net(), torch.zeros(1, 5, 8, 8)), TraceError, r"does not run on an example of shape \(1, 5, 8, 8\)"),
+        ((small_net(), (EXAMPLE, EXAMPLE)), TraceError, "does not run on an example"),
+        (("resnet18", EXAMPLE), ModelError, "must be a torch.nn.Module, but got str"),
+        ((Forward(lambda m, x: m.first(x) if x.sum() > 0 else x), EXAMPLE), TraceError, "cannot export Forward"),
+    ],
+)
+def test_errors_say_what_is_wrong(arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        cp.trace(*arguments)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_unsound_weights_are_refused_by_name(bad: float) -> None:
+    model = small_net()
+    with torch.no_grad():
+        model[3].weight[0, 0, 0, 0] = bad
+    with pytest.raises(ModelError, match=r"the weight '3\.weight' holds NaN or infinity"):
+        cp.trace(model, EXAMPLE)
+
+
+def test_a_glob_that_matches_nothing_is_an_error_that_shows_names() -> None:
+    with pytest.raises(
+        ArgumentError, match=r"ignore='layer9\.\*' matches no group or layer; groups are named like 0, 3"
+    ):
+        cp.trace(small_net(), EXAMPLE, ignore=["layer9.*"])
+
+
+def test_buffers_may_hold_infinity_only_where_it_is_not_a_weight() -> None:
+    model = Forward(lambda m, x: m.third(m.first(x) * 2))
+    model.register_buffer("mask", torch.full((2,), -float("inf")), persistent=False)
+    assert [g.name for g in cp.trace(model, EXAMPLE).prunable] == ["first"]
+
+
+def test_tied_parameters_count_once() -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        x = m.second(m.first(x)).relu()
+        return m.third(m.twin(x))
+
+    model = Forward(forward)
+    model.twin = nn.Conv2d(4, 4, 1)
+    model.twin.weight = model.second.weight
+    graph = cp.trace(model, EXAMPLE)
+    assert graph.unused == ()
+    assert [call.weight for call in graph.calls] == ["first.weight", "second.weight", "second.weight", "third.weight"]
+    assert {use.path for use in graph.by_name["first"].uses} >= {"second.weight", "first.weight", "twin.bias"}

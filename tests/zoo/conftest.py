@@ -1,6 +1,0 @@
-"""Make the generator of random networks, one folder up, importable."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
