@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from network_blocks import BLOCKS, CHAIN
 from networks import (
     PROFILE,
@@ -169,9 +169,16 @@ def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -
     return twins
 
 
-@PROFILE
+@settings(PROFILE, max_examples=40)
 @given(recipe=recipes())
 def test_laws_hold_on_random_networks(recipe: Recipe) -> None:
+    check_laws(recipe)
+
+
+@pytest.mark.slow
+@PROFILE
+@given(recipe=recipes())
+def test_laws_hold_on_three_hundred_random_networks(recipe: Recipe) -> None:
     check_laws(recipe)
 
 
