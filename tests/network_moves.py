@@ -226,7 +226,7 @@ class ConvNeXt(Block):
         return x + (y if self.gamma is None else y * self.gamma)
 
 
-@block(heads=(2, 1), form=("chunk", "reshape"))
+@block(heads=(2, 1), form=("chunk", "reshape", "module"))
 class Attention(Block):
     """Multi-head self-attention over the pixels."""
 

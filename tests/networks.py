@@ -34,7 +34,7 @@ PROFILE = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-"""How the random networks are drawn: anew in every run, and enough of them."""
+"""How the random networks are drawn: enough of them, and the same in every run, so that a failure can be repeated."""
 
 SIZE = 8
 CHANNELS = 3

@@ -109,11 +109,10 @@ def check_training(model: Network, graph: cp.ChannelGraph, plan: cp.Plan, small:
     pair = [copy.deepcopy(small).train(), masked_reference(model, graph, plan).train()]
     for network in pair:
         for layer in network.modules():
-            if isinstance(layer, nn.modules.dropout._DropoutNd):
-                layer.eval()
+            if isinstance(layer, nn.modules.dropout._DropoutNd) or type(layer).__name__ == "Dropout":
+                layer.eval()  # also the block that calls functional.dropout
     outputs = [network(*model.inputs(3)) for network in pair]
-    if not uses_functional_state(model):
-        assert difference(*outputs) < TRAIN_TOLERANCE
+    assert difference(*outputs) < TRAIN_TOLERANCE
     ours, theirs = (dict(network.named_buffers()) for network in pair)
     for path, buffer in ours.items():
         if path.endswith("running_mean") and buffer.shape == theirs[path].shape:
@@ -129,11 +128,6 @@ def check_training(model: Network, graph: cp.ChannelGraph, plan: cp.Plan, small:
     assert gradients
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     optimizer.step()
-
-
-def uses_functional_state(model: Network) -> bool:
-    """Tell whether the code itself asks whether it trains: a rewired network keeps what was traced."""
-    return any(type(part).__name__ == "Dropout" and getattr(part, "drop", part) is None for part in model.modules())
 
 
 def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None:
@@ -169,16 +163,16 @@ def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -
     return twins
 
 
-@settings(PROFILE, max_examples=40)
+@PROFILE
 @given(recipe=recipes())
-def test_laws_hold_on_random_networks(recipe: Recipe) -> None:
+def test_laws_hold_on_three_hundred_random_networks(recipe: Recipe) -> None:
     check_laws(recipe)
 
 
 @pytest.mark.slow
-@PROFILE
+@settings(PROFILE, max_examples=1000, derandomize=False)
 @given(recipe=recipes())
-def test_laws_hold_on_three_hundred_random_networks(recipe: Recipe) -> None:
+def test_laws_hold_on_networks_drawn_anew_in_every_run(recipe: Recipe) -> None:
     check_laws(recipe)
 
 
@@ -198,3 +192,15 @@ def test_laws_hold_on_every_construct(name: str, key: str, value: Any) -> None:
 
 
 CONV = (("Conv", {"out": 6, "norm": "batch"}),)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_found_channels_that_a_norm_ties_in_another_arrangement(seed: int) -> None:
+    """Padding shifts the channels against the norm's groups: (zero, 0, 1), (2, 3, zero) cannot stand for each other."""
+    shifted = (
+        ("Functional", {"form": "conv", "out": 4}),
+        ("Rearrange", {"form": "zeros"}),
+        ("PreActivation", {"order": "norm_act_conv", "out": 4, "norm": "group", "act": "none"}),
+    )
+    _, graph = check_laws(Recipe((*CONV, *shifted), "conv", "linear", 4, seed))
+    assert graph.by_name["chain.blocks.1.w"].frozen is not None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clusterprune.errors import ModelError, PlanError, TraceError, WeightsError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import trace
-from clusterprune.plan import Merge, Plan, rebuild_example
+from clusterprune.plans import Merge, Plan, rebuild_example
 from clusterprune.record import Stage, set_stages, stages
 from clusterprune.resize import fitting_shapes, set_attributes
 from clusterprune.surgery import apply

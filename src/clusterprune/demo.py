@@ -17,7 +17,7 @@ from clusterprune.files import atomic_folder
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph import trace as trace_model
 from clusterprune.models import ModelSpec
-from clusterprune.plan import Merge, Plan
+from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import apply
 
 MODEL = "resnet20"

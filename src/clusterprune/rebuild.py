@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.program import Ref, batch_free, factory_call, shape_of
+from clusterprune.graph.batch import call_with_batch, follow_batch
+from clusterprune.graph.program import Ref
 from clusterprune.graph.rewrite import Change
 from clusterprune.resize import owner_of
 
@@ -26,7 +27,8 @@ def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, C
     """Return a `GraphModule` over the (already resized) layers of `module`.
 
     Layers are called as modules, so batch norm and dropout train as they did, and parameters keep their
-    names. Views are tied to the traced image size, not to the batch size.
+    names. Views are tied to the traced image size, and to the batch size only where the
+    graph could not be followed to another one (see :mod:`clusterprune.graph.batch`).
     """
     rebuilt = fx.Graph()
     values: dict[str, Any] = {}
@@ -75,13 +77,11 @@ def _call(
     if node.name in changes:
         change = changes[node.name]
         target, args, kwargs = change.target, change.args, change.kwargs
-    elif (made := factory_call(graph, node)) is not None:
-        target, args, kwargs = made
     else:
         args, kwargs = tuple(node.args), dict(node.kwargs)
-        if isinstance(node.meta.get("val"), Tensor):
-            args = batch_free(node, args, shape_of(node))
-    args, kwargs = fx.map_arg((args, kwargs), fetch)
+    args = follow_batch(args, graph.batch_size.arguments.get(node.name))
+    args = call_with_batch(rebuilt, next(n for n in rebuilt.nodes if n.op == "placeholder"), args)
+    args, kwargs = fx.map_arg((args, kwargs), lambda n: n if n.graph is rebuilt else fetch(n))
     args = tuple(rebuilt.get_attr(a.name) if isinstance(a, Ref) else a for a in args)
     return rebuilt.call_function(target, args, kwargs)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clusterprune.cli.opening import Subject
     from clusterprune.cli.progress import Display
     from clusterprune.data import Dataset, Split
-    from clusterprune.plan import Plan
+    from clusterprune.plans import Plan
     from clusterprune.run import Timeline
 
 EXAMPLES = """[bold]Examples[/bold]

@@ -67,38 +67,32 @@ class Group:
 
 def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
     """Sort the labels of a finished walk into groups, in the order in which their channels are made."""
-    touched = _touched(walk)
     layer_weights = {call.weight for call in calls if not call.depthwise}
     blocks, conflicts = _blocks(walk)
     order = {call.weight: index for index, call in enumerate(calls)}
-    signatures: dict[tuple, list[int]] = {}
-    for label, uses in touched.items():
-        signature = (tuple(sorted((key, len(places)) for key, places in uses.items())), walk.space.why_frozen(label))
-        signatures.setdefault(signature, []).append(label)
 
-    def first_made(labels: list[int]) -> tuple[int, int]:
-        uses = touched[labels[0]]
+    def first_made(sketch: _Sketch) -> tuple[int, int]:
         made = [
-            (order[path], int(places[0]))
-            for (path, dim), places in uses.items()
+            (order[path], int(positions[0, 0]))
+            for (path, dim), positions in sketch.positions.items()
             if path in layer_weights and walk.slices[path, dim].role == "row"
         ]
         return min(made, default=(len(order), 0))
 
     groups: list[Group] = []
     names: dict[str, int] = {}
-    for (signature, why), labels in sorted(signatures.items(), key=lambda item: first_made(item[1])):
+    for sketch in sorted(_sketches(walk), key=first_made):
+        labels = sketch.labels
         uses = {"producer": [], "carrier": [], "column": []}
-        for (path, dim), _ in signature:
+        for (path, dim), positions in sketch.positions.items():
             known: Slice = walk.slices[path, dim]
-            positions = np.stack([touched[label][path, dim] for label in labels])
             kind = "column" if known.role == "column" else "producer" if path in layer_weights else "carrier"
             uses[kind].append(Use(path, dim, positions, known.role, known.groups))
         for places in uses.values():
             places.sort(key=lambda use: order.get(use.path, len(order)))
         if not uses["producer"]:
             continue
-        why = why or next((conflicts[label] for label in labels if label in conflicts), None)
+        why = sketch.why_frozen or next((conflicts[label] for label in labels if label in conflicts), None)
         if why is None and not uses["column"]:
             why = "no layer reads these channels"
         block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
@@ -110,31 +104,55 @@ def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
             name = f"{name}#{names[name]}"
-        groups.append(
-            Group(
-                name,
-                np.array(labels),
-                tuple(uses["producer"]),
-                tuple(uses["carrier"]),
-                tuple(uses["column"]),
-                block,
-                why,
-            )
-        )
+        producers, carriers, columns = (tuple(uses[kind]) for kind in ("producer", "carrier", "column"))
+        groups.append(Group(name, np.array(labels), producers, carriers, columns, block, why))
     return _check_partitions(walk, groups)
 
 
-def _touched(walk: Walk) -> dict[int, dict[tuple[str, int], np.ndarray]]:
-    """For every cuttable-or-frozen label: the indices it owns in each (parameter, dimension)."""
-    touched: dict[int, dict[tuple[str, int], np.ndarray]] = {}
-    for key, known in walk.slices.items():
-        roots = walk.space.roots(known.labels)
-        ordering = np.argsort(roots, kind="stable")
-        labels, starts = np.unique(roots[ordering], return_index=True)
-        for label, places in zip(labels, np.split(ordering, starts[1:]), strict=True):
-            if not walk.space.is_opaque(int(label)):
-                touched.setdefault(int(label), {})[key] = places
-    return touched
+@dataclass(frozen=True, eq=False)
+class _Sketch:
+    """Labels that are used alike, and where: `positions` of shape (labels, multiplicity) by parameter and dimension."""
+
+    labels: list[int]
+    positions: dict[tuple[str, int], np.ndarray]
+    why_frozen: str | None
+
+
+def _sketches(walk: Walk) -> list[_Sketch]:
+    """Put together the labels that own equally many indices of the same parameters, in the same arrangement.
+
+    A label may tie several channels together (those of a normalisation group), which then appear in a
+    certain arrangement at each of its uses. Another label stands for a replacement only if its channels are arranged
+    the same way everywhere.
+    """
+    keys = sorted(walk.slices)
+    if not keys:
+        return []
+    slices = [walk.slices[key].labels for key in keys]
+    root, same = (np.concatenate([find(labels) for labels in slices]) for find in (walk.space.roots, walk.space.same))
+    key = np.repeat(np.arange(len(keys)), [len(labels) for labels in slices])
+    place = np.concatenate([np.arange(len(labels)) for labels in slices])
+    sorting = np.lexsort((place, key, root))
+    sorting = sorting[~np.isin(root[sorting], walk.space.opaque_labels)]
+    root, same, key, place = (values[sorting] for values in (root, same, key, place))
+    labels, starts = np.unique(root, return_index=True)
+    # A channel is known by where its label's uses show it first.
+    _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
+    shown = first[inverse] - np.repeat(starts, np.diff([*starts, len(root)]))
+    alike: dict[tuple[bytes, bytes, str | None], list[int]] = {}
+    bounds = [*zip(starts.tolist(), [*starts[1:].tolist(), len(root)], strict=True)]
+    for index, (start, stop) in enumerate(bounds):
+        why = walk.space.why_frozen(int(labels[index]))
+        alike.setdefault((key[start:stop].tobytes(), shown[start:stop].tobytes(), why), []).append(index)
+    sketches = []
+    for (_, _, why), members in alike.items():
+        start, stop = bounds[members[0]]
+        used, columns = np.unique(key[start:stop], return_index=True)
+        places = np.stack([place[slice(*bounds[index])] for index in members])
+        parts = np.split(places, columns[1:], axis=1)
+        positions = {keys[number]: part for number, part in zip(used, parts, strict=True)}
+        sketches.append(_Sketch(labels[members].tolist(), positions, why))
+    return sketches
 
 
 def _blocks(walk: Walk) -> tuple[dict[int, dict[int, int]], dict[int, str]]:

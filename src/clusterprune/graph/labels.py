@@ -4,11 +4,14 @@ A label is born where a layer makes a channel, travels with the data, and is *un
 where two channels can only be cut together (the two sides of an addition, the input and output of a
 depthwise convolution). Uniting is a union-find; a channel of the network is one class of it.
 
+Labels can be united for two reasons: they are the *same* channel (the two sides of an addition), or different
+ones that are only *tied* (the channels of one normalisation group). A second union-find knows the first kind alone.
+
 Labels live in integer tensors of the same shape as the activation they describe. Along dimensions where
 the label does not change (batch, height, width) such a tensor is expanded with stride 0 and costs nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -42,8 +45,43 @@ def spread(vector: Tensor, dim: int, shape: Iterable[int]) -> Tensor:
     return vector.view(view).expand(shape)
 
 
+class Forest:
+    """Union-find over the integers from 0: every class is represented by its smallest member."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._parent = np.empty(1024, dtype=np.int64)
+        self.size = 0
+
+    def grow(self, count: int) -> None:
+        """Add `count` members, each a class of its own."""
+        while self.size + count > len(self._parent):
+            self._parent = np.concatenate([self._parent, np.empty_like(self._parent)])
+        self._parent[self.size : self.size + count] = np.arange(self.size, self.size + count)
+        self.size += count
+
+    def roots(self, members: np.ndarray) -> np.ndarray:
+        """Return the representative of every member's class, in the same shape."""
+        while True:
+            parents = self._parent[members]
+            if (parents == members).all():
+                return parents
+            members = parents
+
+    def find(self, member: int) -> int:
+        """Return the representative of one member's class."""
+        while self._parent[member] != member:
+            self._parent[member] = self._parent[self._parent[member]]
+            member = int(self._parent[member])
+        return member
+
+    def join(self, left: int, right: int) -> None:
+        """Make one class of two, given their representatives."""
+        self._parent[max(left, right)] = min(left, right)
+
+
 class LabelSpace:
-    """Union-find over labels, with the reasons why some of them must stay.
+    """Two union-finds over labels, with the reasons why some of them must stay.
 
     A label is *opaque* when it stands for data that cannot be cut at all and has no channels of its own
     (the network's input, the result of an operation without a rule). Uniting with an opaque label freezes.
@@ -51,22 +89,20 @@ class LabelSpace:
 
     def __init__(self) -> None:
         """Start with no labels."""
-        self._parent = np.empty(1024, dtype=np.int64)
-        self._size = 0
+        self._together = Forest()
+        self._same = Forest()
         self._frozen: dict[int, str] = {}
         self._opaque: dict[int, str] = {}
 
     def __len__(self) -> int:
         """Return how many labels were ever made."""
-        return self._size
+        return self._together.size
 
     def new(self, count: int) -> Tensor:
         """Make `count` fresh labels, as an int64 vector."""
-        while self._size + count > len(self._parent):
-            self._parent = np.concatenate([self._parent, np.empty_like(self._parent)])
-        start = self._size
-        self._parent[start : start + count] = np.arange(start, start + count)
-        self._size += count
+        start = len(self)
+        self._together.grow(count)
+        self._same.grow(count)
         return torch.arange(start, start + count)
 
     def opaque(self, shape: Iterable[int], reason: str) -> Tensor:
@@ -77,12 +113,11 @@ class LabelSpace:
 
     def roots(self, labels: Tensor | np.ndarray) -> np.ndarray:
         """Return the representative of every label's class, in the shape of `labels`."""
-        current = labels.numpy() if isinstance(labels, Tensor) else labels
-        while True:
-            parents = self._parent[current]
-            if (parents == current).all():
-                return parents
-            current = parents
+        return self._together.roots(_array(labels))
+
+    def same(self, labels: Tensor | np.ndarray) -> np.ndarray:
+        """Return a representative that only labels of the same channel share, not those that are tied to it."""
+        return self._same.roots(_array(labels))
 
     def root_tensor(self, labels: Tensor) -> Tensor:
         """Return :meth:`roots` as a tensor that keeps stride-0 dimensions expanded."""
@@ -90,18 +125,26 @@ class LabelSpace:
         return torch.from_numpy(np.asarray(self.roots(small))).expand(labels.shape)
 
     def unite(self, first: Tensor, second: Tensor) -> None:
-        """Unite two equally shaped label tensors element by element."""
-        a, b = collapse_together(first, second)
-        pairs = np.stack([self.roots(a).ravel(), self.roots(b).ravel()])
-        pairs = pairs[:, pairs[0] != pairs[1]]
-        if not pairs.size:
-            return
-        code = np.unique(pairs[0] * self._size + pairs[1])
-        for left, right in zip(code // self._size, code % self._size, strict=True):
-            self._unite_one(int(left), int(right))
+        """Say element by element that the labels of two equally shaped tensors are the same channel."""
+        for left, right in self._differing(self._same, first, second):
+            self._same.join(self._same.find(left), self._same.find(right))
+        self._tie(first, second)
 
-    def _unite_one(self, left: int, right: int) -> None:
-        left, right = self._find(left), self._find(right)
+    def _tie(self, first: Tensor, second: Tensor) -> None:
+        for left, right in self._differing(self._together, first, second):
+            self._tie_one(left, right)
+
+    @staticmethod
+    def _differing(forest: Forest, first: Tensor, second: Tensor) -> Iterator[tuple[int, int]]:
+        """Yield the distinct pairs of classes that two tensors of labels put side by side."""
+        a, b = collapse_together(first, second)
+        left, right = forest.roots(_array(a)).ravel(), forest.roots(_array(b)).ravel()
+        differ = left != right
+        code = np.unique(left[differ] * forest.size + right[differ])
+        yield from zip((code // forest.size).tolist(), (code % forest.size).tolist(), strict=True)
+
+    def _tie_one(self, left: int, right: int) -> None:
+        left, right = self._together.find(left), self._together.find(right)
         if left == right:
             return
         if left in self._opaque or right in self._opaque:
@@ -109,23 +152,17 @@ class LabelSpace:
             if other not in self._opaque:
                 self._frozen.setdefault(other, self._opaque[opaque])
             return
+        self._together.join(left, right)
         low, high = min(left, right), max(left, right)
-        self._parent[high] = low
         if high in self._frozen:
             reason = self._frozen.pop(high)
             self._frozen.setdefault(low, reason)
 
-    def _find(self, label: int) -> int:
-        while self._parent[label] != label:
-            self._parent[label] = self._parent[self._parent[label]]
-            label = int(self._parent[label])
-        return label
-
     def unite_along(self, labels: Tensor, dim: int) -> Tensor:
-        """Unite all labels along `dim`; return the labels with that dimension narrowed to length one."""
+        """Tie all labels along `dim` together; return the labels with that dimension narrowed to length one."""
         first = labels.narrow(dim, 0, 1)
         if labels.shape[dim] > 1 and labels.stride(dim) != 0:
-            self.unite(first.expand_as(labels), labels)
+            self._tie(first.expand_as(labels), labels)
         return first
 
     def freeze(self, labels: Tensor, reason: str) -> None:
@@ -137,7 +174,12 @@ class LabelSpace:
 
     def is_opaque(self, label: int) -> bool:
         """Tell whether a label stands for data without channels of its own."""
-        return self._find(label) in self._opaque
+        return self._together.find(label) in self._opaque
+
+    @property
+    def opaque_labels(self) -> np.ndarray:
+        """All opaque labels, shape (labels,)."""
+        return np.fromiter(self._opaque, dtype=np.int64, count=len(self._opaque))
 
     def all_opaque(self, labels: Tensor) -> bool:
         """Tell whether a tensor carries nothing but opaque labels."""
@@ -146,5 +188,9 @@ class LabelSpace:
 
     def why_frozen(self, label: int) -> str | None:
         """Return why a label must stay, or None if it may be cut."""
-        root = self._find(label)
+        root = self._together.find(label)
         return self._opaque.get(root) or self._frozen.get(root)
+
+
+def _array(labels: Tensor | np.ndarray) -> np.ndarray:
+    return labels.numpy() if isinstance(labels, Tensor) else labels

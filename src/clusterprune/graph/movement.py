@@ -154,7 +154,7 @@ def enforce_grid(space: LabelSpace, labels: Tensor) -> Tensor:
     roots = space.root_tensor(small)
     dims = varying_dims(roots)
     if len(dims) < 2:
-        return labels
+        return roots.expand(labels.shape)
     # Channels that run into rows and columns of an image (a latent vector viewed as maps) stay channels.
     spatial = {roots.ndim - 2, roots.ndim - 1} if roots.ndim >= 4 else set()
     free = max(dims, key=lambda dim: (dim not in spatial, roots.shape[dim]))

@@ -1,7 +1,7 @@
 """Run an exported graph with any weights, any batch size, and from any point to any other.
 
 The graph that `torch.export` returns holds the example's batch size in the arguments of its views.
-:func:`batch_free` frees them, so that one trace serves every batch.
+:mod:`clusterprune.graph.batch` finds it, so that one trace serves every batch.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.errors import ModelError
+from clusterprune.graph.batch import Batch, follow_batch
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
 from clusterprune.graph.trace import ChannelGraph
 
 aten = torch.ops.aten
-_VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 
 
 @dataclass(frozen=True)
@@ -42,48 +42,6 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(length) for length in node.meta["val"].shape)
 
 
-def batch_free(node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Replace the traced batch size in a view's or expand's arguments by -1 (`shape`: of the result)."""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet in _VIEWS and shape:
-        return (args[0], [-1, *shape[1:]], *args[2:])
-    if packet is aten.expand:
-        source = shape_of(node.args[0])  # type: ignore[arg-type]
-        padded = (None,) * (len(shape) - len(source)) + source
-        traced = shape_of(node)
-        sizes = [-1 if padded[d] == traced[d] else s for d, s in enumerate(shape)]
-        return (args[0], sizes, *args[2:])
-    return args
-
-
-_FACTORIES = {
-    packet: position
-    for names, position in (("zeros ones full empty rand randn", 0), ("new_zeros new_ones new_full new_empty", 1))
-    for name in names.split()
-    if (packet := getattr(aten, name, None)) is not None
-}
-"""Operators that make a constant tensor, and which of their arguments is its size."""
-
-
-def batch_sized(like: Tensor, make: Any, position: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Make a constant tensor with as many leading entries as `like` has."""
-    given = list(args)
-    given[position] = [like.shape[0], *given[position][1:]]
-    return make(*given, **kwargs)
-
-
-def factory_call(graph: ChannelGraph, node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
-    """Free a constant made in `forward` of the traced batch size; None for any other node."""
-    position = _FACTORIES.get(getattr(node.target, "overloadpacket", None))
-    source = next((n for n in graph.fx.nodes if n.op == "placeholder" and n.name in graph.user_inputs), None)
-    if position is None or source is None or not isinstance(node.meta.get("val"), Tensor):
-        return None
-    shape = shape_of(node)
-    if not shape or not shape_of(source) or shape[0] != shape_of(source)[0]:
-        return None
-    return batch_sized, (source, node.target, position, *node.args), dict(node.kwargs)
-
-
 class Program:
     """A traced model as a list of steps.
 
@@ -93,16 +51,20 @@ class Program:
         The traced model.
     changes
         New calls for nodes by name, as :func:`clusterprune.graph.rewrite.rewrite` gives them.
+    any_batch
+        Whether to run with other batch sizes than the traced one, which costs a second export of the model.
     """
 
-    def __init__(self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None, *, any_batch: bool = True
+    ) -> None:
         """Compile the graph; `changes` come from cutting channels."""
         self.graph = graph
+        self.any_batch = any_batch
         changes = changes or {}
         last: dict[str, str] = {}
         for node in graph.fx.nodes:
-            made = factory_call(graph, node)
-            for argument in (*node.all_input_nodes, *([made[1][0]] if made else [])):
+            for argument in node.all_input_nodes:
                 last[argument.name] = node.name
         changed = {node.name for node in graph.fx.nodes if node.op == "call_function" and _is_private(node)}
         self.steps: list[Step] = []
@@ -118,18 +80,17 @@ class Program:
                 if node.name in changes:
                     change = changes[node.name]
                     target, args, kwargs = change.target, change.args, change.kwargs
-                elif (made := factory_call(graph, node)) is not None:
-                    target, args, kwargs = made
                 else:
                     args, kwargs = tuple(node.args), dict(node.kwargs)
-                    if isinstance(node.meta.get("val"), Tensor):
-                        args = batch_free(node, args, shape_of(node))
+                if any_batch:
+                    args = follow_batch(args, graph.batch_size.arguments.get(node.name))
                 if node.name in changed:
                     target = _functional_twin(target)
                 frees = tuple(name for name, user in last.items() if user == node.name)
                 self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
         self.index = {step.name: position for position, step in enumerate(self.steps)}
-        self.kept = set(_names(self.output))
+        # The first input says how many images there are.
+        self.kept = {*_names(self.output), *self.user_inputs[:1]}
 
     def start(
         self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
@@ -139,12 +100,19 @@ class Program:
         Raises
         ------
         ModelError
-            If the number of inputs differs from the traced one.
+            If the number of inputs differs from the traced one, or the batch size of a graph that has but one.
         """
         inputs = [*args, *(kwargs or {}).values()]
         inputs = [value for value in inputs if isinstance(value, Tensor)]
         if len(inputs) != len(self.user_inputs):
             raise ModelError(f"the model was traced with {len(self.user_inputs)} tensor inputs, but got {len(inputs)}")
+        if self.any_batch and (reason := self.graph.batch_size.fixed) is not None:
+            traced = self.graph.batch_size.traced
+            if traced and len(inputs[0]) != traced:
+                raise ModelError(
+                    f"{type(self.graph.model).__name__} runs with a batch of {traced} only, as it was traced, but got "
+                    f"{len(inputs[0])}: {reason}. Trace it with an example of the batch size that you use."
+                )
         return {**dict(zip(self.user_inputs, inputs, strict=True)), **self.weights(state)}
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -218,6 +186,8 @@ def _names(nest: Any) -> list[str]:
 def _resolve(nest: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(nest, Ref):
         return values[nest.name]
+    if isinstance(nest, Batch):
+        return nest.resolve(len(values[nest.source]))
     if isinstance(nest, (tuple, list)):
         return type(nest)(_resolve(part, values) for part in nest)
     if isinstance(nest, dict):

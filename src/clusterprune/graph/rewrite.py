@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from clusterprune.errors import PlanError
 from clusterprune.graph.labels import collapse
-from clusterprune.graph.program import batch_free, shape_of
+from clusterprune.graph.program import shape_of
 from clusterprune.graph.trace import ChannelGraph
 
 aten = torch.ops.aten
@@ -106,10 +106,10 @@ def _named(node: fx.Node) -> dict[str, Any]:
 
 
 def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
-    """Views and expands take the new shape of their result."""
+    """Views and expands take the new shape of their result, and leave open what they left open."""
     shape = survivors.shape(node.name)
-    args = (node.args[0], list(shape), *node.args[2:])
-    return batch_free(node, args, shape), {}
+    given: Any = node.args[1]
+    return (node.args[0], [-1 if g == -1 else s for g, s in zip(given, shape, strict=True)], *node.args[2:]), {}
 
 
 _LIKE = {aten.view_as: aten.view.default, aten.reshape_as: aten.reshape.default}
@@ -118,7 +118,7 @@ _LIKE = {aten.view_as: aten.view.default, aten.reshape_as: aten.reshape.default}
 
 def _shape_of_other(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     shape = survivors.shape(node.name)
-    return (node.args[0], [-1, *shape[1:]]), {}
+    return (node.args[0], list(shape)), {}
 
 
 def _unflatten(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:

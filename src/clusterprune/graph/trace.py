@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from clusterprune.errors import ArgumentError, ModelError, TraceError
+from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group, find_groups
 from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
 from clusterprune.graph.rules import RULES, pointwise
@@ -62,6 +63,11 @@ class ChannelGraph:
     def by_name(self) -> dict[str, Group]:
         """The groups by name."""
         return {group.name: group for group in self.groups}
+
+    @cached_property
+    def batch_size(self) -> BatchSize:
+        """Which numbers in the graph follow the batch size (found by a second export when first asked for)."""
+        return find_batch_size(self)
 
     @property
     def prunable(self) -> tuple[Group, ...]:
@@ -147,7 +153,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         raise ModelError(f"model must be a torch.nn.Module, but got {type(model).__name__}; build it first")
     args, kwargs = _inputs(example)
     _check_weights(model)
-    exported = _export(model, args, kwargs)
+    exported = export(model, args, kwargs)
     inputs: dict[str, str] = {}
     constants: dict[str, Any] = {}
     named = {
@@ -162,7 +168,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         elif target is not None:
             constants[spec.arg.name] = exported.constants.get(target, exported.state_dict.get(target))
     walk, values = _walk(exported.graph, inputs, constants)
-    groups = tuple(_spare_attention(model, group) for group in find_groups(walk, walk.calls))
+    groups = tuple(find_groups(walk, walk.calls))
     used = {path for node in exported.graph.nodes if node.users for path in [inputs.get(node.name)] if path}
     unused = tuple(name for name, _ in model.named_parameters() if name not in used)
     graph = ChannelGraph(
@@ -181,17 +187,6 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         exported.call_spec.out_spec,
     )
     return graph.freeze(ignore)
-
-
-def _spare_attention(model: nn.Module, group: Group) -> Group:
-    """Freeze what an `nn.MultiheadAttention` reads or makes: its own code insists on the widths it was built with."""
-    attention = {path for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
-    if group.frozen is None and attention:
-        for use in group.uses:
-            owner = use.path.rpartition(".")[0]
-            if owner in attention or owner.rpartition(".")[0] in attention:
-                return replace(group, frozen=f"{owner}: multi-head attention insists on its widths")
-    return group
 
 
 def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -226,7 +221,8 @@ def evaluation_mode(model: nn.Module) -> Any:
             module.training = mode
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Export a model in evaluation mode."""
     with evaluation_mode(model), torch.no_grad():
         try:
             return torch.export.export(model, args, kwargs, strict=False)

@@ -20,7 +20,7 @@ from clusterprune.graph.rewrite import rewrite
 from clusterprune.merge.least_squares import ridge_regression
 from clusterprune.merge.patches import Reader
 from clusterprune.merge.statistics import Images, Progress, as_inputs, batches, second_moment, with_constant
-from clusterprune.plan import Plan
+from clusterprune.plans import Plan
 from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten

@@ -29,7 +29,7 @@ from clusterprune.merge.statistics import (
     consumer_calls,
     input_moments,
 )
-from clusterprune.plan import Merge, Plan
+from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery import bias_home, named_tensors
 

@@ -39,7 +39,7 @@ from clusterprune.merge.statistics import (
     input_moments,
     output_importance,
 )
-from clusterprune.plan import Merge, Plan
+from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import apply, bias_home, named_tensors
 
 _Target = Quantity | Literal["latency"]
