@@ -40,8 +40,8 @@ RESULTS = Path(__file__).parent / "results" / "trace_speed.json"
 NETWORKS = (
     "resnet56 vgg16 googlenet torchvision:resnet18 torchvision:resnet50 torchvision:resnet152 torchvision:vgg16_bn "
     "torchvision:googlenet torchvision:inception_v3 torchvision:densenet121 torchvision:densenet201 "
-    "torchvision:mobilenet_v2 torchvision:mobilenet_v3_large torchvision:efficientnet_b0 torchvision:shufflenet_v2_x1_0 "
-    "torchvision:regnet_y_400mf torchvision:convnext_tiny torchvision:squeezenet1_1 torchvision:mnasnet1_0"
+    "torchvision:mobilenet_v2 torchvision:mobilenet_v3_large torchvision:efficientnet_b0 "
+    "torchvision:shufflenet_v2_x1_0 torchvision:regnet_y_400mf torchvision:convnext_tiny torchvision:squeezenet1_1 torchvision:mnasnet1_0"
 ).split()
 
 
@@ -91,7 +91,10 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
             f"{found['median']['ours']:.2f}",
             f"{found['median']['theirs']:.2f}",
             f"{found['ratio']:.2f}",
-            *(str(found["groups"][tool]) if isinstance(found["groups"][tool], int) else "fails" for tool in ("ours", "theirs")),
+            *(
+                str(found["groups"][tool]) if isinstance(found["groups"][tool], int) else "fails"
+                for tool in ("ours", "theirs")
+            ),
         )
     return made
 

@@ -21,9 +21,7 @@ def saved(tmp_path, image, name, **options):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.png", "a.bmp", "a.ppm", "a.tif", "a.JPG", "a.jpeg", "a.webp", "a.gif"]
-)
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.ppm", "a.tif", "a.JPG", "a.jpeg", "a.webp", "a.gif"])
 def test_every_format_gives_the_same_picture(tmp_path, name):
     image = gradient()
     options = {"quality": 95} if name in {"a.JPG", "a.jpeg", "a.webp"} else {}

@@ -40,9 +40,7 @@ def test_perfect_whatever_the_batches(batch_size):
 
 def test_partial_batch_weighs_what_it_has():
     split = labelled(7)
-    wrong = data.Split.from_tensors(
-        split.images(), torch.tensor([0, 1, 2, 3, 4, 5, 9]), split.classes
-    )
+    wrong = data.Split.from_tensors(split.images(), torch.tensor([0, 1, 2, 3, 4, 5, 9]), split.classes)
     result = evaluate.accuracy(Scores(10), wrong, batch_size=6, **HALF)
     assert result.top1 == pytest.approx(100 * 6 / 7)
     assert result.images == 7
@@ -61,9 +59,7 @@ def test_top5_needs_five_classes_and_a_request():
 
 def test_progress():
     seen = []
-    evaluate.accuracy(
-        Scores(10), labelled(), batch_size=4, progress=lambda *at: seen.append(at), **HALF
-    )
+    evaluate.accuracy(Scores(10), labelled(), batch_size=4, progress=lambda *at: seen.append(at), **HALF)
     assert seen == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -193,9 +189,7 @@ def test_unreadable_images_do_not_count(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "test" / name).mkdir(parents=True)
         for i in range(3):
-            Image.new("RGB", (4, 4), (ord(name) - ord("a"),) * 3).save(
-                tmp_path / f"test/{name}/{i}.png"
-            )
+            Image.new("RGB", (4, 4), (ord(name) - ord("a"),) * 3).save(tmp_path / f"test/{name}/{i}.png")
     (tmp_path / "test/b/1.png").write_bytes(b"no image")
     split = data.load(f"folder:{tmp_path}").test
     with pytest.warns(data.CorruptImageWarning):

@@ -10,9 +10,14 @@ def test_every_module_gets_its_mode_back_even_after_an_error():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
     model.train()
     model[0].eval()
-    with pytest.raises(KeyError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise KeyError
+
+    def fail() -> None:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [module.training for module in model.modules()] == [True, False, True, True]
 
 

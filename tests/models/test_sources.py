@@ -71,9 +71,7 @@ class TestTorchvision:
     def test_weights_with_auxiliary_heads_load(self, tmp_path):
         published = googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=3)
         save_file(published.state_dict(), tmp_path / "w.safetensors")
-        model = models.build(
-            "torchvision:googlenet", num_classes=3, weights=tmp_path / "w.safetensors"
-        )
+        model = models.build("torchvision:googlenet", num_classes=3, weights=tmp_path / "w.safetensors")
         assert torch.equal(model.get_parameter("fc.weight"), published.fc.weight)
 
     @pytest.mark.parametrize(
@@ -94,9 +92,7 @@ class TestTorchvision:
         assert output["out"].shape == (1, 4, 64, 64)
 
     def test_unknown_name_gets_suggestions(self):
-        with pytest.raises(
-            ModelError, match=r"no usable model 'resnet51'. Did you mean .*resnet50"
-        ):
+        with pytest.raises(ModelError, match=r"no usable model 'resnet51'. Did you mean .*resnet50"):
             models.resolve("torchvision:resnet51")
 
     def test_detectors_need_a_factory(self):
@@ -118,9 +114,7 @@ class TestTimm:
 
     def test_unknown_name_gets_suggestions(self):
         pytest.importorskip("timm")
-        with pytest.raises(
-            ModelError, match=r"timm has no model 'resnet51'. Did you mean .*resnet"
-        ):
+        with pytest.raises(ModelError, match=r"timm has no model 'resnet51'. Did you mean .*resnet"):
             models.resolve("timm:resnet51")
 
     @pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "local-dir:x", ""])
@@ -235,9 +229,7 @@ class TestFile:
 
     def test_missing_factory_lists_what_there_is(self, write):
         path = write("from torch import nn\nclass Network(nn.Module): ...\ndef build(): ...")
-        with pytest.raises(
-            ModelError, match=r"defines no 'biuld'. Did you mean build\? .*Network, build\."
-        ):
+        with pytest.raises(ModelError, match=r"defines no 'biuld'. Did you mean build\? .*Network, build\."):
             models.resolve(f"{path}:biuld")
         for spec in (f"{path}", f"{path}:"):
             with pytest.raises(ModelError, match=r"names no factory: .* Network, build"):

@@ -76,9 +76,7 @@ def test_an_error_of_the_factory_is_named_with_its_line():
         message = "no such depth"
         raise LookupError(message)
 
-    with pytest.raises(
-        ModelError, match=r"called with \(\), raised LookupError: no such depth"
-    ) as e:
+    with pytest.raises(ModelError, match=r"called with \(\), raised LookupError: no such depth") as e:
         ModelSpec("broken", broken).build()
     assert "test_spec.py:" in str(e.value)
     assert isinstance(e.value.__cause__, LookupError)

@@ -93,9 +93,7 @@ class TestGood:
         load_weights(model, tmp_path / "w.pt")
         assert same(model.state_dict(), tensors())
 
-    @pytest.mark.parametrize(
-        "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."]
-    )
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."])
     def test_the_prefix_of_a_wrapper(self, tmp_path, prefix):
         save_file({prefix + k: v for k, v in tensors().items()}, tmp_path / "w.safetensors")
         model = network()
@@ -159,9 +157,7 @@ class TestPath:
 
     def test_other_suffix(self, tmp_path):
         (tmp_path / "w.onnx").write_bytes(b"x")
-        refuse(
-            tmp_path / "w.onnx", r"the suffix '\.onnx', but it must be one of \.safetensors, \.pt"
-        )
+        refuse(tmp_path / "w.onnx", r"the suffix '\.onnx', but it must be one of \.safetensors, \.pt")
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
     def test_empty(self, tmp_path, suffix):
@@ -319,9 +315,7 @@ class TestFit:
 
     def test_only_ten_names_are_listed(self, tmp_path):
         save_file({f"x{i:02}": torch.ones(1) for i in range(14)}, tmp_path / "w.safetensors")
-        text = refuse(
-            tmp_path / "w.safetensors", r"Unknown to the model \(14\): x00, .*x09 and 4 more"
-        )
+        text = refuse(tmp_path / "w.safetensors", r"Unknown to the model \(14\): x00, .*x09 and 4 more")
         assert "x10" not in text
         assert "Missing from the file (8): conv.weight," in text
         assert "num_batches_tracked" not in text

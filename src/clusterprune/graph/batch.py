@@ -62,7 +62,9 @@ def find_batch_size(graph: "ChannelGraph") -> BatchSize:
     if not lengths or not graph.user_inputs:
         return BatchSize(0, {}, "its inputs have no batch dimension")
     size = lengths[0]
-    more = [_one_more(leaf) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf for leaf in leaves]
+    more = [
+        _one_more(leaf) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf for leaf in leaves
+    ]
     try:
         args, kwargs = pytree.tree_unflatten(more, structure)
         other = list(export(graph.model, args, kwargs).graph.nodes)

@@ -135,6 +135,8 @@ def _sketches(walk: Walk) -> list[_Sketch]:
     sorting = np.lexsort((place, key, root))
     sorting = sorting[~np.isin(root[sorting], walk.space.opaque_labels)]
     root, same, key, place = (values[sorting] for values in (root, same, key, place))
+    if not len(root):
+        return []
     labels, starts = np.unique(root, return_index=True)
     # A channel is known by where its label's uses show it first.
     _, first, inverse = np.unique(same, return_index=True, return_inverse=True)

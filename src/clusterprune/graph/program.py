@@ -4,7 +4,7 @@ The graph that `torch.export` returns holds the example's batch size in the argu
 :mod:`clusterprune.graph.batch` finds it, so that one trace serves every batch.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,11 +123,12 @@ class Program:
         added = {path: tensor for path, tensor in state.items() if path not in known}
         return {**self.graph.constants, **named, **added}
 
-    def advance(self, values: MutableMapping[str, Any], start: int, stop: int) -> None:
-        """Run steps `start` to `stop` - 1 in place on `values`, dropping what nobody needs any more."""
+    def advance(self, values: MutableMapping[str, Any], start: int, stop: int, skip: Collection[str] = ()) -> None:
+        """Run steps `start` to `stop` - 1, but those in `skip`, on `values`, dropping what nobody needs any more."""
         for step in self.steps[start:stop]:
-            args, kwargs = _resolve((step.args, step.kwargs), values)
-            values[step.name] = step.target(*args, **kwargs)
+            if step.name not in skip:
+                args, kwargs = _resolve((step.args, step.kwargs), values)
+                values[step.name] = step.target(*args, **kwargs)
             for name in step.last_use_of:
                 if name not in self.kept and name not in self.graph.inputs and name not in self.graph.constants:
                     values.pop(name, None)

@@ -118,6 +118,8 @@ def eliminate(
 _LOOKS = 48
 """Costs are looked at anew after about 1/48 of a block's remaining channels went; in wide groups half as often."""
 _WIDE = 256
+_SHRINK = 0.8
+"""Matrices are made smaller when no more than this share of their channels is left."""
 
 
 def _cheapest(total: Tensor, inside: Tensor, count: int) -> Tensor:
@@ -126,7 +128,11 @@ def _cheapest(total: Tensor, inside: Tensor, count: int) -> Tensor:
 
 
 class _State:
-    """H and B of one consumer while its channels go."""
+    """H and B of one consumer while its channels go.
+
+    Both are kept for the channels in `inside` only. What is gone is neutral (an identity block and zero rows) until
+    so much is gone that smaller matrices pay.
+    """
 
     def __init__(self, reading: Reading, damping: float) -> None:
         moments = reading.moments.double()
@@ -140,17 +146,21 @@ class _State:
         self.weight = self.original.clone() if outputs <= size else torch.linalg.qr(self.original.T, mode="r").R.T
         self.taps = reading.taps
         self.channels = size // reading.taps
+        self.inside = torch.arange(self.channels)
+        self.alive = torch.ones(self.channels, dtype=torch.bool)
         self._error = 0.0
 
     def costs(self) -> Tensor:
         """Return Δ for every channel, shape (channels,); meaningless for those already gone."""
-        count, taps = self.channels, self.taps
+        count, taps = len(self.inside), self.taps
         if taps == 1:
-            return self.weight.square().sum(1) / self.inverse.diagonal().clamp_min(1e-30)
-        index = torch.arange(count)
-        blocks = self.inverse.view(count, taps, count, taps)[index, :, index]
-        rows = self.weight.view(count, taps, -1)
-        return (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+            found = self.weight.square().sum(1) / self.inverse.diagonal().clamp_min(1e-30)
+        else:
+            index = torch.arange(count)
+            blocks = self.inverse.view(count, taps, count, taps)[index, :, index]
+            rows = self.weight.view(count, taps, -1)
+            found = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+        return torch.zeros(self.channels, dtype=found.dtype).index_copy_(0, self.inside, found)
 
     def error(self) -> float:
         """Return the squared error so far."""
@@ -158,24 +168,33 @@ class _State:
 
     def remove(self, gone: Tensor) -> None:
         """Take channels out and let the others take over their work."""
-        rows = (gone[:, None] * self.taps + torch.arange(self.taps)).reshape(-1)
+        rows = self._rows(torch.searchsorted(self.inside, gone))
         column = self.inverse[:, rows]
-        gain = torch.linalg.solve(self.inverse[rows][:, rows], column.T)
+        corner = column[rows]
+        gain = torch.linalg.solve(corner, column.T)
         lost = self.weight[rows]
-        self._error += float((lost * torch.linalg.solve(self.inverse[rows][:, rows], lost)).sum())
-        self.weight -= gain.T @ lost
-        self.inverse -= column @ gain
+        self._error += float((lost * torch.linalg.solve(corner, lost)).sum())
+        self.weight.addmm_(gain.T, lost, alpha=-1)
+        self.inverse.addmm_(column, gain, alpha=-1)
         # What is gone must neither act nor divide by zero any more.
         self.inverse[rows] = 0
         self.inverse[:, rows] = 0
         self.inverse[rows, rows] = 1
         self.weight[rows] = 0
+        self.alive[gone] = False
+        left = self.alive[self.inside]
+        if int(left.sum()) < _SHRINK * len(left):
+            rows = self._rows(left.nonzero().squeeze(1))
+            self.inverse, self.weight = self.inverse[rows][:, rows], self.weight[rows]
+            self.inside = self.inside[left]
+
+    def _rows(self, channels: Tensor) -> Tensor:
+        return (channels[:, None] * self.taps + torch.arange(self.taps)).reshape(-1)
 
     def solution(self, alive: Tensor) -> Tensor:
         """Return the original weights as the living channels would have them, zero elsewhere."""
-        inside = alive.repeat_interleave(self.taps).nonzero().squeeze(1)
-        small = self.moments[inside][:, inside]
+        inside = self._rows(alive.nonzero().squeeze(1))
         solved = torch.zeros_like(self.original)
-        factor = torch.linalg.cholesky(small)
+        factor = torch.linalg.cholesky(self.moments[inside][:, inside])
         solved[inside] = torch.cholesky_solve(self.moments[inside] @ self.original, factor)
         return solved

@@ -79,8 +79,9 @@ class Reader:
         corner = (where // width) * sh * x.shape[3] + (where % width) * sw
         tap = (torch.arange(kh)[:, None] * dh * x.shape[3] + torch.arange(kw)[None] * dw).reshape(-1)
         index = (corner[:, None] + tap[None]).to(x.device)
-        patches = x.flatten(2)[:, :, index]
-        return patches.permute(0, 2, 1, 3).reshape(-1, x.shape[1] * self.taps)
+        # Pixels as rows: no copy where the memory is channels-last already.
+        patches = x.movedim(1, -1).flatten(1, 2)[:, index]
+        return patches.transpose(2, 3).reshape(-1, x.shape[1] * self.taps)
 
     def centres(self, x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Return the input itself at up to `limit` random positions, shape (images · positions, channels)."""

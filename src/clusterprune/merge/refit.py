@@ -19,11 +19,23 @@ from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import rewrite
 from clusterprune.merge.least_squares import ridge_regression
 from clusterprune.merge.patches import Reader
-from clusterprune.merge.statistics import Images, Progress, as_inputs, batches, second_moment, with_constant
+from clusterprune.merge.statistics import (
+    Images,
+    Progress,
+    RowBuffer,
+    as_inputs,
+    batches,
+    release_memory,
+    second_moment,
+    with_constant,
+)
 from clusterprune.plans import Plan
 from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten
+
+
+_MANY_ROWS = 16384
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,8 @@ class Refit:
     ridge
         Pull towards the mixed kernel, relative to the mean power of the inputs.
     rows_per_input, work, max_rows
-        Rows of each regression: so many per unknown of one output or, if more, as many as fit into `work`
-        multiply-adds (rows · unknowns²), and at most `max_rows`.
+        Rows of each regression: so many per unknown of one output (half as many beyond 16,384 rows) or, if more, as
+        many as fit into `work` multiply-adds (rows · unknowns²), and at most `max_rows`.
     all_layers
         Refit every layer from the first cut on; otherwise only those that read a cut group.
     through_additions
@@ -102,6 +114,7 @@ def refit(
         network.replace(fresh)
         replaced |= fresh
         network.finish(target)
+        release_memory()
         if progress:
             progress("refit", number + 1, len(targets))
     return replace(plan, replaced={**plan.replaced, **replaced})
@@ -211,7 +224,9 @@ class _Pair:
                 if target.addition is None:
                     wanted = self._cut(original[call.node], call, rows)
                 else:
-                    self.compact.advance(compact, index, stop)
+                    # The other side of the sum is needed, not what the old kernel makes.
+                    old = {call.node, target.norm.name if target.norm is not None else ""}
+                    self.compact.advance(compact, index, stop, skip=old)
                     wanted = self._cut(original[target.addition.name], call, rows) - compact[target.other]
                 see(x, wanted)
         self._done = (stop + 1, stop)
@@ -246,7 +261,7 @@ class _Pair:
                     again = self.compact.index[target.norm.name]
                     self.compact.advance(compact, again, again + 1)
                 if target.addition is not None:
-                    # The call already ran once before the addition; keep only what was still needed then.
+                    # What stands between the call and the addition ran already; keep what was still needed then.
                     if present:
                         local[target.call.input] = x
                     else:
@@ -265,7 +280,8 @@ def _solve(
     weight = network.state[call.weight]
     constant = home is not None
     unknowns = weight[0].numel()
-    rows = int(min(options.max_rows, max(options.rows_per_input * unknowns, options.work / unknowns**2)))
+    enough = options.rows_per_input * unknowns
+    rows = int(min(options.max_rows, max(min(enough, _MANY_ROWS), enough // 2, options.work / unknowns**2)))
     limit = max(1, -(-rows // network.images))
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if call.bias is not None:
@@ -276,9 +292,7 @@ def _solve(
     sums: list[Tensor] = []
     shift_of: dict[str, Tensor] = {}
 
-    def see(x: Tensor, wanted: Tensor) -> None:
-        where = reader.positions(wanted, limit, generator)
-        inputs, outputs = reader.inputs(x, where), reader.outputs(wanted, where)
+    def add(inputs: Tensor, outputs: Tensor) -> None:
         if scale is not None and shift is not None:
             outputs = (outputs - shift) / scale
         if constant:
@@ -287,9 +301,16 @@ def _solve(
             inputs = with_constant(inputs - shift_of["inputs"])
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)
         part = [second_moment(inputs, None), second_moment(inputs, outputs)]
-        sums[:] = part if not sums else [a + b for a, b in zip(sums, part, strict=True)]
+        sums[:] = [a.add_(b) for a, b in zip(sums, part, strict=True)] if sums else part
+
+    buffer = RowBuffer(add)
+
+    def see(x: Tensor, wanted: Tensor) -> None:
+        where = reader.positions(wanted, limit, generator)
+        buffer.add(reader.inputs(x, where), reader.outputs(wanted, where))
 
     network.observe(target, see)
+    buffer.flush()
     prior = weight.flatten(1).T.double()
     if constant:
         prior = torch.cat([prior, (bias + shift_of["inputs"].double() @ prior)[None]])

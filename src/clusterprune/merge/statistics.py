@@ -1,5 +1,7 @@
 """What layers read, and how much the network's output cares about what they make."""
 
+import ctypes
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -170,6 +172,17 @@ def input_moments(
     seen: dict[str, int] = {}
     # Rows are multiplied in float32 around a guess of their mean, so that large means do not eat the variance.
     shifts: dict[str, Tensor] = {}
+
+    def add(name: str) -> Callable[[Tensor], None]:
+        def product(patch: Tensor) -> None:
+            shift = shifts.setdefault(name, patch.mean(0))
+            moment = second_moment(with_constant(patch - shift), None)
+            sums[name] = sums[name].add_(moment) if name in sums else moment
+            seen[name] = seen.get(name, 0) + len(patch)
+
+        return product
+
+    buffers = {name: RowBuffer(add(name), rows=2048) for name in order}
     with torch.no_grad():
         for batch in batches(images, batch_size):
             values = ChainMap(dict(zip(program.user_inputs, batch, strict=True)), weights)
@@ -184,21 +197,21 @@ def input_moments(
                     patch = reader.inputs(x, reader.positions(values[name], limit, generator))
                 else:
                     patch = reader.centres(x, limit, generator)
-                shift = shifts.setdefault(name, patch.mean(0))
-                moment = second_moment(with_constant(patch - shift), None)
-                sums[name] = moment if name not in sums else sums[name] + moment
-                seen[name] = seen.get(name, 0) + len(patch)
+                buffers[name].add(patch)
             done += len(batch[0])
             if progress:
                 progress("second moments", done, count)
+        for buffer in buffers.values():
+            buffer.flush()
     return {name: _unshift(moment / seen[name], shifts[name].double()) for name, moment in sums.items()}
 
 
 def _unshift(moment: Tensor, shift: Tensor) -> Tensor:
     """Turn the second moments of (x - shift, 1) into those of (x, 1)."""
-    move = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-    move[:-1, -1] = shift
-    return move @ moment @ move.T
+    total, mean = moment[-1, -1].clone(), moment[:-1, -1].clone()
+    moment[:-1, :-1] += torch.outer(mean, shift) + torch.outer(shift, mean) + total * torch.outer(shift, shift)
+    moment[:-1, -1] = moment[-1, :-1] = mean + total * shift
+    return moment
 
 
 def with_constant(rows: Tensor) -> Tensor:
@@ -208,7 +221,47 @@ def with_constant(rows: Tensor) -> Tensor:
 
 def second_moment(rows: Tensor, targets: Tensor | None) -> Tensor:
     """Return rowsᵀ · rows (or rowsᵀ · targets) in float64, multiplied in the rows' own precision."""
-    return (rows.T @ (rows if targets is None else targets)).double()
+    if targets is not None:
+        return (rows.T @ targets).double()
+    size = rows.shape[1]
+    result = torch.empty(size, size, dtype=torch.float64, device=rows.device)
+    step = max(256, -(-size // 6))
+    for start in range(0, size, step):
+        # The matrix is symmetric: what lies left of the diagonal blocks is known already.
+        stop = min(size, start + step)
+        part = rows[:, start:stop].T @ rows[:, start:]
+        result[start:stop, start:] = part
+        result[stop:, start:stop] = part[:, stop - start :].T
+    return result
+
+
+def release_memory() -> None:
+    """Hand freed memory back to the operating system, where the C library would keep it for later (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+class RowBuffer:
+    """Collects rows until there are enough of them for a product that is worth its overhead."""
+
+    def __init__(self, use: Callable[..., None], rows: int = 4096) -> None:
+        """Hand `rows` rows or more at once to `use`, which takes as many tensors as :meth:`add`."""
+        self._use, self._rows = use, rows
+        self._waiting: list[tuple[Tensor, ...]] = []
+
+    def add(self, *tensors: Tensor) -> None:
+        """Add tensors with the same number of rows."""
+        self._waiting.append(tensors)
+        if sum(len(entry[0]) for entry in self._waiting) >= self._rows:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what is waiting."""
+        if self._waiting:
+            whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
+            self._waiting = []
+            self._use(*whole)
 
 
 def consumer_calls(graph: ChannelGraph, weights: Iterable[str]) -> dict[str, list[str]]:
