@@ -64,7 +64,7 @@ import clusterprune
 from clusterprune import data, evaluate, models
 
 RESULTS = Path(__file__).parent / "results" / "oneshot_accuracy.json"
-KEEP = {"resnet20": (0.75, 0.5), "resnet56": (0.75, 0.5), "vgg16": (0.5, 0.3)}
+KEEP = {"resnet20": (0.75, 0.5), "resnet56": (0.75, 0.5), "vgg16": (0.75, 0.5, 0.3)}
 CALIBRATION = 1024
 PER_IMAGE = 256
 """Images for the Hessian, which needs one backward pass each."""

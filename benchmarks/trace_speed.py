@@ -41,7 +41,8 @@ NETWORKS = (
     "resnet56 vgg16 googlenet torchvision:resnet18 torchvision:resnet50 torchvision:resnet152 torchvision:vgg16_bn "
     "torchvision:googlenet torchvision:inception_v3 torchvision:densenet121 torchvision:densenet201 "
     "torchvision:mobilenet_v2 torchvision:mobilenet_v3_large torchvision:efficientnet_b0 "
-    "torchvision:shufflenet_v2_x1_0 torchvision:regnet_y_400mf torchvision:convnext_tiny torchvision:squeezenet1_1 torchvision:mnasnet1_0"
+    "torchvision:shufflenet_v2_x1_0 torchvision:regnet_y_400mf torchvision:convnext_tiny "
+    "torchvision:squeezenet1_1 torchvision:mnasnet1_0"
 ).split()
 
 

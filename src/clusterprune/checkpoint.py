@@ -141,7 +141,8 @@ def _read_structure(path: Path) -> _Document:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        # A mapped file's tensors lie at odd addresses, where convolutions round differently; copies lie as new ones.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(
             f"{path} cannot be read as safetensors ({error}); it is missing, truncated or another format"

@@ -8,8 +8,9 @@ from networks import PROFILE, Network, Recipe, difference, recipes
 from torch import nn
 
 import clusterprune as cp
-from clusterprune.errors import ModelError
+from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph.program import Program
+from clusterprune.merge.statistics import whole_batches
 from clusterprune.surgery import named_tensors
 
 
@@ -94,3 +95,51 @@ def test_the_number_of_inputs_is_checked() -> None:
     program = Program(cp.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)))
     with pytest.raises(ModelError, match="traced with 1 tensor inputs, but got 2"):
         program.start({}, (torch.zeros(1), torch.zeros(1)))
+
+
+class Pairs(nn.Module):
+    """Does something else for one image than for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.last(y if len(x) == 1 else y.relu())
+
+
+class OneMore(nn.Module):
+    """Makes a number that grows with the batch but is no multiple of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.conv(x)) * torch.ones(len(x) + 1).mean()
+
+
+@pytest.mark.parametrize(("model", "reason"), [(Pairs(), "operations differ"), (OneMore(), "not a multiple")])
+def test_a_batch_that_cannot_be_followed_is_refused_not_guessed(model: nn.Module, reason: str) -> None:
+    graph = cp.trace(model, torch.zeros(1, 3, 8, 8))
+    assert reason in (graph.batch_size.fixed or "")
+    program = Program(graph)
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(program.run(named_tensors(graph), (x,))[0], model.eval()(x))
+    with pytest.raises(ModelError, match=rf"batch of 1 only, as it was traced, but got 5.*{reason}.*Trace it with"):
+        program.run(named_tensors(graph), (torch.zeros(5, 3, 8, 8),))
+    # Images one by one go on working.
+    images = torch.randn(8, 3, 8, 8)
+    for plan in (cp.oneshot(graph, images, keep_macs=0.7), cp.plan(graph, images, keep_macs=0.6, merge="refit")):
+        small = cp.apply(model, plan, graph=graph)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_images_that_do_not_fill_the_only_batch_size_are_left_out() -> None:
+    graph = cp.trace(OneMore(), torch.zeros(4, 3, 8, 8))
+    assert len(whole_batches(graph, torch.zeros(11, 3, 8, 8))[0]) == 8
+    with pytest.raises(ArgumentError, match="3 images are too few: the model runs with a batch of 4 only"):
+        whole_batches(graph, torch.zeros(3, 3, 8, 8))
+    assert cp.oneshot(graph, torch.randn(11, 3, 8, 8), keep_macs=0.7).merges

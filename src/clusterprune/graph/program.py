@@ -4,7 +4,7 @@ The graph that `torch.export` returns holds the example's batch size in the argu
 :mod:`clusterprune.graph.batch` finds it, so that one trace serves every batch.
 """
 
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,25 +95,27 @@ class Program:
     def start(
         self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the values that exist before the first step: weights, constants and inputs.
+        """Return the values that exist before the first step: weights, constants and inputs."""
+        given = [*args, *(kwargs or {}).values()]
+        return {**self.bind([value for value in given if isinstance(value, Tensor)]), **self.weights(state)}
+
+    def bind(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the inputs by node name.
 
         Raises
         ------
         ModelError
             If the number of inputs differs from the traced one, or the batch size of a graph that has but one.
         """
-        inputs = [*args, *(kwargs or {}).values()]
-        inputs = [value for value in inputs if isinstance(value, Tensor)]
         if len(inputs) != len(self.user_inputs):
             raise ModelError(f"the model was traced with {len(self.user_inputs)} tensor inputs, but got {len(inputs)}")
-        if self.any_batch and (reason := self.graph.batch_size.fixed) is not None:
-            traced = self.graph.batch_size.traced
-            if traced and len(inputs[0]) != traced:
-                raise ModelError(
-                    f"{type(self.graph.model).__name__} runs with a batch of {traced} only, as it was traced, but got "
-                    f"{len(inputs[0])}: {reason}. Trace it with an example of the batch size that you use."
-                )
-        return {**dict(zip(self.user_inputs, inputs, strict=True)), **self.weights(state)}
+        batch = self.graph.batch_size if self.any_batch else None
+        if batch is not None and batch.fixed is not None and batch.traced and len(inputs[0]) != batch.traced:
+            raise ModelError(
+                f"{type(self.graph.model).__name__} runs with a batch of {batch.traced} only, as it was traced, but "
+                f"got {len(inputs[0])}: {batch.fixed}. Trace it with an example of the batch size that you use."
+            )
+        return dict(zip(self.user_inputs, inputs, strict=True))
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return weights and constants by node name."""

@@ -188,10 +188,9 @@ class _Pair:
         self.compact = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)))
         before = self.original.weights(named_tensors(graph))
         self.after = self.compact.weights(state)
-        names = self.original.user_inputs
         self.values = [
-            (ChainMap(dict(zip(names, b, strict=True)), before), ChainMap(dict(zip(names, b, strict=True)), self.after))
-            for b in batches(images, batch_size)
+            (ChainMap(self.original.bind(batch), before), ChainMap(self.compact.bind(batch), self.after))
+            for batch in batches(images, batch_size)
         ]
         self.images = len(as_inputs(images)[0])
         self._done = (0, 0)

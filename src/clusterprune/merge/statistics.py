@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.program import Program
 from clusterprune.merge.patches import Reader
@@ -31,8 +32,31 @@ def batches(images: Images, size: int) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(tensor[start : start + size] for tensor in inputs)
 
 
-def batch_size_for(graph: ChannelGraph, bytes_per_batch: float = 3.2e7) -> int:
-    """Return how many images keep the largest activation under a size that caches and allocators like."""
+def whole_batches(graph: ChannelGraph, images: Images) -> tuple[Tensor, ...]:
+    """Return the images, less those that do not fill a batch of a graph that has but one batch size.
+
+    Raises
+    ------
+    ArgumentError
+        If not even one batch can be filled.
+    """
+    inputs = as_inputs(images)
+    size = graph.batch_size.traced if graph.batch_size.fixed is not None else 1
+    count = len(inputs[0]) // max(1, size) * max(1, size)
+    if not count:
+        raise ArgumentError(
+            f"{len(inputs[0])} images are too few: the model runs with a batch of {size} only, as it was traced"
+        )
+    return tuple(tensor[:count] for tensor in inputs)
+
+
+def batch_size_for(graph: ChannelGraph, bytes_per_batch: float = 3.2e7, most: int = 128) -> int:
+    """Return how many images keep the largest activation under a size that caches and allocators like.
+
+    A graph that runs with its traced batch size alone gets that.
+    """
+    if graph.batch_size.fixed is not None and graph.batch_size.traced:
+        return graph.batch_size.traced
     largest = max(
         (
             value.numel() / max(1, value.shape[0])
@@ -41,7 +65,12 @@ def batch_size_for(graph: ChannelGraph, bytes_per_batch: float = 3.2e7) -> int:
         ),
         default=1,
     )
-    return int(min(128, max(1, bytes_per_batch // (4 * float(largest)))))
+    return int(min(most, max(1, bytes_per_batch // (4 * float(largest)))))
+
+
+def gradient_batch_size(graph: ChannelGraph, most: int = 128) -> int:
+    """Return the batch size for passes that keep their activations: half as many images."""
+    return batch_size_for(graph, 1.6e7, most)
 
 
 def layer_gradients(
@@ -65,7 +94,7 @@ def layer_gradients(
     order = sorted(calls, key=program.index.__getitem__)
     weights = program.weights(state)
     for batch in batches(images, batch_size):
-        values = ChainMap(dict(zip(program.user_inputs, batch, strict=True)), weights)
+        values = ChainMap(program.bind(batch), weights)
         read: dict[str, Tensor] = {}
         made: dict[str, Tensor] = {}
         position = 0
@@ -185,7 +214,7 @@ def input_moments(
     buffers = {name: RowBuffer(add(name), rows=2048) for name in order}
     with torch.no_grad():
         for batch in batches(images, batch_size):
-            values = ChainMap(dict(zip(program.user_inputs, batch, strict=True)), weights)
+            values = ChainMap(program.bind(batch), weights)
             position = 0
             for name in order:
                 reader, index = readers[name], program.index[name]

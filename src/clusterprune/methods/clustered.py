@@ -28,6 +28,7 @@ from clusterprune.merge.statistics import (
     batches,
     consumer_calls,
     input_moments,
+    whole_batches,
 )
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
@@ -99,6 +100,7 @@ def plan(
     graph = graph.freeze(ignore)
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)
+    images = None if images is None else whole_batches(graph, images)
     compared = _compare(graph, groups, images, similarity)
     given = {
         k: v for k, v in (("channels", keep_channels), ("macs", keep_macs), ("params", keep_params)) if v is not None
@@ -191,7 +193,7 @@ def _mean_maps(graph: ChannelGraph, groups: list[Group], images: Images, similar
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
         for batch in batches(images, batch_size_for(graph)):
-            values: dict[str, Any] = dict(zip(program.user_inputs, batch, strict=True)) | weights
+            values: dict[str, Any] = program.bind(batch) | weights
             seen: set[str] = set()
             for position in range(last + 1):
                 program.advance(values, position, position + 1)

@@ -34,9 +34,11 @@ from clusterprune.merge.statistics import (
     as_inputs,
     batch_size_for,
     consumer_calls,
+    gradient_batch_size,
     input_moments,
     output_importance,
     release_memory,
+    whole_batches,
 )
 from clusterprune.methods.targets import Target, check_images, plan_for_latency, read_target
 from clusterprune.plans import Merge, Plan
@@ -174,6 +176,7 @@ def oneshot(
     check_images(graph, inputs)
     # Convolutions on the CPU run a fifth faster on channels-last images, and every later activation follows.
     inputs = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in inputs)
+    inputs = whole_batches(graph, inputs)
     plan = _choose(
         graph, groups, inputs, cost, (quantity, keep), limits, config, lap,
         data_free=data_free, generator=generator, progress=progress,
@@ -242,7 +245,8 @@ def _images_for(
     """Return as many images as a share of the work allows."""
     each = CostModel(graph).total("macs") / example_batch(graph) * passes
     count = int(min(len(inputs[0]), most, max(least, macs / max(each, 1.0))))
-    return tuple(tensor[:count] for tensor in inputs)
+    step = batch_size_for(graph) if graph.batch_size.fixed is not None else 1
+    return tuple(tensor[: -(-count // step) * step] for tensor in inputs)
 
 
 def _measure(
@@ -273,7 +277,7 @@ def _measure(
     common = {"batch_size": size, "generator": generator, "changes": changes, "progress": progress}
     few = _images_for(graph, inputs, config.macs_to_spend / 3, 3, 16, most=384)
     if config.output_aware:
-        importance = output_importance(graph, state, few, calls, **{**common, "batch_size": max(1, size // 2)})
+        importance = output_importance(graph, state, few, calls, **{**common, "batch_size": gradient_batch_size(graph)})
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 64)
@@ -334,7 +338,7 @@ def _price(
         measured.moments,
         measured.importance,
         measured.whole_kernel,
-        batch_size=max(1, min(32, batch_size_for(graph) // 2)),
+        batch_size=gradient_batch_size(graph, most=32),
         generator=generator,
         changes=batch_statistics(graph) if data_free else None,
         progress=progress,
