@@ -8,6 +8,7 @@ from networks import PROFILE, Network, Recipe, difference, recipes
 from torch import nn
 
 import clusterprune as cp
+from clusterprune.clustering import Agglomerative
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph.program import Program
 from clusterprune.merge.statistics import whole_batches
@@ -132,7 +133,8 @@ def test_a_batch_that_cannot_be_followed_is_refused_not_guessed(model: nn.Module
         program.run(named_tensors(graph), (torch.zeros(5, 3, 8, 8),))
     # Images one by one go on working.
     images = torch.randn(8, 3, 8, 8)
-    for plan in (cp.oneshot(graph, images, keep_macs=0.7), cp.plan(graph, images, keep_macs=0.6, merge="refit")):
+    clusters = Agglomerative(n_clusters=2)
+    for plan in (cp.oneshot(graph, images, keep_macs=0.7), cp.plan(graph, images, clustering=clusters, merge="refit")):
         small = cp.apply(model, plan, graph=graph)
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 

@@ -135,11 +135,10 @@ class _State:
     """
 
     def __init__(self, reading: Reading, damping: float) -> None:
-        moments = reading.moments.double()
-        size = moments.shape[0]
-        ridge = damping * moments.diagonal().mean().clamp_min(1e-12)
-        self.inverse = torch.cholesky_inverse(positive_factor(moments, ridge.expand(size)))
-        self.moments = moments + ridge * torch.eye(size, dtype=torch.float64)
+        self.moments = reading.moments.double()
+        size = self.moments.shape[0]
+        self.ridge = (damping * self.moments.diagonal().mean().clamp_min(1e-12)).expand(size)
+        self.inverse = torch.cholesky_inverse(positive_factor(self.moments, self.ridge))
         self.original = reading.weight.double()
         # Only B Bᵀ matters for the costs, so a wide B may be exchanged for a square one with the same.
         outputs = self.original.shape[1]
@@ -195,6 +194,8 @@ class _State:
         """Return the original weights as the living channels would have them, zero elsewhere."""
         inside = self._rows(alive.nonzero().squeeze(1))
         solved = torch.zeros_like(self.original)
-        factor = torch.linalg.cholesky(self.moments[inside][:, inside])
-        solved[inside] = torch.cholesky_solve(self.moments[inside] @ self.original, factor)
+        factor = positive_factor(self.moments[inside][:, inside], self.ridge[inside])
+        # The ridge pulls to the original weights.
+        wanted = self.moments[inside] @ self.original + self.ridge[inside, None] * self.original[inside]
+        solved[inside] = torch.cholesky_solve(wanted, factor)
         return solved

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError
@@ -85,9 +84,12 @@ def layer_gradients(
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Yield, batch by batch, what the given layer calls read and the gradient at what they make.
 
-    The gradient is that of log p(ŷ | x) with ŷ drawn from the network's own prediction, so that its second
-    moment is the Fisher information and no labels are needed. A network whose output is not one row of
-    logits is taken as Gaussian, and a random projection of its outputs is differentiated.
+    The second moment of that gradient is the Fisher information of the network's own prediction p; no labels are
+    needed. What is differentiated is ⟨v, logits⟩ with v = √p ∘ ε - p ⟨√p, ε⟩ and random signs ε, whose
+    covariance is that of the scores of drawn labels, diag(p) - p pᵀ. Drawn labels would do, but where the network
+    is sure they almost always give next to nothing, and then once in a while a great deal.
+    A network whose output is not one row of logits is taken as Gaussian, and a random projection of its outputs is
+    differentiated.
     """
     program = Program(graph, changes)
     inputs = {call.node: call.input for call in graph.calls}
@@ -122,9 +124,10 @@ def layer_gradients(
 def _score(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
     if len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
         logits = outputs[0]
-        probabilities = logits.detach().float().softmax(1).cpu()
-        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+        probabilities = logits.detach().float().softmax(1)
+        signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
+        root = probabilities.sqrt() * signs
+        return (logits * (root - probabilities * root.sum(1, keepdim=True)).to(logits)).sum()
     scores = []
     for output in outputs:
         noise = torch.randn(output.shape, generator=generator).to(output)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from clusterprune.merge.statistics import RowBuffer, _unshift, second_moment, with_constant
+import clusterprune as cp
+from clusterprune.merge.statistics import RowBuffer, _unshift, output_importance, second_moment, with_constant
+from clusterprune.surgery import named_tensors
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 700, 2000])
@@ -33,3 +36,17 @@ def test_moments_around_a_guess_become_moments_around_zero() -> None:
     around = with_constant(rows - guess)
     expected = with_constant(rows).T @ with_constant(rows)
     assert torch.allclose(_unshift(around.T @ around, guess), expected)
+
+
+def test_importance_is_the_fisher_information_of_the_prediction() -> None:
+    """For a linear layer that makes the logits it is known: E[p (1 - p)]."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4)
+    graph = cp.trace(model, torch.zeros(1, 5))
+    x = torch.randn(20000, 5)
+    (call,) = graph.calls
+    found = output_importance(
+        graph, named_tensors(graph), x, [call.node], batch_size=1000, generator=torch.Generator().manual_seed(1)
+    )
+    p = model(x).softmax(1).detach()
+    torch.testing.assert_close(found[call.node], (p * (1 - p)).mean(0).double(), rtol=0.03, atol=0)
