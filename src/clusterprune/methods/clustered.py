@@ -202,7 +202,8 @@ def _mean_maps(graph: ChannelGraph, groups: list[Group], images: Images, similar
                     seen.add(name)
                     value = values[name]
                     dim = 1 if wanted[name].startswith("conv") else value.ndim - 1
-                    total = value.movedim(dim, 1).sum(0).double().flatten(1)
+                    total = value.movedim(dim, 1).sum(0).double()
+                    total = total.reshape(len(total), -1)
                     sums[name] = sums.get(name, 0) + total
     count = len(as_inputs(images)[0])
     return {

@@ -1,0 +1,166 @@
+"""Plans by clustering: any similarity, clustering, budget and merge."""
+
+import numpy as np
+import pytest
+import torch
+from small_networks import Grouped, Plain, trained_statistics
+from torch import nn
+
+import clusterprune as cp
+from clusterprune import evaluate
+from clusterprune.clustering import DBSCAN, HDBSCAN, OPTICS, Agglomerative, Birch, KMeans, MeanShift, Spectral
+from clusterprune.errors import ArgumentError, BudgetError
+from clusterprune.similarity import FeatureMaps, Filters
+
+X = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(1)
+    return trained_statistics(Plain(), X).eval()
+
+
+@pytest.fixture
+def graph() -> cp.ChannelGraph:
+    return cp.trace(plain(), X[:1])
+
+
+def difference(a: nn.Module, b: nn.Module) -> float:
+    with torch.no_grad():
+        return float((a(X) - b(X)).abs().max() / b(X).abs().max())
+
+
+def make_alike(model: nn.Module, factor: float) -> None:
+    """Channels 4, 5, 6 and 7 of the second layer become multiples of channel 4, batch norm included."""
+    conv, norm = model[1][0], model[1][1]
+    with torch.no_grad():
+        for channel in (5, 6, 7):
+            conv.weight[channel] = conv.weight[4]
+            for tensor in (norm.running_mean, norm.running_var):
+                tensor[channel] = tensor[4]
+            for tensor in (norm.weight, norm.bias):
+                tensor[channel] = tensor[4] * factor
+
+
+@pytest.mark.parametrize("similarity", [Filters(), Filters(fold_batch_norm=True), FeatureMaps("euclidean", at="consumer_input")])
+def test_identical_channels_are_found_and_added_without_loss(similarity: Filters | FeatureMaps) -> None:
+    model = plain()
+    make_alike(model, 1.0)
+    graph = cp.trace(model, X[:1])
+    plan = cp.plan(graph, X, similarity=similarity, clustering=DBSCAN(eps=1e-5, min_samples=2), merge="add")
+    assert [(merge.group, len(merge.kept)) for merge in plan.merges] == [("1.0", 9)]
+    assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
+
+
+def test_proportional_channels_are_added_with_their_factor() -> None:
+    model = plain()
+    make_alike(model, 1.7)
+    graph = cp.trace(model, X[:1])
+    settings = {"similarity": Filters("cosine", fold_batch_norm=True), "clustering": DBSCAN(eps=1e-5, min_samples=2)}
+    lossless = cp.apply(model, cp.plan(graph, X, merge="scaled_add", **settings), graph=graph)
+    assert lossless[1][0].out_channels == 9
+    assert difference(lossless, model) < 1e-4
+    assert difference(cp.apply(model, cp.plan(graph, X, merge="add", **settings), graph=graph), model) > 1e-2
+
+
+@pytest.mark.parametrize("merge", ["drop", "add", "scaled_add", "least_squares", "refit"])
+@pytest.mark.parametrize(
+    "clustering",
+    [KMeans(n_clusters=2), Agglomerative(n_clusters=2), Spectral(n_clusters=2), Birch(n_clusters=2)],
+    ids=lambda c: type(c).__name__,
+)
+def test_every_merge_meets_a_budget_with_every_counted_clustering(
+    graph: cp.ChannelGraph, merge: str, clustering: KMeans
+) -> None:
+    plan = cp.plan(graph, X, clustering=clustering, merge=merge, keep_macs=0.6)
+    small = cp.apply(graph.model, plan, graph=graph)
+    share = evaluate.macs(small, X[:1]) / evaluate.macs(graph.model, X[:1])
+    assert 0.5 < share <= 0.6 + 1e-9
+    assert bool(torch.isfinite(small(X)).all())
+
+
+@pytest.mark.parametrize(
+    "clustering",
+    [DBSCAN(eps=0.05, min_samples=2), HDBSCAN(min_cluster_size=2), OPTICS(min_samples=2), MeanShift()],
+    ids=lambda c: type(c).__name__,
+)
+def test_clusterings_that_count_for_themselves(graph: cp.ChannelGraph, clustering: DBSCAN) -> None:
+    plan = cp.plan(graph, X, clustering=clustering)
+    small = cp.apply(graph.model, plan, graph=graph)
+    assert evaluate.params(small) <= evaluate.params(graph.model)
+    assert bool(torch.isfinite(small(X)).all())
+
+
+def test_epsilon_is_solved_for(graph: cp.ChannelGraph) -> None:
+    loose = cp.plan(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.8)
+    tight = cp.plan(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.4)
+    shares = []
+    for plan in (loose, tight):
+        small = cp.apply(graph.model, plan, graph=graph)
+        shares.append(evaluate.macs(small, X[:1]) / evaluate.macs(graph.model, X[:1]))
+    assert shares[1] <= 0.4 < shares[0] <= 0.8
+
+
+def test_the_released_rule_keeps_the_largest_filters(graph: cp.ChannelGraph) -> None:
+    """Clusters plus noise say how many; the ℓ1 norm says which."""
+    clustering = DBSCAN(eps=0.05, min_samples=2)
+    count = {m.group: len(m.kept) for m in cp.plan(graph, X, clustering=clustering, merge="drop").merges}
+    plan = cp.plan(graph, X, clustering=clustering, merge="drop", survivors="l1")
+    assert plan.merges
+    for merge in plan.merges:
+        weight = dict(graph.model.named_parameters())[f"{merge.group}.weight"]
+        norms = weight.detach().abs().flatten(1).sum(1).numpy()
+        assert merge.kept.tolist() == np.sort(np.argsort(-norms, kind="stable")[: count[merge.group]]).tolist()
+
+
+def test_merging_loses_less_than_dropping(graph: cp.ChannelGraph) -> None:
+    lost = {}
+    for merge in ("drop", "least_squares", "refit"):
+        plan = cp.plan(graph, X, clustering=Agglomerative(n_clusters=2), merge=merge, keep_macs=0.6)
+        with torch.no_grad():
+            lost[merge] = float((cp.apply(graph.model, plan, graph=graph)(X) - graph.model(X)).square().mean())
+    assert lost["refit"] < lost["least_squares"] < lost["drop"]
+
+
+def test_grouped_convolutions_lose_the_same_number_in_every_group() -> None:
+    torch.manual_seed(2)
+    model = trained_statistics(Grouped(), X).eval()
+    graph = cp.trace(model, X[:1])
+    plan = cp.plan(graph, X, clustering=KMeans(n_clusters=2), merge="least_squares", keep_channels=0.5)
+    small = cp.apply(model, plan, graph=graph)
+    assert small.b[0].out_channels % 3 == 0
+    assert small.b[0].groups == 3
+    assert bool(torch.isfinite(small(X)).all())
+
+
+def test_filters_need_no_images(graph: cp.ChannelGraph) -> None:
+    plan = cp.plan(graph, similarity=Filters(), clustering=KMeans(n_clusters=6), merge="add")
+    assert {len(merge.kept) for merge in plan.merges} == {6}
+
+
+def test_a_seed_repeats_the_plan(graph: cp.ChannelGraph) -> None:
+    plans = [cp.plan(graph, X, clustering=KMeans(n_clusters=5), merge="refit", seed=7) for _ in range(2)]
+    for a, b in zip(*(plan.merges for plan in plans), strict=True):
+        assert np.array_equal(a.kept, b.kept)
+    assert all(torch.equal(plans[0].replaced[path], plans[1].replaced[path]) for path in plans[0].replaced)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"merge": "glue"}, ArgumentError, "merge must be one of .*'glue'"),
+        ({"survivors": "best"}, ArgumentError, "survivors must be"),
+        ({"merge": "add", "survivors": "l1"}, ArgumentError, "survivors='l1'"),
+        ({"images": None}, ArgumentError, "images=None does not go with"),
+        ({"keep_macs": 0.5, "keep_params": 0.5}, ArgumentError, "at most one"),
+        ({"keep_macs": 1.5}, ArgumentError, "keep_macs"),
+        ({"keep_channels": 0.5, "clustering": DBSCAN(eps=0.1)}, ArgumentError, "DBSCAN cannot make a given number"),
+        ({"keep_macs": 0.001, "clustering": KMeans(n_clusters=2)}, BudgetError, "keep_macs"),
+        ({"keep_macs": 0.01, "clustering": DBSCAN(eps=0.1, min_samples=2)}, BudgetError, r"Ask for keep_macs>="),
+        ({"ignore": ["nothing"]}, ArgumentError, "matches no group or layer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(graph: cp.ChannelGraph, options: dict, error: type, message: str) -> None:
+    options = {"images": X, **options}
+    with pytest.raises(error, match=message):
+        cp.plan(graph, options.pop("images"), **options)
