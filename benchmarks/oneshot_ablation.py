@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[cp.OneShot, int]] = {
     "full method": (FULL, 1024),
     "price: squared error of each layer": (replace(FULL, price="error"), 1024),
     "price: none, same fraction everywhere": (replace(FULL, price="uniform"), 1024),
+    "Fisher information at temperature 1": (replace(FULL, temperature=1.0), 1024),
     "order: outputs unweighted": (replace(FULL, output_aware=False), 1024),
     "order: channel moments only": (replace(FULL, whole_kernel_limit=0), 1024),
     "residual streams left whole": (replace(FULL, streams=False), 1024),

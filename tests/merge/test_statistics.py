@@ -38,7 +38,8 @@ def test_moments_around_a_guess_become_moments_around_zero() -> None:
     assert torch.allclose(_unshift(around.T @ around, guess), expected)
 
 
-def test_importance_is_the_fisher_information_of_the_prediction() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_importance_is_the_fisher_information_of_the_prediction(temperature: float) -> None:
     """For a linear layer that makes the logits it is known: E[p (1 - p)]."""
     torch.manual_seed(0)
     model = nn.Linear(5, 4)
@@ -46,7 +47,8 @@ def test_importance_is_the_fisher_information_of_the_prediction() -> None:
     x = torch.randn(20000, 5)
     (call,) = graph.calls
     found = output_importance(
-        graph, named_tensors(graph), x, [call.node], batch_size=1000, generator=torch.Generator().manual_seed(1)
-    )
-    p = model(x).softmax(1).detach()
+        graph, named_tensors(graph), x, [call.node], batch_size=1000, generator=torch.Generator().manual_seed(1),
+        temperature=temperature,
+    )  # fmt: skip
+    p = (model(x) / temperature).softmax(1).detach()
     torch.testing.assert_close(found[call.node], (p * (1 - p)).mean(0).double(), rtol=0.03, atol=0)

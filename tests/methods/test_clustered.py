@@ -42,7 +42,9 @@ def make_alike(model: nn.Module, factor: float) -> None:
                 tensor[channel] = tensor[4] * factor
 
 
-@pytest.mark.parametrize("similarity", [Filters(), Filters(fold_batch_norm=True), FeatureMaps("euclidean", at="consumer_input")])
+@pytest.mark.parametrize(
+    "similarity", [Filters(), Filters(fold_batch_norm=True), FeatureMaps("euclidean", at="consumer_input")]
+)
 def test_identical_channels_are_found_and_added_without_loss(similarity: Filters | FeatureMaps) -> None:
     model = plain()
     make_alike(model, 1.0)

@@ -243,6 +243,12 @@ def test_bad_price():
         cp.OneShot(price="best")
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_bad_temperature(temperature: float):
+    with pytest.raises(ArgumentError, match=f"temperature must be positive, but got temperature={temperature}"):
+        cp.OneShot(temperature=temperature)
+
+
 def with_nan(images: Tensor) -> Tensor:
     images = images.clone()
     images[3, 0, 2, 2] = torch.nan

@@ -116,3 +116,15 @@ def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
         ]
         kernel = torch.cat(parts)
     return kernel.reshape(moved.shape).movedim(0, consumer.row_dim).contiguous()
+
+
+def channel_moments(moments: Tensor, taps: int) -> Tensor:
+    """Average kernel moments over taps, giving moments of the channels alone (and the constant)."""
+    size = len(moments) - 1
+    channels = size // taps
+    blocks = moments[:size, :size].view(channels, taps, channels, taps)
+    result = torch.zeros(channels + 1, channels + 1, dtype=moments.dtype)
+    result[:-1, :-1] = blocks.diagonal(dim1=1, dim2=3).mean(-1)
+    result[:-1, -1] = result[-1, :-1] = moments[:size, -1].view(channels, taps).mean(1)
+    result[-1, -1] = moments[-1, -1]
+    return result

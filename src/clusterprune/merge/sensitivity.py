@@ -42,6 +42,7 @@ def fisher_losses(
     *,
     batch_size: int,
     generator: torch.Generator,
+    temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
@@ -60,8 +61,9 @@ def fisher_losses(
     total: dict[tuple[str, int], float] = {}
     count, done = len(as_inputs(images)[0]), 0
     for read, gradients in layer_gradients(
-        graph, state, images, list(kernels), batch_size=batch_size, generator=generator, changes=changes
-    ):
+        graph, state, images, list(kernels), batch_size=batch_size, generator=generator, temperature=temperature,
+        changes=changes,
+    ):  # fmt: skip
         scores: dict[tuple[str, int], Tensor] = {}
         size = 0
         with torch.no_grad():

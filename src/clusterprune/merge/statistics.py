@@ -80,14 +80,16 @@ def layer_gradients(
     *,
     batch_size: int,
     generator: torch.Generator,
+    temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Yield, batch by batch, what the given layer calls read and the gradient at what they make.
 
-    The second moment of that gradient is the Fisher information of the network's own prediction p; no labels are
-    needed. What is differentiated is ⟨v, logits⟩ with v = √p ∘ ε - p ⟨√p, ε⟩ and random signs ε, whose
-    covariance is that of the scores of drawn labels, diag(p) - p pᵀ. Drawn labels would do, but where the network
-    is sure they almost always give next to nothing, and then once in a while a great deal.
+    The second moment of that gradient is the Fisher information of the network's own prediction p, the softmax of
+    the logits over a temperature; no labels are needed. What is differentiated is ⟨v, logits⟩ with
+    v = √p ∘ ε - p ⟨√p, ε⟩ and random signs ε, whose covariance is that of the scores of drawn labels,
+    diag(p) - p pᵀ. Drawn labels would do, but where the network is sure they almost always give next to nothing,
+    and then once in a while a great deal.
     A network whose output is not one row of logits is taken as Gaussian, and a random projection of its outputs is
     differentiated.
     """
@@ -112,7 +114,7 @@ def layer_gradients(
                 made[name] = values[name]
             program.advance(values, position, len(program.steps))
             outputs = [t for t in pytree.tree_leaves(program.collect(values)) if t.is_floating_point()]
-            score = _score([t for t in outputs if t.requires_grad], generator)
+            score = _score([t for t in outputs if t.requires_grad], temperature, generator)
             found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
@@ -121,10 +123,10 @@ def layer_gradients(
         yield read, gradients
 
 
-def _score(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
+def _score(outputs: list[Tensor], temperature: float, generator: torch.Generator) -> Tensor:
     if len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
         logits = outputs[0]
-        probabilities = logits.detach().float().softmax(1)
+        probabilities = (logits.detach().float() / temperature).softmax(1)
         signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
         root = probabilities.sqrt() * signs
         return (logits * (root - probabilities * root.sum(1, keepdim=True)).to(logits)).sum()
@@ -143,6 +145,7 @@ def output_importance(
     *,
     batch_size: int,
     generator: torch.Generator,
+    temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
@@ -155,8 +158,9 @@ def output_importance(
     total: dict[str, Tensor] = {}
     count, done = len(as_inputs(images)[0]), 0
     for _, gradients in layer_gradients(
-        graph, state, images, calls, batch_size=batch_size, generator=generator, changes=changes
-    ):
+        graph, state, images, calls, batch_size=batch_size, generator=generator, temperature=temperature,
+        changes=changes,
+    ):  # fmt: skip
         for name, gradient in gradients.items():
             dim = 1 if kinds[name].startswith("conv") else gradient.ndim - 1
             squared = gradient.square().movedim(dim, 0).flatten(1).sum(1).double()

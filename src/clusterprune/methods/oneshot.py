@@ -25,7 +25,7 @@ from clusterprune.graph import ChannelGraph, Group
 from clusterprune.merge.data_free import batch_statistics, noise_images
 from clusterprune.merge.elimination import Path, eliminate
 from clusterprune.merge.least_squares import mixing_matrix
-from clusterprune.merge.readings import consumers, reading
+from clusterprune.merge.readings import channel_moments, consumers, reading
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.sensitivity import fisher_losses, levels
 from clusterprune.merge.statistics import (
@@ -56,6 +56,9 @@ class OneShot:
     price
         "fisher": a path costs what it costs the network's loss. "error": it costs its own squared error.
         "uniform": every group keeps the same fraction.
+    temperature
+        Softens the predictions whose Fisher information is taken. At 1 a few images that the network is unsure
+        of decide everything; 2 listens to more of them, and orders and prices with less noise.
     streams
         Also cut groups that several layers make together (residual streams).
     refit
@@ -72,6 +75,7 @@ class OneShot:
 
     output_aware: bool = True
     price: str = "fisher"
+    temperature: float = 2.0
     streams: bool = True
     refit: Refit | None = field(default_factory=Refit)
     whole_kernel_limit: int = 1200
@@ -80,9 +84,11 @@ class OneShot:
     macs_to_spend: float = 6e11
 
     def __post_init__(self) -> None:
-        """Check the price."""
+        """Check the price and the temperature."""
         if self.price not in ("fisher", "error", "uniform"):
             raise ArgumentError(f"price must be 'fisher', 'error' or 'uniform', but got price={self.price!r}")
+        if not self.temperature > 0:
+            raise ArgumentError(f"temperature must be positive, but got temperature={self.temperature!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +130,7 @@ def oneshot(
     ignore
         Globs of groups or layers to leave alone.
     seed
-        Chooses positions, labels of the Fisher information, and noise.
+        Chooses positions, signs of the Fisher information, and noise.
     progress
         Called with (phase, done, total).
 
@@ -277,7 +283,8 @@ def _measure(
     common = {"batch_size": size, "generator": generator, "changes": changes, "progress": progress}
     few = _images_for(graph, inputs, config.macs_to_spend / 3, 3, 16, most=384)
     if config.output_aware:
-        importance = output_importance(graph, state, few, calls, **{**common, "batch_size": gradient_batch_size(graph)})
+        gradients = {**common, "batch_size": gradient_batch_size(graph), "temperature": config.temperature}
+        importance = output_importance(graph, state, few, calls, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 64)
@@ -340,6 +347,7 @@ def _price(
         measured.whole_kernel,
         batch_size=gradient_batch_size(graph, most=32),
         generator=generator,
+        temperature=config.temperature,
         changes=batch_statistics(graph) if data_free else None,
         progress=progress,
     )
@@ -377,22 +385,10 @@ def _merges(
                 continue
             moments = measured.moments[consumer.call.node]
             if consumer.whole_kernel:
-                moments = _channel_moments(moments, consumer.reader.taps)
+                moments = channel_moments(moments, consumer.reader.taps)
             home = bias_home(graph, path)
             mixing[path], constant = mixing_matrix(moments, consumer.use, kept, offset=home is not None)
             if home is not None:
                 offset[path] = constant
         merges.append(Merge(group.name, kept, mixing, offset))
     return tuple(merges)
-
-
-def _channel_moments(moments: Tensor, taps: int) -> Tensor:
-    """Average kernel moments over taps, giving moments of the channels alone (and the constant)."""
-    size = len(moments) - 1
-    channels = size // taps
-    blocks = moments[:size, :size].view(channels, taps, channels, taps)
-    result = torch.zeros(channels + 1, channels + 1, dtype=moments.dtype)
-    result[:-1, :-1] = blocks.diagonal(dim1=1, dim2=3).mean(-1)
-    result[:-1, -1] = result[-1, :-1] = moments[:size, -1].view(channels, taps).mean(1)
-    result[-1, -1] = moments[-1, -1]
-    return result
