@@ -35,17 +35,14 @@ Trials
 
 import argparse
 import copy
-import fcntl
 import hashlib
 import itertools
-import json
 import os
 import platform
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property, lru_cache
@@ -56,8 +53,8 @@ from typing import Any
 import baselines
 import torch
 from baselines import CANDIDATES, CRITERIA, SCOPES, WITHIN, Pruned, Settings
+from results_file import AS_PRUNED, OURS, REESTIMATED, WHOLE, Cell, Results, table
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import clusterprune
@@ -70,74 +67,6 @@ PER_IMAGE = 256
 """Images for the Hessian, which needs one backward pass each."""
 CHOOSING = 256
 """Calibration images on which Torch-Pruning's settings are chosen."""
-NOTES = "* MACs more than 1 % off the target; † on part of the test images"
-AS_PRUNED, REESTIMATED = "as pruned", "re-estimated"
-OURS, WHOLE = "ours", "unpruned"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number to measure. ``seed`` is None where nothing depends on the calibration images."""
-
-    network: str
-    keep: float
-    criterion: str
-    scope: str = ""
-    batch_norm: str = ""
-    seed: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Name of the cell in the results file."""
-        return "/".join(
-            str(part) for part in (self.network, self.keep, self.criterion, self.scope, self.batch_norm, self.seed)
-        )
-
-
-class Results:
-    """The results file. Several processes may add to it: each write merges under a lock and is atomic."""
-
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path = path
-        self.config = dict(config)
-
-    def read(self) -> dict[str, Any]:
-        """Return the file's content, or an empty one."""
-        if not self.path.exists():
-            return {"benchmark": "oneshot_accuracy", "runs": [], "settings": {}, "cells": {}}
-        return json.loads(self.path.read_text())
-
-    def update(self, section: str, key: str, value: Any) -> None:
-        """Add one entry."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            content = self.read()
-            if section == "runs":
-                content["runs"] = [run for run in content["runs"] if run["command"] != key] + [value]
-            else:
-                content[section][key] = {**value, "config": self.config}
-                content[section] = dict(sorted(content[section].items()))
-            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-            temporary.replace(self.path)
-        finally:
-            os.close(lock)
-
-    def entry(self, section: str, key: str) -> dict[str, Any] | None:
-        """Return an entry measured under the same configuration, if there is one."""
-        found = self.read()[section].get(key)
-        return found if found and found["config"] == self.config else None
-
-    def done(self, cell: "Cell", images: int) -> bool:
-        """Tell whether a cell was measured, on at least so many test images."""
-        found = self.entry("cells", cell.key)
-        return found is not None and found["images"] >= images
-
-    def cells(self) -> list[dict[str, Any]]:
-        """All cells measured under the same configuration."""
-        return [{"key": k, **cell} for k, cell in self.read()["cells"].items() if cell["config"] == self.config]
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,52 +224,6 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
             for criterion, scope in itertools.product(args.criteria, SCOPES):
                 fixed = batch_norm == AS_PRUNED and CRITERIA[criterion].gradients == "nothing"
                 yield Cell(network, keep, criterion, scope, batch_norm, None if fixed else seed)
-
-
-def table(results: list[dict[str, Any]]) -> tuple[Table, list[str]]:
-    """Lay out mean and standard deviation, and say for each column who leads."""
-    groups: dict[tuple[str, float], dict[tuple[str, str, str], list[dict[str, Any]]]] = {}
-    whole = {cell["network"]: _text([cell]) for cell in results if cell["criterion"] == WHOLE}
-    for cell in results:
-        if cell["criterion"] != WHOLE:
-            row = (cell["criterion"], cell["scope"], cell["batch_norm"])
-            groups.setdefault((cell["network"], cell["keep"]), {}).setdefault(row, []).append(cell)
-    columns = sorted(groups, key=lambda column: (column[0], -column[1]))
-    made = Table(title="Top-1 (%) by network and share of MACs kept", caption=NOTES)
-    for title in ("criterion", "scope", "batch norm"):
-        made.add_column(title)
-    for network, keep in columns:
-        made.add_column(f"{network}\n{keep:.0%}\n({whole.get(network, '?')} whole)", justify="right")
-    rows = [(OURS, "", "")]
-    rows += [(c, s, b) for c in CRITERIA for s in SCOPES for b in (AS_PRUNED, REESTIMATED)]
-    verdicts = []
-    for row in rows:
-        entries = [groups[column].get(row, []) for column in columns]
-        if any(entries):
-            made.add_row(*row, *(_text(entry) for entry in entries), end_section=row[0] == OURS)
-    for column in columns:
-        ours = groups[column].get((OURS, "", ""))
-        others = {row: _mean(entry) for row, entry in groups[column].items() if row[0] != OURS}
-        if ours and others:
-            name = max(others, key=lambda row: others[row])
-            lead = _mean(ours) - others[name]
-            word = "leads" if lead > 0 else "DOES NOT LEAD"
-            verdicts.append(
-                f"{column[0]} at {column[1]:.0%}: ours {word}, {lead:+.2f} points on the best other ({', '.join(name)})"
-            )
-    return made, verdicts
-
-
-def _mean(entry: list[dict[str, Any]]) -> float:
-    return statistics.mean(cell["top1"] for cell in entry)
-
-
-def _text(entry: list[dict[str, Any]]) -> str:
-    if not entry:
-        return ""
-    spread = f" ±{statistics.stdev(cell['top1'] for cell in entry):.2f}" if len(entry) > 1 else ""
-    few = "" if all(cell["images"] == cell["config"]["test_images"] for cell in entry) else "†"
-    return f"{_mean(entry):.2f}{spread}{'' if all(cell['within'] for cell in entry) else '*'}{few}"
 
 
 def _cpu() -> str:
