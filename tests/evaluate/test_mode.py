@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from clusterprune.errors import ArgumentError
-from clusterprune.evaluate.mode import device_of, dtype_of, evaluating, on_device
+from clusterprune.evaluate.mode import device_of, dtype_of, on_device
+from clusterprune.graph.export import evaluating
 
 
 def test_every_module_gets_its_mode_back_even_after_an_error():

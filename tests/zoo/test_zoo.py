@@ -1,6 +1,5 @@
 """Law 2 on real architectures, and the way of a compact model to disk and into a new process."""
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from networks import difference, random_plan
+from networks import difference, masked_reference, random_plan
 from torch import nn
 
 import clusterprune as cp
 from clusterprune import evaluate
-from clusterprune.surgery import masked_state
 
 SIZES = {"inception_v3": 96}
 BARE = {
@@ -38,19 +36,6 @@ def build(name: str) -> nn.Module:
     return model.eval()
 
 
-def masked(model: nn.Module, graph: cp.ChannelGraph, plan: cp.Plan) -> nn.Module:
-    reference = copy.deepcopy(model)
-    own = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
-    with torch.no_grad():
-        for path, tensor in masked_state(graph, plan).items():
-            if path in own:
-                own[path].copy_(tensor)
-            else:
-                owner, _, name = path.rpartition(".")
-                reference.get_submodule(owner).register_parameter(name, nn.Parameter(tensor))
-    return reference
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_cutting_equals_masking(name: str) -> None:
     model = build(name).double()
@@ -61,7 +46,7 @@ def test_cutting_equals_masking(name: str) -> None:
     small = cp.apply(model, plan, graph=graph)
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
-        assert difference(small(x), masked(model, graph, plan)(x)) < 1e-12
+        assert difference(small(x), masked_reference(model, graph, plan)(x)) < 1e-12
     assert evaluate.params(small) < evaluate.params(model)
 
 
@@ -75,7 +60,7 @@ def test_one_shot_to_a_new_process(name: str, tmp_path: Path) -> None:
     small = cp.apply(model, plan, graph=graph)
     assert evaluate.macs(small, example) / evaluate.macs(model, example) == pytest.approx(0.7, abs=0.007)
     with torch.no_grad():
-        assert difference(small(example), masked(model, graph, plan)(example)) < 1e-4
+        assert difference(small(example), masked_reference(model, graph, plan)(example)) < 1e-4
         torch.save({"x": example, "y": small(example)}, tmp_path / "expected.pt")
     cp.save(small, tmp_path / "small")
     script = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clusterprune import data, models, run
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
-from clusterprune.evaluate.mode import evaluating
+from clusterprune.graph.export import evaluating
 from clusterprune.models import ModelSpec
 
 STRUCTURE_NAME = "structure.json"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from clusterprune.data import Split, normalize
 from clusterprune.errors import ArgumentError, DataError, ModelError
-from clusterprune.evaluate.mode import dtype_of, evaluating, on_device
+from clusterprune.evaluate.mode import dtype_of, on_device
+from clusterprune.graph.export import evaluating
 
 _AUTOCAST = (torch.bfloat16, torch.float16)
 

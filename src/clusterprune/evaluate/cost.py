@@ -5,7 +5,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clusterprune.errors import ModelError
-from clusterprune.evaluate.mode import Example, check_example, device_of, evaluating
+from clusterprune.evaluate.mode import Example, check_example, device_of
+from clusterprune.graph.export import evaluating
 
 
 def macs(model: nn.Module, example: Example) -> int:

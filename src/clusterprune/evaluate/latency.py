@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.evaluate.mode import Example, check_example, evaluating, on_device
+from clusterprune.evaluate.mode import Example, check_example, on_device
+from clusterprune.graph.export import evaluating
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Borrowing a model for a measurement and giving it back as it was."""
+"""Where a model runs, and whether an example fits it."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +8,6 @@ from torch import Tensor, nn
 from clusterprune.errors import ArgumentError
 
 Example = Tensor | tuple[Tensor, ...]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model into evaluation mode; afterwards every module has the mode it had before.
-
-    Module by module, because models are used with parts (often batch norm) frozen in evaluation
-    mode.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

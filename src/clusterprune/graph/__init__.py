@@ -1,7 +1,8 @@
 """Which channels of a network belong together."""
 
+from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.groups import Group, Use
-from clusterprune.graph.trace import ChannelGraph, trace
+from clusterprune.graph.trace import trace
 from clusterprune.graph.walk import LayerCall
 
 __all__ = ["ChannelGraph", "Group", "LayerCall", "Use", "trace"]

@@ -6,16 +6,14 @@ or windows. A second export with one more image tells: whatever number differs f
 
 import operator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
-
-if TYPE_CHECKING:
-    from clusterprune.graph.trace import ChannelGraph
+from clusterprune.graph.export import export
 
 aten = torch.ops.aten
 _SHAPED_LIKE = (aten.view_as, aten.reshape_as)
@@ -53,24 +51,23 @@ class BatchSize:
     fixed: str | None = None
 
 
-def find_batch_size(graph: "ChannelGraph") -> BatchSize:
-    """Export the model once more with one image more, and compare."""
-    from clusterprune.graph.trace import export
-
-    leaves, structure = pytree.tree_flatten((graph.args, graph.kwargs))
+def find_batch_size(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], graph: fx.Graph, user_inputs: tuple[str, ...]
+) -> BatchSize:
+    """Export the model once more with one image more than the example, and compare with the example's graph."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
     lengths = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
-    if not lengths or not graph.user_inputs:
+    if not lengths or not user_inputs:
         return BatchSize(0, {}, "its inputs have no batch dimension")
     size = lengths[0]
     more = [
         _one_more(leaf) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf for leaf in leaves
     ]
     try:
-        args, kwargs = pytree.tree_unflatten(more, structure)
-        other = list(export(graph.model, args, kwargs).graph.nodes)
+        other = list(export(model, *pytree.tree_unflatten(more, structure)).graph.nodes)
     except TraceError:
         return BatchSize(size, {}, "it cannot be exported with another one")
-    nodes = list(graph.fx.nodes)
+    nodes = list(graph.nodes)
     if [(n.op, n.name, n.target) for n in nodes] != [(n.op, n.name, n.target) for n in other]:
         return BatchSize(size, {}, "its operations differ from one batch size to another")
     arguments: dict[str, tuple[Any, ...]] = {}
@@ -81,7 +78,7 @@ def find_batch_size(graph: "ChannelGraph") -> BatchSize:
         if getattr(node.target, "overloadpacket", None) in _SHAPED_LIKE:
             # A cut turns it into a view, which needs the size in numbers.
             given, others = ((given[0], list(n.meta["val"].shape)) for n in (node, twin))
-        marked, strays = _mark(given, others, size, graph.user_inputs[0])
+        marked, strays = _mark(given, others, size, user_inputs[0])
         if strays or _numbers(node.kwargs) != _numbers(twin.kwargs):
             return BatchSize(size, {}, f"{node.name} depends on it in a way that is not a multiple")
         if any(isinstance(leaf, Batch) for leaf in pytree.tree_leaves(marked)):

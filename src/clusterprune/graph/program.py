@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from clusterprune.errors import ModelError
 from clusterprune.graph.batch import Batch, follow_batch
+from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
-from clusterprune.graph.trace import ChannelGraph
 
 aten = torch.ops.aten
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.errors import PlanError
+from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.program import shape_of
-from clusterprune.graph.trace import ChannelGraph
 
 aten = torch.ops.aten
 
@@ -97,14 +98,6 @@ def _makes_cut(survivors: Survivors, node: fx.Node) -> bool:
     return isinstance(survivors.graph.values.get(node.name), Tensor) and survivors.touches(node.name)
 
 
-def _named(node: fx.Node) -> dict[str, Any]:
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    named = {a.name: a.default_value for a in schema}
-    named.update({a.name: value for a, value in zip(schema, node.args, strict=False)})
-    named.update(node.kwargs)
-    return named
-
-
 def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """Views and expands take the new shape of their result, and leave open what they left open."""
     shape = survivors.shape(node.name)
@@ -122,7 +115,7 @@ def _shape_of_other(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 
 def _unflatten(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
-    a = _named(node)
+    a = named_arguments(node)
     dim = a["dim"] % len(shape_of(node.args[0]))  # type: ignore[arg-type]
     count = len(shape_of(node)) - len(shape_of(node.args[0])) + 1  # type: ignore[arg-type]
     return (node.args[0], dim, list(survivors.shape(node.name)[dim : dim + count])), {}
@@ -130,7 +123,7 @@ def _unflatten(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 def _pad(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """A padded dimension that runs over channels pads only those that stay."""
-    a = _named(node)
+    a = named_arguments(node)
     amounts = list(a["pad"])
     kept = survivors.along(node.name)
     for position in range(len(amounts) // 2):
@@ -144,7 +137,7 @@ def _pad(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 def _sections(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """Chunks and splits become splits of the new sizes."""
-    a = _named(node)
+    a = named_arguments(node)
     source = node.args[0]
     dim = a.get("dim", 0) % len(shape_of(source))  # type: ignore[arg-type]
     flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
@@ -155,7 +148,7 @@ def _sections(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 def _slice(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """A slice keeps those of its indices that stay, counted among the survivors."""
-    a = _named(node)
+    a = named_arguments(node)
     source = node.args[0]
     dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
     flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
@@ -166,7 +159,7 @@ def _slice(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 
 def _narrow(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
-    a = _named(node)
+    a = named_arguments(node)
     source = node.args[0]
     dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
     flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
@@ -190,7 +183,7 @@ def _pick(node: fx.Node, dim: int, flags: np.ndarray, wanted: np.ndarray) -> tup
 
 
 def _select(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
-    a = _named(node)
+    a = named_arguments(node)
     source = node.args[0]
     dim = a["dim"] % len(shape_of(source))  # type: ignore[arg-type]
     flags = survivors.along(source.name)[dim]  # type: ignore[union-attr]
@@ -200,7 +193,7 @@ def _select(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 def _groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """A depthwise convolution has as many groups as channels; a grouped one keeps its groups."""
-    a = _named(node)
+    a = named_arguments(node)
     call = next(c for c in survivors.graph.calls if c.node == node.name)
     if not call.depthwise:
         return tuple(node.args), dict(node.kwargs)
@@ -211,7 +204,7 @@ def _groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
 
 def _norm_groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """Group norms keep the size of their groups and lose some of the groups."""
-    a = _named(node)
+    a = named_arguments(node)
     flags = survivors.along(node.args[0].name)[1]  # type: ignore[union-attr]
     a["num_groups"] = int(flags.sum()) * a["num_groups"] // len(flags)
     return tuple(a.values()), {}

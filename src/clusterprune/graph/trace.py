@@ -1,121 +1,23 @@
 """From a model to the groups of channels that can be cut together."""
 
-import fnmatch
 import operator
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from clusterprune.errors import ArgumentError, ModelError, TraceError
-from clusterprune.graph.batch import BatchSize, find_batch_size
-from clusterprune.graph.groups import Group, find_groups
+from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.export import export, named_arguments
+from clusterprune.graph.groups import find_groups
 from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
 from clusterprune.graph.rules import RULES, pointwise
-from clusterprune.graph.walk import LayerCall, Parameter, Partition, Walk
+from clusterprune.graph.walk import Parameter, Partition, Walk
 
 aten = torch.ops.aten
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGraph:
-    """A traced model: its operations, and its channels in groups.
-
-    Attributes
-    ----------
-    model
-        The model that was traced; never changed.
-    args, kwargs
-        The example input.
-    fx
-        The exported graph of ATen operations, one node each.
-    groups
-        Every group in the order in which its channels are made, frozen ones included.
-    calls
-        Every application of a convolution or linear layer, in order of execution.
-    unknown
-        Operations without a rule, each with the nodes where it was met; what they read is frozen.
-    unused
-        Parameters that the traced (evaluation) path never touches, such as auxiliary heads.
-    """
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    fx: fx.Graph
-    inputs: dict[str, str]
-    constants: dict[str, Any]
-    groups: tuple[Group, ...]
-    calls: tuple[LayerCall, ...]
-    walk: Walk
-    values: dict[str, Any]
-    unknown: dict[str, list[str]]
-    unused: tuple[str, ...]
-    out_spec: Any
-
-    @cached_property
-    def by_name(self) -> dict[str, Group]:
-        """The groups by name."""
-        return {group.name: group for group in self.groups}
-
-    @cached_property
-    def batch_size(self) -> BatchSize:
-        """Which numbers in the graph follow the batch size (found by a second export when first asked for)."""
-        return find_batch_size(self)
-
-    @property
-    def prunable(self) -> tuple[Group, ...]:
-        """The groups that may be cut."""
-        return tuple(group for group in self.groups if group.frozen is None)
-
-    @cached_property
-    def user_inputs(self) -> tuple[str, ...]:
-        """Names of the graph's tensor inputs, in order."""
-        placeholders = [node for node in self.fx.nodes if node.op == "placeholder"]
-        known = self.inputs.keys() | self.constants.keys()
-        return tuple(n.name for n in placeholders if n.name not in known and isinstance(n.meta.get("val"), Tensor))
-
-    @property
-    def example(self) -> tuple[Any, ...]:
-        """The positional example inputs."""
-        return self.args
-
-    def freeze(self, ignore: Iterable[str], reason: str = "left alone on request") -> "ChannelGraph":
-        """Return the same graph with every group frozen whose name or layers match one of the globs.
-
-        Raises
-        ------
-        ArgumentError
-            If a glob matches nothing.
-        """
-        groups = list(self.groups)
-        for pattern in ignore:
-            matched = False
-            for index, group in enumerate(groups):
-                names = {group.name, *(use.path.removesuffix(".weight") for use in group.producers)}
-                if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                    matched = True
-                    if group.frozen is None:
-                        groups[index] = replace(group, frozen=reason)
-            if not matched:
-                known = ", ".join(group.name for group in self.groups[:8])
-                raise ArgumentError(
-                    f"ignore={pattern!r} matches no group or layer; groups are named like {known}. "
-                    "Print the graph to see all of them."
-                )
-        return replace(self, groups=tuple(groups))
-
-    def __str__(self) -> str:
-        """Describe groups, widths, producers, consumers, and what is frozen and why."""
-        from clusterprune.graph.describe import describe
-
-        return describe(self)
 
 
 def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> ChannelGraph:
@@ -209,45 +111,6 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Any:
-    """Put every submodule into evaluation mode, and each back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """Export a model in evaluation mode."""
-    with evaluation_mode(model), torch.no_grad():
-        try:
-            return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:  # whatever a user's forward or the exporter may raise
-            failure = error
-        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in (*args, *kwargs.values()))
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise TraceError(
-                f"the model does not run on an example of shape {shapes}: {_first_line(error)}. "
-                "Give an example of the shape that the model expects."
-            ) from error
-        raise TraceError(
-            f"torch.export cannot export {type(model).__name__} on an example of shape {shapes}: "
-            f"{_first_line(failure)}. Data-dependent control flow is the usual cause; move it out of forward, or trace "
-            "the convolutional part alone."
-        ) from failure
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def _shared_paths(named: Mapping[str, Tensor]) -> dict[str, str]:
     """Map every path to the first path of the same tensor (a module registered under two names)."""
     first: dict[int, str] = {}
@@ -286,7 +149,7 @@ def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
         return args[0][args[1]]
     packet = getattr(target, "overloadpacket", None)
     if packet in RULES:
-        return RULES[packet](walk, node, _named(target, args, kwargs))
+        return RULES[packet](walk, node, named_arguments(node, args, kwargs))
     # Outside the layer rules a parameter is plain data, and its elements carry labels of their own.
     args, kwargs = _as_data(walk, (args, kwargs))
     tensors = _tensors((args, kwargs))
@@ -346,7 +209,7 @@ def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, An
 
 def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """An even chunk of the channels prefers to stay even, so that the model's own code still fits."""
-    a = _named(node.target, args, kwargs)
+    a = named_arguments(node, args, kwargs)
     labels, dim = args[0], a.get("dim", 0) % args[0].ndim
     parts = a.get("chunks")
     if not parts or labels.stride(dim) == 0 or labels.shape[dim] % parts:
@@ -369,19 +232,6 @@ def _attach_elements(walk: Walk) -> None:
             continue
         index = tuple(slice(None) if d == varying[0] else 0 for d in range(labels.ndim))
         walk.bind(Parameter(path, tuple(labels.shape)), varying[0], labels[index])
-
-
-def _named(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an operator by the names in its schema, defaults included."""
-    named: dict[str, Any] = {}
-    for position, argument in enumerate(target._schema.arguments):
-        if position < len(args):
-            named[argument.name] = args[position]
-        elif argument.name in kwargs:
-            named[argument.name] = kwargs[argument.name]
-        else:
-            named[argument.name] = argument.default_value
-    return named
 
 
 def _as_data(walk: Walk, nest: Any) -> Any:

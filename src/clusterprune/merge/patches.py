@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, LayerCall
+from clusterprune.graph.export import named_arguments
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Reader:
     def of(cls, graph: ChannelGraph, call: LayerCall) -> "Reader":
         """Read a layer call's geometry off the graph."""
         node = next(node for node in graph.fx.nodes if node.name == call.node)
-        a = _named(node)
+        a = named_arguments(node)
         shape = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
         dims = len(shape) - 2 if call.kind in ("conv", "conv_transpose") else 0
         kernel = tuple(int(k) for k in shape[2:])
@@ -106,11 +107,3 @@ class Reader:
 def _per_dim(value: Any, dims: int) -> tuple[int, ...]:
     values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
     return tuple(values * dims if len(values) == 1 else values)
-
-
-def _named(node: fx.Node) -> dict[str, Any]:
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    named = {a.name: a.default_value for a in schema}
-    named.update({a.name: value for a, value in zip(schema, node.args, strict=False)})
-    named.update(node.kwargs)
-    return named
