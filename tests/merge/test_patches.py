@@ -112,3 +112,36 @@ def test_centres_are_the_input_itself():
 def test_what_can_be_solved_for(layer: nn.Module, shape: tuple[int, ...], refittable: bool):
     reader, _ = read(layer, torch.zeros(shape))
     assert reader.refittable == refittable
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Conv2d(3, 4, (3, 1), stride=(1, 2), padding=(2, 0)),
+        nn.Conv2d(3, 4, 2, padding="same"),
+        nn.Conv2d(3, 4, 3, dilation=2, stride=2, padding=3),
+    ],
+)
+def test_kernel_gradients_are_those_of_each_image(layer: nn.Conv2d):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer).double()
+    x = torch.randn(5, 3, 17, 18, dtype=torch.float64)
+    (call,) = (graph := cp.trace(model, x)).calls
+    output = layer(x)
+    gradient = torch.randn_like(output)
+    found = Reader.of(graph, call).kernel_gradients(x, gradient)
+    assert found is not None
+    for image in range(5):
+        (expected,) = torch.autograd.grad(layer(x[image : image + 1]), layer.weight, gradient[image : image + 1])
+        torch.testing.assert_close(found[image], expected.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv2d(4, 4, 3, groups=2), (2, 4, 20, 20)), (nn.Conv2d(4, 4, 3), (2, 4, 5, 5)), (nn.Linear(4, 4), (2, 4))],
+)
+def test_kernel_gradients_are_left_to_cheaper_ways(layer: nn.Module, shape: tuple[int, ...]):
+    x = torch.randn(shape)
+    (call,) = (graph := cp.trace(nn.Sequential(layer), x)).calls
+    assert Reader.of(graph, call).kernel_gradients(x, layer(x).detach()) is None

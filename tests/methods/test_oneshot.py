@@ -344,3 +344,12 @@ def test_plans_survive_the_disk(plain, tmp_path):
     assert_same_plan(plan, loaded)
     assert torch.equal(cp.apply(model, loaded)(images), cp.apply(model, plan, graph=graph)(images))
     assert replace(loaded, notes={}).notes == {}
+
+
+def test_a_network_in_double_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).double().eval()
+    images = torch.randn(32, 3, 8, 8, dtype=torch.float64)
+    graph = cp.trace(model, images[:1])
+    small = cp.apply(model, cp.oneshot(graph, images, keep_macs=0.6), graph=graph)
+    assert small(images).dtype == torch.float64

@@ -1,5 +1,6 @@
 """What a layer reads: its input as rows of numbers, one row per output position."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.export import named_arguments
+
+_WORTH_IT = 48
+"""Output positions from which on :meth:`Reader.kernel_gradients` is cheaper than to run a layer a few times."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,25 @@ class Reader:
         # Pixels as rows: no copy where the memory is channels-last already.
         patches = x.movedim(1, -1).flatten(1, 2)[:, index]
         return patches.transpose(2, 3).reshape(-1, x.shape[1] * self.taps)
+
+    def kernel_gradients(self, x: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return the gradient of a kernel for each image by itself, shape (images, outputs, channels · taps).
+
+        One product of matrices per tap: dearer than running the layer once, cheaper than running it for many
+        kernels. None where the layer is of another kind, or its maps are so small that it does not pay.
+        """
+        dense = self.call.kind == "conv" and len(self.kernel) == 2 and self.call.groups == 1
+        height, width = gradient.shape[2:] if dense else (0, 0)
+        if height * width < _WORTH_IT:
+            return None
+        (sh, sw), (ph, pw), (dh, dw), (bh, bw) = self.stride, self.padding, self.dilation, self.behind
+        x = functional.pad(x.movedim(1, -1), (0, 0, pw, pw + bw, ph, ph + bh))
+        rows = gradient.flatten(2)
+        taps = []
+        for top, left in itertools.product(range(0, self.kernel[0] * dh, dh), range(0, self.kernel[1] * dw, dw)):
+            seen = x[:, top : top + sh * (height - 1) + 1 : sh, left : left + sw * (width - 1) + 1 : sw]
+            taps.append(torch.bmm(rows, seen.reshape(len(x), height * width, -1)))
+        return torch.stack(taps, -1).flatten(2)
 
     def centres(self, x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Return the input itself at up to `limit` random positions, shape (images · positions, channels)."""

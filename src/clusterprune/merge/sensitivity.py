@@ -7,6 +7,7 @@ in front of a global average, count in full.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
 from clusterprune.merge.elimination import Path
+from clusterprune.merge.patches import Reader
 from clusterprune.merge.readings import consumers, kernel_change
 from clusterprune.merge.statistics import Images, Progress, as_inputs, layer_gradients
 
@@ -48,7 +50,7 @@ def fisher_losses(
 ) -> dict[str, Path]:
     """Return the paths with their losses replaced by Fisher losses (nats per image)."""
     program = Program(graph, changes)
-    kernels: dict[str, list[tuple[str, int, Tensor, Tensor]]] = {}
+    changed: dict[str, list[_Change]] = {}
     for group in graph.groups:
         path = paths.get(group.name)
         if path is None:
@@ -56,26 +58,25 @@ def fisher_losses(
         for level, snapshot in path.snapshots.items():
             for consumer, refitted in zip(consumers(graph, group, whole_kernel), snapshot, strict=True):
                 node, weight = consumer.call.node, state[consumer.use.path]
-                change, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
-                kernels.setdefault(node, []).append((group.name, level, change, bias))
+                kernel, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
+                changed.setdefault(node, []).append(_Change(group.name, level, kernel, bias))
+    readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in changed}
     total: dict[tuple[str, int], float] = {}
     count, done = len(as_inputs(images)[0]), 0
     for read, gradients in layer_gradients(
-        graph, state, images, list(kernels), batch_size=batch_size, generator=generator, temperature=temperature,
+        graph, state, images, list(changed), batch_size=batch_size, generator=generator, temperature=temperature,
         changes=changes,
     ):  # fmt: skip
         scores: dict[tuple[str, int], Tensor] = {}
-        size = 0
         with torch.no_grad():
-            for node, entries in kernels.items():
-                for name, level, change, bias in entries:
-                    error = _apply(program, node, read[node], change, bias)
-                    score = (error * gradients[node]).flatten(1).sum(1)
-                    scores[name, level] = scores[name, level] + score if (name, level) in scores else score
-                    size = len(score)
+            for node, entries in changed.items():
+                found = _scores(program, readers[node], read[node], gradients[node], entries)
+                for entry, score in zip(entries, found, strict=True):
+                    key = (entry.group, entry.level)
+                    scores[key] = scores[key] + score if key in scores else score
         for key, score in scores.items():
             total[key] = total.get(key, 0.0) + 0.5 * float(score.double().square().sum())
-        done += size
+        done = min(count, done + batch_size)
         if progress:
             progress("sensitivity", done, count)
     return {
@@ -84,16 +85,43 @@ def fisher_losses(
     }
 
 
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What a cut of one group changes in one layer."""
+
+    group: str
+    level: int
+    kernel: Tensor
+    bias: Tensor
+
+
+def _scores(
+    program: Program, reader: Reader, x: Tensor, gradient: Tensor, entries: list[_Change]
+) -> Tensor | list[Tensor]:
+    """Return ⟨g, δ⟩ of every change for every image: (changes, images)."""
+    kernel_gradients = reader.kernel_gradients(x, gradient)
+    if kernel_gradients is not None:
+        kernels = torch.stack([entry.kernel.flatten() for entry in entries]).to(x)
+        biases = torch.stack([entry.bias for entry in entries]).to(x)
+        return kernels @ kernel_gradients.flatten(1).T + biases @ gradient.sum((2, 3)).T
+    scores = []
+    for entry in entries:
+        product = _apply(program, reader.call.node, x, entry.kernel, entry.bias) * gradient
+        # Summed as it lies in memory: to flatten a channels-last tensor takes longer than the layer.
+        scores.append(product.sum(tuple(range(1, product.ndim))))
+    return scores
+
+
 def _apply(program: Program, node: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run one layer call with another kernel and bias."""
     step = program.steps[program.index[node]]
-    args = [x, weight.to(x.device), *step.args[2:]]
+    args = [x, weight.to(x), *step.args[2:]]
     if step.target.overloadpacket in (torch.ops.aten.matmul, torch.ops.aten.mm):
-        return step.target(*args) + bias.to(x.device)
+        return step.target(*args) + bias.to(x)
     if len(args) > 2:
-        args[2] = bias.to(x.device)
+        args[2] = bias.to(x)
     else:
-        args.append(bias.to(x.device))
+        args.append(bias.to(x))
     return step.target(*args, **{k: v for k, v in step.kwargs.items() if k != "bias"})
 
 

@@ -163,7 +163,7 @@ def output_importance(
     ):  # fmt: skip
         for name, gradient in gradients.items():
             dim = 1 if kinds[name].startswith("conv") else gradient.ndim - 1
-            squared = gradient.square().movedim(dim, 0).flatten(1).sum(1).double()
+            squared = gradient.square().sum([d for d in range(gradient.ndim) if d != dim]).double()
             total[name] = squared if name not in total else total[name] + squared
         done = min(count, done + batch_size)
         if progress:
