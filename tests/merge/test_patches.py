@@ -114,6 +114,7 @@ def test_what_can_be_solved_for(layer: nn.Module, shape: tuple[int, ...], refitt
     assert reader.refittable == refittable
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(
     "layer",
     [

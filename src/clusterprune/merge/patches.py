@@ -122,9 +122,9 @@ class Reader:
         if self.call.kind in ("linear", "matmul"):
             rows = y if positions is None else y.flatten(1, -2)[:, positions]
             return rows.reshape(-1, y.shape[-1])
-        flat = y.flatten(2)
-        flat = flat if positions is None else flat[:, :, positions]
-        return flat.transpose(1, 2).reshape(-1, y.shape[1])
+        rows = y.movedim(1, -1).flatten(1, -2)
+        rows = rows if positions is None else rows[:, positions]
+        return rows.reshape(-1, y.shape[1])
 
 
 def _per_dim(value: Any, dims: int) -> tuple[int, ...]:

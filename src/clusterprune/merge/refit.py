@@ -7,7 +7,7 @@ branch also makes good what its shortcut has lost.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -207,8 +207,13 @@ class _Pair:
             keep = np.setdiff1d(np.arange(tensors[path].shape[dim]), np.concatenate(parts))
             self._rows[path, dim] = torch.from_numpy(keep)
 
-    def observe(self, target: _Target, see: Callable[[Tensor, Tensor], None]) -> None:
-        """Run both networks up to a call, batch by batch, and show its input and the output it should have."""
+    def observe(
+        self, target: _Target, reader: Reader, limit: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run both networks up to a call; yield, batch by batch, rows of its input and of the output it should have.
+
+        At most `limit` positions are taken of each image, before anything else is done with them.
+        """
         call = target.call
         index = self.original.index[call.node]
         stop = index if target.addition is None else self.original.index[target.addition.name]
@@ -220,21 +225,17 @@ class _Pair:
                 self.compact.advance(compact, self._done[1], index)
                 x = compact[call.input]
                 self._held.append(x)
-                if target.addition is None:
-                    wanted = self._cut(original[call.node], call, rows)
-                else:
+                made = original[call.node if target.addition is None else target.addition.name]
+                where = reader.positions(made, limit, generator)
+                wanted = reader.outputs(made, where)
+                wanted = wanted if rows is None else wanted[:, rows]
+                if target.addition is not None:
                     # The other side of the sum is needed, not what the old kernel makes.
                     old = {call.node, target.norm.name if target.norm is not None else ""}
                     self.compact.advance(compact, index, stop, skip=old)
-                    wanted = self._cut(original[target.addition.name], call, rows) - compact[target.other]
-                see(x, wanted)
+                    wanted = wanted - reader.outputs(compact[target.other], where)
+                yield reader.inputs(x, where), wanted
         self._done = (stop + 1, stop)
-
-    @staticmethod
-    def _cut(made: Tensor, call: LayerCall, rows: Tensor | None) -> Tensor:
-        if rows is None:
-            return made
-        return made.index_select(1 if call.kind == "conv" else made.ndim - 1, rows.to(made.device))
 
     def norm_affine(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
         """Return a batch norm's scale and shift in the compressed network."""
@@ -297,18 +298,15 @@ def _solve(
         if constant:
             # Around a guess of the mean, so that float32 products keep the variance.
             shift_of.setdefault("inputs", inputs.mean(0))
-            inputs = with_constant(inputs - shift_of["inputs"])
+            inputs = with_constant(inputs, shift_of["inputs"])
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)
         part = [second_moment(inputs, None), second_moment(inputs, outputs)]
         sums[:] = [a.add_(b) for a, b in zip(sums, part, strict=True)] if sums else part
 
     buffer = RowBuffer(add)
 
-    def see(x: Tensor, wanted: Tensor) -> None:
-        where = reader.positions(wanted, limit, generator)
-        buffer.add(reader.inputs(x, where), reader.outputs(wanted, where))
-
-    network.observe(target, see)
+    for inputs, outputs in network.observe(target, reader, limit, generator):
+        buffer.add(inputs, outputs)
     buffer.flush()
     prior = weight.flatten(1).T.double()
     if constant:

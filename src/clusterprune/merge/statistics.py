@@ -212,7 +212,7 @@ def input_moments(
     def add(name: str) -> Callable[[Tensor], None]:
         def product(patch: Tensor) -> None:
             shift = shifts.setdefault(name, patch.mean(0))
-            moment = second_moment(with_constant(patch - shift), None)
+            moment = second_moment(with_constant(patch, shift), None)
             sums[name] = sums[name].add_(moment) if name in sums else moment
             seen[name] = seen.get(name, 0) + len(patch)
 
@@ -250,9 +250,11 @@ def _unshift(moment: Tensor, shift: Tensor) -> Tensor:
     return moment
 
 
-def with_constant(rows: Tensor) -> Tensor:
-    """Append a column of ones."""
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+def with_constant(rows: Tensor, shift: Tensor) -> Tensor:
+    """Return rows - shift with a column of ones behind."""
+    made = rows.new_ones(len(rows), rows.shape[1] + 1)
+    torch.sub(rows, shift, out=made[:, :-1])
+    return made
 
 
 def second_moment(rows: Tensor, targets: Tensor | None) -> Tensor:

@@ -287,7 +287,7 @@ def _measure(
         importance = output_importance(graph, state, few, calls, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
-    many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 64)
+    many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 48)
     moments = input_moments(graph, state, many, whole_kernel, rows=config.moment_rows, **common)
     return _Measured(
         {node: moment.cpu() for node, moment in moments.items()},
