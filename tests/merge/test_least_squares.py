@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import Use
-from clusterprune.merge.least_squares import mixing_matrix, positive_factor, ridge_regression
+from clusterprune.merge.least_squares import dual_ridge_regression, mixing_matrix, positive_factor, ridge_regression
 
 
 def use_of(channels: int, multiplicity: int = 1, groups: int = 1) -> Use:
@@ -128,3 +128,19 @@ def test_a_strong_ridge_returns_the_prior():
     prior = torch.arange(8, dtype=torch.float64).view(4, 2)
     solution = ridge_regression(gram, torch.zeros(4, 2, dtype=torch.float64), prior, 1e9, constant=False)
     torch.testing.assert_close(solution, prior, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("count", [5, 12, 40])
+def test_the_dual_solves_the_same_problem(count: int, constant: bool):
+    torch.manual_seed(count)
+    x, t = torch.randn(count, 12).double() + 3, torch.randn(count, 4).double() - 1
+    prior = torch.randn(12, 4).double()
+    guess = x.mean(0)
+    rows = torch.cat([x - guess, torch.ones(count, 1).double()], 1) if constant else x
+    whole = torch.cat([prior, torch.zeros(1, 4).double()]) if constant else prior
+    expected = ridge_regression(rows.T @ rows, rows.T @ t, whole, 0.01, constant=constant)
+    found, level = dual_ridge_regression(x, t, prior, 0.01, constant=constant)
+    torch.testing.assert_close(found, expected[:12], rtol=1e-6, atol=1e-6)
+    wanted = expected[12] - guess @ expected[:12] if constant else torch.zeros(4).double()
+    torch.testing.assert_close(level, wanted, rtol=1e-6, atol=1e-6)

@@ -99,3 +99,35 @@ def ridge_regression(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float, *
         penalty[-1] = 1e-9 * float(gram[-1, -1]) + 1e-12
     factor = positive_factor(gram, penalty.to(gram.device))
     return torch.cholesky_solve(cross + penalty[:, None].to(gram.device) * prior, factor)
+
+
+def dual_ridge_regression(
+    rows: Tensor, targets: Tensor, prior: Tensor, ridge: float, *, constant: bool
+) -> tuple[Tensor, Tensor]:
+    """Solve the problem of :func:`ridge_regression` where there are fewer rows than inputs.
+
+    W = prior + Xᵀ (X Xᵀ + λ)⁻¹ (T - X prior): a system of as many equations as rows.
+
+    Parameters
+    ----------
+    rows, targets
+        X (rows, inputs) without a constant, and T (rows, outputs).
+    prior
+        What W is pulled to, (inputs, outputs).
+    constant
+        Whether a constant is fitted beside W; it is not pulled.
+
+    Returns
+    -------
+    tuple
+        W (inputs, outputs) and the constant (outputs,), zero if none is fitted; float64.
+    """
+    rows, targets = rows.double(), targets.double()
+    centre = rows.mean(0) if constant else rows.new_zeros(rows.shape[1])
+    middle = targets.mean(0) if constant else targets.new_zeros(targets.shape[1])
+    rows = rows - centre
+    penalty = ridge * float(rows.square().sum()) / rows.shape[1] + 1e-12
+    factor = positive_factor(rows @ rows.T, torch.full((len(rows),), penalty, dtype=rows.dtype, device=rows.device))
+    missing = targets - middle - rows @ prior
+    solution = prior + rows.T @ torch.cholesky_solve(missing, factor)
+    return solution, middle - centre @ solution

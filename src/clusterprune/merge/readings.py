@@ -1,13 +1,15 @@
 """From measured moments to what each consumer reads of a group, and back from a path to real kernels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use
 from clusterprune.merge.elimination import Reading
+from clusterprune.merge.least_squares import mixing_matrix, positive_factor
 from clusterprune.merge.patches import Reader
 
 
@@ -19,6 +21,7 @@ class Consumer:
     call: LayerCall
     reader: Reader
     whole_kernel: bool
+    folded: bool = False
 
     @property
     def row_dim(self) -> int:
@@ -29,13 +32,42 @@ class Consumer:
 def consumers(graph: ChannelGraph, group: Group, whole_kernel: Mapping[str, bool]) -> list[Consumer]:
     """Return every call that reads the group, one entry per call and parameter dimension."""
     found = []
+    flattened = folds(graph)
     for use in group.consumers:
         found += [
-            Consumer(use, call, Reader.of(graph, call), whole_kernel[call.node])
+            Consumer(use, call, Reader.of(graph, call), whole_kernel[call.node], call.node in flattened)
             for call in graph.calls
             if call.weight == use.path and call.node in whole_kernel
         ]
     return found
+
+
+def folds(graph: ChannelGraph) -> dict[str, Use]:
+    """Return the linear layers that read whole flattened maps too large for one matrix of second moments.
+
+    Their moments are measured by channel, all places of the maps together, as if the layer were a convolution with a
+    kernel as large as the map. By node name of the call: where the group sits in its inputs.
+    """
+    linear = {call.weight: call.node for call in graph.calls if call.kind == "linear"}
+    return {
+        linear[use.path]: use
+        for group in graph.groups
+        for use in group.consumers
+        if use.path in linear and use.positions.shape[1] > 1 and _inputs(graph, use) == use.positions.size > _FOLD
+    }
+
+
+def _inputs(graph: ChannelGraph, use: Use) -> int:
+    return int(graph.model.get_parameter(use.path).shape[use.dim])
+
+
+_FOLD = 4096
+"""Inputs of a linear layer up to which second moments of all of them are kept."""
+
+
+def by_channel(use: Use) -> Use:
+    """Return where the group sits in moments that are kept by channel."""
+    return replace(use, positions=np.arange(len(use.positions))[:, None])
 
 
 def kernel_rows(weight: Tensor, consumer: Consumer) -> Tensor:
@@ -71,6 +103,14 @@ def reading(consumer: Consumer, weight: Tensor, moments: Tensor, importance: Ten
     multiplicity = positions.shape[1]
     taps = consumer.reader.taps
     scale = importance.clamp_min(1e-6 * float(importance.max()) + 1e-30).sqrt()
+    if consumer.folded:
+        # Only B Bᵀ matters, and B has a column for every output and place: its factor is enough.
+        product = torch.zeros_like(centred)
+        for place in positions.T:
+            part = weight[:, place].double() * scale[:, None]
+            product += part.T @ part
+        ridge = 1e-9 * product.diagonal().mean().clamp_min(1e-12)
+        return Reading(centred, positive_factor(product, ridge.expand(len(product))), 1)
     kernel = kernel_rows(weight, consumer)[:, positions.reshape(-1)].double() * scale[:, None, None]
     if consumer.whole_kernel:
         index = (positions[:, :, None] * taps + torch.arange(taps)).reshape(-1)
@@ -90,6 +130,8 @@ def kernel_change(
     tuple
         Change of the weight, in its stored shape, and of the bias (outputs,), both float32.
     """
+    if consumer.folded:
+        return _folded_change(consumer, weight, refitted, moments)
     positions = torch.from_numpy(consumer.use.positions).reshape(-1)
     scale = importance.clamp_min(1e-6 * float(importance.max()) + 1e-30).sqrt()
     kernel = kernel_rows(weight, consumer).double()
@@ -105,6 +147,17 @@ def kernel_change(
     return _stored(change, consumer, weight).float(), bias.float()
 
 
+def _folded_change(consumer: Consumer, weight: Tensor, refitted: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the change for a layer whose reading was a factor only: its kernel is mixed at every place alike."""
+    kept = refitted.abs().sum(1).nonzero().squeeze(1).numpy()
+    mixing, offset = mixing_matrix(moments, by_channel(consumer.use), kept, offset=True)
+    change, bias = -weight, torch.zeros(len(weight), dtype=weight.dtype)
+    for place in torch.from_numpy(consumer.use.positions).T:
+        change[:, place[kept]] += weight[:, place] @ mixing.to(weight)
+        bias += weight[:, place] @ offset.to(weight)
+    return change.float(), bias.float()
+
+
 def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
     groups = consumer.use.groups
     moved = weight.movedim(consumer.row_dim, 0)
@@ -116,6 +169,14 @@ def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
         ]
         kernel = torch.cat(parts)
     return kernel.reshape(moved.shape).movedim(0, consumer.row_dim).contiguous()
+
+
+def mixing_for(consumer: Consumer, moments: Tensor, kept: np.ndarray, *, offset: bool) -> tuple[Tensor, Tensor]:
+    """Return the mixing matrix and the offset of a consumer, from its moments as they were measured."""
+    if consumer.whole_kernel:
+        moments = channel_moments(moments, consumer.reader.taps)
+    use = by_channel(consumer.use) if consumer.folded else consumer.use
+    return mixing_matrix(moments, use, kept, offset=offset)
 
 
 def channel_moments(moments: Tensor, taps: int) -> Tensor:

@@ -6,8 +6,9 @@ the input, so later layers correct them. In front of an addition the target is t
 branch also makes good what its shortcut has lost.
 """
 
+import math
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import rewrite
-from clusterprune.merge.least_squares import ridge_regression
+from clusterprune.merge.least_squares import dual_ridge_regression, ridge_regression
 from clusterprune.merge.patches import Reader
 from clusterprune.merge.statistics import (
     Images,
@@ -237,6 +238,12 @@ class _Pair:
                 yield reader.inputs(x, where), wanted
         self._done = (stop + 1, stop)
 
+    def places(self, call: LayerCall) -> int:
+        """Return how many output positions a call has in one image."""
+        node = next(node for node in self.graph.fx.nodes if node.name == call.node)
+        shape = node.meta["val"].shape
+        return math.prod(shape[2:] if call.kind == "conv" else shape[1:-1])
+
     def norm_affine(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
         """Return a batch norm's scale and shift in the compressed network."""
         weight, bias, mean, variance = (self.after[norm.args[i].name] for i in (1, 2, 3, 4))  # type: ignore[union-attr]
@@ -289,37 +296,58 @@ def _solve(
     elif home is not None and home[0] == "new":
         bias = network.state[home[1]].double()
     scale, shift = network.norm_affine(target.norm) if target.norm is not None else (None, None)
+
+    # Dividing by a vanishing scale makes no sense; outputs that the norm silences keep their kernel.
+    silent = None if scale is None else scale.abs() <= 1e-3 * scale.abs().max()
+
+    def aim(outputs: Tensor) -> Tensor:
+        if scale is None or shift is None or silent is None:
+            return outputs
+        return (outputs - shift) / torch.where(silent, 1, scale)
+
+    prior = weight.flatten(1).T.double()
+    seen = network.observe(target, reader, limit, generator)
+    if network.images * min(limit, network.places(call)) < unknowns:
+        pairs = [(inputs, aim(outputs)) for inputs, outputs in seen]
+        inputs, outputs = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        outputs = outputs if constant else outputs - bias.to(outputs.dtype)
+        kernel, level = dual_ridge_regression(inputs, outputs, prior, options.ridge, constant=constant)
+    else:
+        kernel, level = _accumulate(seen, aim, prior, bias, options.ridge, constant=constant)
+    if silent is not None:
+        kernel[:, silent], level[silent] = prior[:, silent], bias[silent]
+    return kernel, level - bias if constant else torch.zeros_like(bias)
+
+
+def _accumulate(
+    seen: Iterable[tuple[Tensor, Tensor]],
+    aim: Callable[[Tensor], Tensor],
+    prior: Tensor,
+    bias: Tensor,
+    ridge: float,
+    *,
+    constant: bool,
+) -> tuple[Tensor, Tensor]:
+    """Solve the regression from running sums of products: kernel and bias, or the given bias if none is fitted."""
     sums: list[Tensor] = []
-    shift_of: dict[str, Tensor] = {}
+    shift: dict[str, Tensor] = {}
 
     def add(inputs: Tensor, outputs: Tensor) -> None:
-        if scale is not None and shift is not None:
-            outputs = (outputs - shift) / scale
+        outputs = aim(outputs)
         if constant:
             # Around a guess of the mean, so that float32 products keep the variance.
-            shift_of.setdefault("inputs", inputs.mean(0))
-            inputs = with_constant(inputs, shift_of["inputs"])
+            inputs = with_constant(inputs, shift.setdefault("inputs", inputs.mean(0)))
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)
         part = [second_moment(inputs, None), second_moment(inputs, outputs)]
         sums[:] = [a.add_(b) for a, b in zip(sums, part, strict=True)] if sums else part
 
     buffer = RowBuffer(add)
-
-    for inputs, outputs in network.observe(target, reader, limit, generator):
+    for inputs, outputs in seen:
         buffer.add(inputs, outputs)
     buffer.flush()
-    prior = weight.flatten(1).T.double()
-    if constant:
-        prior = torch.cat([prior, (bias + shift_of["inputs"].double() @ prior)[None]])
-    # Dividing by a vanishing scale makes no sense; outputs that the norm silences keep their kernel.
-    silent = torch.zeros(weight.shape[0], dtype=torch.bool)
-    if scale is not None:
-        silent = (scale.abs() <= 1e-3 * scale.abs().max()).cpu()
-        sums[1] = torch.where(silent.to(sums[1].device), torch.zeros_like(sums[1]), sums[1])
-    solution = ridge_regression(sums[0], sums[1], prior, options.ridge, constant=constant)
-    solution[:, silent] = prior[:, silent]
-    kernel = solution[:-1] if constant else solution
-    change = torch.zeros_like(bias)
-    if constant:
-        change = solution[-1] - shift_of["inputs"].double() @ kernel - bias
-    return kernel, change
+    if not constant:
+        return ridge_regression(sums[0], sums[1], prior, ridge, constant=False), bias
+    guess = shift["inputs"].double()
+    whole = torch.cat([prior, (bias + guess @ prior)[None]])
+    solution = ridge_regression(sums[0], sums[1], whole, ridge, constant=True)
+    return solution[:-1], solution[-1] - guess @ solution[:-1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import ChannelGraph
+from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
 from clusterprune.merge.patches import Reader
 
@@ -177,6 +177,7 @@ def input_moments(
     images: Images,
     whole_kernel: Mapping[str, bool],
     *,
+    folded: Mapping[str, Use] | None = None,
     rows: int,
     batch_size: int,
     generator: torch.Generator,
@@ -190,6 +191,8 @@ def input_moments(
     whole_kernel
         The calls, by node name, and whether their rows x run over whole kernels (channels · taps) or over
         the channels at one position.
+    folded
+        Linear layers, by node name, whose rows run over the channels of a group at one place of the flattened maps.
     rows
         About how many rows to average over; positions are drawn at random in every image.
 
@@ -231,6 +234,10 @@ def input_moments(
                 position = index + 1
                 if whole_kernel[name]:
                     patch = reader.inputs(x, reader.positions(values[name], limit, generator))
+                elif folded and name in folded:
+                    places = torch.from_numpy(folded[name].positions.T).to(x.device)
+                    chosen = torch.randperm(len(places), generator=generator)[:limit].sort().values
+                    patch = x[:, places[chosen]].flatten(0, 1)
                 else:
                     patch = reader.centres(x, limit, generator)
                 buffers[name].add(patch)

@@ -24,8 +24,7 @@ from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.merge.data_free import batch_statistics, noise_images
 from clusterprune.merge.elimination import Path, eliminate
-from clusterprune.merge.least_squares import mixing_matrix
-from clusterprune.merge.readings import channel_moments, consumers, reading
+from clusterprune.merge.readings import consumers, folds, mixing_for, reading
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.sensitivity import fisher_losses, levels
 from clusterprune.merge.statistics import (
@@ -288,7 +287,7 @@ def _measure(
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 48)
-    moments = input_moments(graph, state, many, whole_kernel, rows=config.moment_rows, **common)
+    moments = input_moments(graph, state, many, whole_kernel, folded=folds(graph), rows=config.moment_rows, **common)
     return _Measured(
         {node: moment.cpu() for node, moment in moments.items()},
         {node: value.cpu() for node, value in importance.items()},
@@ -383,11 +382,9 @@ def _merges(
             path = consumer.use.path
             if path in mixing:
                 continue
-            moments = measured.moments[consumer.call.node]
-            if consumer.whole_kernel:
-                moments = channel_moments(moments, consumer.reader.taps)
             home = bias_home(graph, path)
-            mixing[path], constant = mixing_matrix(moments, consumer.use, kept, offset=home is not None)
+            moments = measured.moments[consumer.call.node]
+            mixing[path], constant = mixing_for(consumer, moments, kept, offset=home is not None)
             if home is not None:
                 offset[path] = constant
         merges.append(Merge(group.name, kept, mixing, offset))
