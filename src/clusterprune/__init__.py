@@ -7,11 +7,9 @@ if TYPE_CHECKING:
     from clusterprune.checkpoint import load, save
     from clusterprune.graph import ChannelGraph, trace
     from clusterprune.methods import (
-        ACP,
         CP,
         ICP,
         OneShot,
-        acp,
         cluster_prune,
         icp,
         inner_groups,
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
         prune_by,
         restrict,
     )
+    from clusterprune.methods.acp import ACP, acp
     from clusterprune.plans import Merge, Plan
     from clusterprune.surgery import apply
 
@@ -46,14 +45,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ACP": "methods",
+    "ACP": "methods.acp",
     "CP": "methods",
     "ICP": "methods",
     "ChannelGraph": "graph",
     "Merge": "plans",
     "OneShot": "methods",
     "Plan": "plans",
-    "acp": "methods",
+    "acp": "methods.acp",
     "apply": "surgery",
     "cluster_prune": "methods",
     "icp": "methods",

@@ -1,6 +1,8 @@
-"""Ways to choose a plan, and to train on the way to it."""
+"""Ways to choose a plan, and to train on the way to it.
 
-from clusterprune.methods.acp import ACP, ACPResult, acp
+ACP stays in :mod:`clusterprune.methods.acp`: it needs Optuna, which takes a while to import.
+"""
+
 from clusterprune.methods.clustered import plan
 from clusterprune.methods.cp import CP, ClusterPruning, CPResult, cluster_prune
 from clusterprune.methods.criteria import prune_by
@@ -10,17 +12,14 @@ from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.soft_pruning import SoftPruning
 
 __all__ = [
-    "ACP",
     "CP",
     "ICP",
-    "ACPResult",
     "CPResult",
     "ClusterPruning",
     "ICPResult",
     "ICPStep",
     "OneShot",
     "SoftPruning",
-    "acp",
     "cluster_prune",
     "icp",
     "inner_groups",
