@@ -6,21 +6,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clusterprune.checkpoint import load, save
     from clusterprune.graph import ChannelGraph, trace
-    from clusterprune.methods import OneShot, oneshot, plan
+    from clusterprune.methods import (
+        CP,
+        ICP,
+        OneShot,
+        cluster_prune,
+        icp,
+        inner_groups,
+        oneshot,
+        plan,
+        prune_by,
+        restrict,
+    )
+    from clusterprune.methods.acp import ACP, acp
     from clusterprune.plans import Merge, Plan
     from clusterprune.surgery import apply
 
-__all__ = ["ChannelGraph", "Merge", "OneShot", "Plan", "apply", "load", "oneshot", "plan", "save", "trace"]
+__all__ = [
+    "ACP",
+    "CP",
+    "ICP",
+    "ChannelGraph",
+    "Merge",
+    "OneShot",
+    "Plan",
+    "acp",
+    "apply",
+    "cluster_prune",
+    "icp",
+    "inner_groups",
+    "load",
+    "oneshot",
+    "plan",
+    "prune_by",
+    "restrict",
+    "save",
+    "trace",
+]
 
 _HOMES = {
+    "ACP": "methods.acp",
+    "CP": "methods",
+    "ICP": "methods",
     "ChannelGraph": "graph",
     "Merge": "plans",
     "OneShot": "methods",
     "Plan": "plans",
+    "acp": "methods.acp",
     "apply": "surgery",
+    "cluster_prune": "methods",
+    "icp": "methods",
+    "inner_groups": "methods",
     "load": "checkpoint",
     "oneshot": "methods",
     "plan": "methods",
+    "prune_by": "methods",
+    "restrict": "methods",
     "save": "checkpoint",
     "trace": "graph",
 }

@@ -104,7 +104,7 @@ def compact_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
 
 
 def _cut_state(graph: ChannelGraph, plan: Plan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    cut = _cutter(graph, plan)
+    cut = cutter(graph, plan)
     return {path: cut(path, tensor) for path, tensor in state.items()}
 
 
@@ -265,7 +265,7 @@ def _add_gain(graph: ChannelGraph, state: dict[str, Tensor], weight: str, gain: 
     state[path] += (-gain if kind == "subtract" else gain).to(state[path].dtype)
 
 
-def _cutter(graph: ChannelGraph, plan: Plan) -> Any:
+def cutter(graph: ChannelGraph, plan: Plan) -> Any:
     """Return a function that cuts a full-size tensor, given its path."""
     removed: dict[tuple[str, int], list[np.ndarray]] = {}
     grouped: dict[str, Use] = {}
@@ -327,7 +327,7 @@ def _embed(graph: ChannelGraph, plan: Plan, state: dict[str, Tensor], path: str,
             raise PlanError(f"the plan replaces {path!r}, which this model does not have")
         state[path] = torch.zeros(named_tensors(graph)[home].shape[0], dtype=value.dtype, device=state[home].device)
     full = state[path]
-    origin = _cutter(graph, plan)(path, torch.arange(full.numel()).view(full.shape))
+    origin = cutter(graph, plan)(path, torch.arange(full.numel()).view(full.shape))
     if origin.shape != value.shape:
         raise PlanError(f"the plan's {path} has shape {tuple(value.shape)}, but the cut leaves {tuple(origin.shape)}")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):

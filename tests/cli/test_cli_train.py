@@ -129,7 +129,11 @@ def test_a_folder_in_use_is_refused_before_any_work(tiny: str, trained: Path, cl
     ("option", "value", "expected"),
     [
         ("--epochs", 0, "epochs: input should be greater than or equal to 1, but got epochs=0"),
-        ("--schedule", "linear", "schedule: input should be 'cosine' or 'step', but got schedule='linear'"),
+        (
+            "--schedule",
+            "linear",
+            "schedule: input should be 'cosine', 'step', 'onecycle' or 'constant', but got schedule='linear'",
+        ),
         ("--milestones", "60;120", "milestones must be shares of the run between 0 and 1 with commas between them"),
         ("--milestones", "60,120", "milestones must be fractions of the run between 0 and 1"),
         ("--validation", 0.0001, "fraction=0.0001 of 1438 images leaves one part empty"),

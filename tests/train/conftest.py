@@ -38,7 +38,9 @@ def fit(worker: ModuleType) -> Callable[..., train.TrainResult]:
     """`train.fit` with the worker's model, data and config where none are given."""
 
     def call(model: nn.Module | None = None, **given: Any) -> train.TrainResult:
-        changes = {key: given.pop(key) for key in list(given) if key in train.TrainConfig.model_fields}
+        # `momentum` is also an argument of fit: buffers by name.
+        settings = [key for key in given if key in train.TrainConfig.model_fields and not isinstance(given[key], dict)]
+        changes = {key: given.pop(key) for key in settings}
         arguments = {
             "train": worker.images(),
             "validation": worker.images(50, seed=1),

@@ -17,12 +17,14 @@ from clusterprune.train.config import resolve_device, resolve_precision
         ({"epochs": 0}, "epochs: .* greater than or equal to 1, but got epochs=0"),
         ({"lr": -0.1}, "lr: .* greater than 0, but got lr=-0.1"),
         ({"lr": float("nan")}, "lr: .*, but got lr=nan"),
-        ({"schedule": "linear"}, "'cosine' or 'step', but got schedule='linear'"),
+        ({"schedule": "linear"}, "'cosine', 'step', 'onecycle' or 'constant', but got schedule='linear'"),
         ({"learning_rate": 0.1}, "learning_rate is not a training setting; .* lr, momentum"),
         ({"milestones": (60, 120)}, r"milestones must be fractions .* 0.3.*milestones=\(60, 120\)"),
         ({"milestones": (0.5, 0.25)}, "milestones must increase"),
         ({"epochs": 5, "warmup_epochs": 5}, "less than epochs=5, but got warmup_epochs=5"),
         ({"momentum": 0}, "pass nesterov=False"),
+        ({"schedule": "onecycle", "warmup_epochs": 1}, "warms up by itself, but got warmup_epochs=1"),
+        ({"ema_decay": 1}, "ema_decay: .* less than 1, but got ema_decay=1"),
         ({"lr": 0, "gamma": 2}, "lr: .*; gamma: "),
     ],
 )
@@ -63,6 +65,12 @@ def test_auto_precision_asks_for_instructions(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(config_module, "_cuda_has_bfloat16", lambda: True)
     assert resolve_precision("auto", torch.device("cuda")) == torch.bfloat16
     assert resolve_precision("auto", torch.device("mps")) == torch.float32
+
+
+def test_float16_needs_cuda() -> None:
+    assert resolve_precision("float16", torch.device("cuda")) == torch.float16
+    with pytest.raises(ArgumentError, match="float16' needs a CUDA device, but got cpu; pass 'bfloat16'"):
+        resolve_precision("float16", torch.device("cpu"))
 
 
 def test_auto_precision_without_pytorchs_list_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clusterprune.errors import ModelError
 from clusterprune.train import CrossEntropy
-from clusterprune.train.losses import logits_of
+from clusterprune.train.losses import logits_of, name_of
 
 # The form of torchvision's own.
 Outputs = namedtuple("Outputs", ["logits", "second", "first"])
@@ -45,6 +45,17 @@ def test_auxiliary_classifiers_count_three_tenths() -> None:
     assert logits is LOGITS
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2 + 0.6 * math.log(2))
     assert len(logits_of(Outputs(LOGITS, None, None))) == 1
+
+
+def test_a_loss_has_a_name_that_outlives_the_process() -> None:
+    assert name_of(CrossEntropy(0.1)) == "CrossEntropy(label_smoothing=0.1)"
+
+    class Mine:
+        def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return CrossEntropy()(model, images, labels)
+
+    assert name_of(Mine()) == name_of(Mine())
+    assert "Mine object" in name_of(Mine())
 
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:

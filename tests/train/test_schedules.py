@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from clusterprune import train
 from clusterprune.train import schedules
@@ -37,3 +38,38 @@ def test_learning_rate_is_the_product() -> None:
     assert train.learning_rate(step, 0.49) == pytest.approx(0.4)
     assert train.learning_rate(step, 0.5) == pytest.approx(0.04)
     assert train.learning_rate(step, 0.8) == pytest.approx(0.004)
+
+
+def test_step_at_whole_epochs_is_exact() -> None:
+    # Milestones in epochs are their share of the run: at the first step of epoch 60 of 200 the rate has changed.
+    for epochs, at in ((200, (60, 120, 160)), (90, (30, 60)), (7, (3, 5))):
+        config = train.TrainConfig(
+            lr=1, epochs=epochs, schedule="step", milestones=tuple(epoch / epochs for epoch in at), gamma=0.2
+        )
+        for number, epoch in enumerate(at):
+            assert train.learning_rate(config, (epoch - 1 + 390 / 391) / epochs) == pytest.approx(0.2**number)
+            assert train.learning_rate(config, (epoch + 0 / 391) / epochs) == pytest.approx(0.2 ** (number + 1))
+
+
+@pytest.mark.parametrize(("where", "factor"), [(0, 0.04), (0.15, 0.52), (0.3, 1), (0.65, 0.500002), (1, 4e-6)])
+def test_one_cycle(where: float, factor: float) -> None:
+    assert schedules.one_cycle(where) == pytest.approx(factor)
+
+
+def test_one_cycle_is_that_of_pytorch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    steps = 101
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.4, total_steps=steps, cycle_momentum=False)
+    config = train.TrainConfig(lr=0.4, schedule="onecycle")
+    for taken in range(steps):
+        # PyTorch's peak lies at step 0.3 · total_steps − 1, ours at three tenths of the run.
+        where = taken / (steps - 1)
+        if taken > 0:
+            optimizer.step()
+            reference.step()
+        assert train.learning_rate(config, where) == pytest.approx(reference.get_last_lr()[0], abs=0.4 * 0.06)
+
+
+def test_constant() -> None:
+    config = train.TrainConfig(lr=0.4, epochs=10, warmup_epochs=5, schedule="constant")
+    assert [train.learning_rate(config, where) for where in (0, 0.5, 0.9)] == pytest.approx([0.04, 0.4, 0.4])

@@ -1,6 +1,30 @@
-"""Ways to choose a plan."""
+"""Ways to choose a plan, and to train on the way to it.
+
+ACP stays in :mod:`clusterprune.methods.acp`: it needs Optuna, which takes a while to import.
+"""
 
 from clusterprune.methods.clustered import plan
+from clusterprune.methods.cp import CP, ClusterPruning, CPResult, cluster_prune
+from clusterprune.methods.criteria import prune_by
+from clusterprune.methods.icp import ICP, ICPResult, ICPStep, icp
+from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.soft_pruning import SoftPruning
 
-__all__ = ["OneShot", "oneshot", "plan"]
+__all__ = [
+    "CP",
+    "ICP",
+    "CPResult",
+    "ClusterPruning",
+    "ICPResult",
+    "ICPStep",
+    "OneShot",
+    "SoftPruning",
+    "cluster_prune",
+    "icp",
+    "inner_groups",
+    "oneshot",
+    "plan",
+    "prune_by",
+    "restrict",
+]

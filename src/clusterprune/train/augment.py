@@ -13,7 +13,9 @@ def padding_for(size: int) -> int:
     return max(1, round(size / 8))
 
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, kind: Augmentation, generator: torch.Generator, total: int | None = None, share: slice | None = None
+) -> Tensor:
     """Shift each image by a random amount within a black border, and mirror half of them.
 
     Parameters
@@ -24,6 +26,9 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
         ``"crop_flip"``, ``"crop"`` or ``"none"``.
     generator
         A CPU generator, so that the draws do not depend on the device.
+    total, share
+        Draw for `total` images, and take the draws of this share of them for `images`. Several
+        processes then draw what one would.
 
     Returns
     -------
@@ -36,11 +41,13 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
         raise ArgumentError(f"augment must be 'crop_flip', 'crop' or 'none', but got {kind!r}")
     count, _, height, width = images.shape
     pad_y, pad_x = padding_for(height), padding_for(width)
-    top = torch.randint(2 * pad_y + 1, (count, 1), generator=generator)
-    left = torch.randint(2 * pad_x + 1, (count, 1), generator=generator)
+    drawn = count if total is None else total
+    mine = torch.arange(drawn)[share or slice(None)][:count]
+    top = torch.randint(2 * pad_y + 1, (drawn, 1), generator=generator)[mine]
+    left = torch.randint(2 * pad_x + 1, (drawn, 1), generator=generator)[mine]
     columns = torch.arange(width).expand(count, width)
     if kind == "crop_flip":
-        flipped = torch.rand(count, 1, generator=generator) < 0.5
+        flipped = torch.rand(drawn, 1, generator=generator)[mine] < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
     rows = (top + torch.arange(height)).to(images.device, non_blocking=True)
     columns = (left + columns).to(images.device, non_blocking=True)

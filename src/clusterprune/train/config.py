@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clusterprune.errors import ArgumentError
 
-Schedule = Literal["cosine", "step"]
+Schedule = Literal["cosine", "step", "onecycle", "constant"]
 Augmentation = Literal["crop_flip", "crop", "none"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class TrainConfig(BaseModel):
@@ -23,16 +23,17 @@ class TrainConfig(BaseModel):
     epochs
         Passes over the training images.
     batch_size
-        Images per step. Scale `lr` in proportion when changing it (Goyal et al. 2017).
+        Images per step, over all processes together. Scale `lr` in proportion when changing it (Goyal et al. 2017).
     lr
         Peak learning rate.
     momentum, nesterov, weight_decay
         As in `torch.optim.SGD`; the decay applies to every parameter.
     schedule
-        ``"cosine"``, or ``"step"``: times `gamma` at each of `milestones`.
+        ``"cosine"``; ``"step"``: times `gamma` at each of `milestones`; ``"onecycle"``: up to `lr`
+        over the first three tenths of the run and down to almost nothing; or ``"constant"``.
     milestones
-        Fractions of the whole run, increasing, each between 0 and 1. The default and `gamma` are
-        those of He et al. 2016, §4.2.
+        Fractions of the whole run, increasing, each between 0 and 1: epoch 60 of 200 is 60 / 200.
+        The default and `gamma` are those of He et al. 2016, §4.2.
     gamma
         Factor of the step schedule.
     warmup_epochs
@@ -41,12 +42,18 @@ class TrainConfig(BaseModel):
         Share of the target spread evenly over all classes (Szegedy et al. 2016, §7).
     clip_norm
         Largest ℓ2 norm of the whole gradient; none when None.
+    ema_decay
+        Also keep an exponential moving average of the weights, with this factor per step. It is
+        what validation measures and what the model holds at the end.
     augment
         ``"crop_flip"``, ``"crop"`` (for images whose mirror image means something else, such as
         digits) or ``"none"``.
     precision
         ``"bfloat16"`` runs the forward pass in bfloat16 autocast; weights stay as they are.
-        ``"auto"`` takes it where the processor computes in it, else float32.
+        ``"auto"`` takes it where the processor computes in it, else float32. ``"float16"`` is for
+        CUDA devices without bfloat16; it scales the loss so that small gradients do not vanish.
+    compile
+        Compile the model with `torch.compile`. The first step then takes long.
     seed
         Seeds the order of the images, the augmentation and PyTorch's global generators.
     device
@@ -79,8 +86,10 @@ class TrainConfig(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Annotated[float | None, Field(gt=0)] = None
+    ema_decay: Annotated[float | None, Field(gt=0, lt=1)] = None
     augment: Augmentation = "crop_flip"
     precision: Precision = "auto"
+    compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str | None = None
     deterministic: bool = True
@@ -113,6 +122,10 @@ class TrainConfig(BaseModel):
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True needs momentum above 0; pass nesterov=False")
+        if self.schedule == "onecycle" and self.warmup_epochs > 0:
+            raise ValueError(
+                f"schedule='onecycle' warms up by itself, but got warmup_epochs={self.warmup_epochs:g}; leave it at 0"
+            )
         return self
 
 
@@ -140,15 +153,24 @@ def resolve_device(config: TrainConfig) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the data type of the forward pass: ``torch.float32`` or ``torch.bfloat16``.
+    """Return the data type of the forward pass.
 
     A processor without bfloat16 instructions emulates them an order of magnitude more slowly than
     it computes in float32, so ``"auto"`` asks for the instructions, not for whether it would run.
+
+    Raises
+    ------
+    ArgumentError
+        float16 on a device other than CUDA.
     """
     if precision == "auto":
         native = {"cuda": _cuda_has_bfloat16, "cpu": _cpu_has_bfloat16}.get(device.type)
         precision = "bfloat16" if native is not None and native() else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if precision == "float16" and device.type != "cuda":
+        raise ArgumentError(
+            f"precision='float16' needs a CUDA device, but got {device.type}; pass 'bfloat16' or 'auto'"
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def _cuda_has_bfloat16() -> bool:

@@ -4,7 +4,8 @@ A loss is called with the model, the normalised images and their labels, and ret
 minimise and the logits. It runs the model itself, so that a loss may look at more than the output.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,25 @@ class CrossEntropy:
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss (scalar, float32) and the logits (n, classes)."""
-        logits, *auxiliary = logits_of(model(images))
+        outputs = logits_of(model(images))
+        return self.of(outputs, labels), outputs[0]
+
+    def of(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of a classifier's logits, followed by those of its auxiliary classifiers."""
+        logits, *auxiliary = outputs
         loss = self._one(logits, labels)
         for others in auxiliary:
             loss = loss + AUXILIARY_WEIGHT * self._one(others, labels)
-        return loss, logits
+        return loss
 
     def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Autocast on the CPU would leave the logarithm in bfloat16.
         return functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+
+def name_of(loss: Loss) -> str:
+    """Return the text that a run's checkpoint knows its loss by: the `repr` without places in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(loss))
 
 
 def logits_of(outputs: Any) -> list[Tensor]:

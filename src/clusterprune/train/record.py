@@ -10,6 +10,8 @@ from torch import Tensor
 
 from clusterprune.errors import ArgumentError, OutputError, TrainingError
 from clusterprune.train import checkpoint
+from clusterprune.train.config import TrainConfig
+from clusterprune.train.losses import CrossEntropy, name_of
 from clusterprune.train.state import TrainState
 
 LOG_NAME = "log.jsonl"
@@ -52,6 +54,8 @@ class Recorder:
         What training was asked to do, as JSON values.
     environment
         What it runs on, as JSON values.
+    writes
+        Whether this process writes to the folder. The others only read from it.
     """
 
     def __init__(
@@ -60,8 +64,11 @@ class Recorder:
         config: Mapping[str, Any],
         data: Mapping[str, Any],
         environment: Mapping[str, Any],
+        *,
+        writes: bool = True,
     ) -> None:
         self.folder = folder
+        self._writes = writes and folder is not None
         self.config = dict(config)
         self.data = dict(data)
         self.environment = dict(environment)
@@ -95,7 +102,7 @@ class Recorder:
             The folder cannot be written.
         """
         try:
-            if self.folder is not None:
+            if self._writes and self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._save(state)
             self._rewrite_log(state)
@@ -158,7 +165,7 @@ class Recorder:
         changed = [
             f"{name} was {header.environment.get(name)} and is {value}"
             for name, value in self.environment.items()
-            if header.environment.get(name) != value
+            if header.environment.get(name, value) != value
         ]
         if changed:
             notes.append(
@@ -184,7 +191,7 @@ class Recorder:
 
     def _save(self, state: TrainState) -> None:
         tensors = state.tensors()
-        if self.path is not None:
+        if self._writes and self.path is not None:
             header = checkpoint.Header(
                 epoch=state.epoch,
                 step=state.step,
@@ -199,7 +206,10 @@ class Recorder:
 
     def _check_same(self, header: checkpoint.Header) -> None:
         asked = {**self.config, **self.data}
-        before = {**header.config, **header.data}
+        # What an older checkpoint does not mention was not a choice yet.
+        smoothing = header.config.get("label_smoothing", 0.0)
+        usual = {**TrainConfig().model_dump(mode="json"), "loss": name_of(CrossEntropy(smoothing)), "hook": None}
+        before = {**usual, **header.config, **header.data}
         differences = [
             f"{name}={asked.get(name)!r} (the checkpoint has {before.get(name)!r})"
             for name in sorted((asked.keys() | before.keys()) - _FREE_FIELDS)
@@ -212,14 +222,14 @@ class Recorder:
             )
 
     def _append_log(self, record: dict[str, Any]) -> None:
-        if self.folder is not None:
+        if self._writes and self.folder is not None:
             with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def _rewrite_log(self, state: TrainState) -> None:
         # The checkpoint carries the whole history, so the log is made from it: a line that was
         # lost or cut short by a kill comes back, and lines of epochs to be repeated go.
-        if self.folder is not None:
+        if self._writes and self.folder is not None:
             lines = "".join(json.dumps(record) + "\n" for record in state.history)
             checkpoint.replace_file(self.folder / LOG_NAME, lines.encode())
 

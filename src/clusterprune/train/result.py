@@ -1,7 +1,9 @@
 """What training reports while it runs and when it is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ class TrainResult:
         Number of epochs.
     seconds
         Time of all epochs, those before a resume included.
+    momentum
+        The optimizer's momentum buffers at the end, by parameter name, on the CPU. To train on
+        from where this run ended, pass them to the next.
     """
 
     history: list[dict[str, Any]]
     epochs: int
     seconds: float
+    momentum: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)

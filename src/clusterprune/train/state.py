@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.train.average import WeightAverage
 from clusterprune.train.checkpoint import Tally
+from clusterprune.train.hooks import EpochHook
 
+_SCALER = ("scale", "_growth_tracker")  # what changes in the state of a gradient scaler
 _SHOWN = 5  # differences that one error lists
 
 
@@ -27,6 +30,10 @@ class TrainState:
         One record per completed epoch.
     tally
         Sums over those `step` steps.
+    hook, average
+        With a state of their own, where there are any.
+    scaler
+        Keeps small gradients above zero in float16; otherwise disabled.
     """
 
     model: nn.Module
@@ -36,9 +43,12 @@ class TrainState:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    hook: EpochHook | None = None
+    average: WeightAverage | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return copies on the CPU: the model, the optimizer's buffers, and the generators.
+        """Return copies on the CPU: the model and its average, the optimizer's buffers, hook, scaler and generators.
 
         Raises
         ------
@@ -59,6 +69,13 @@ class TrainState:
             for key, value in self.optimizer.state[parameter].items():
                 if isinstance(value, Tensor):
                     found[f"optimizer.{key}.{name}"] = value
+        if self.average is not None:
+            found |= {f"average.{name}": value for name, value in self.average.tensors.items()}
+        if self.hook is not None:
+            found |= {f"hook.{name}": value for name, value in self.hook.tensors().items()}
+        if self.scaler.is_enabled():
+            scales = self.scaler.state_dict()
+            found |= {f"scaler.{key}": torch.tensor(scales[key], dtype=torch.float64) for key in _SCALER}
         return {name: _copy(value) for name, value in found.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -90,6 +107,14 @@ class TrainState:
                 parameter = by_name[name]
                 buffer = torch.empty_like(parameter, dtype=value.dtype)
                 self.optimizer.state[parameter][key] = buffer.copy_(value)
+            if self.average is not None:
+                for name, value in _below("average.", tensors).items():
+                    self.average.tensors[name].copy_(value)
+        if self.hook is not None:
+            self.hook.restore(_below("hook.", tensors))
+        if self.scaler.is_enabled() and "scaler.scale" in tensors:
+            scale, tracker = (tensors[f"scaler.{key}"].item() for key in _SCALER)
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
         torch.set_rng_state(tensors["rng.cpu"])
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)

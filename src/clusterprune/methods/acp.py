@@ -1,0 +1,362 @@
+"""ACP: cluster the channels, let a swarm look around for a better structure, train that one (arXiv 2101.06407).
+
+    C' ← clusters and noise points of the mean feature maps of every layer         (lines 1-2, Eq. 1)
+    particles start around C' and move for a few cycles                            (lines 3-24, Eqs. 3, 5-7)
+        fitness: accuracy on held-out training images, after a few epochs          (Eq. 4)
+    C* ← the best structure that any particle met
+    train C* from random weights for as many multiply-adds as the original took    (:func:`retrain`)
+
+Ours: a fitness without training. What a structure's kept channels can take over by least squares tells how good
+it is, in the time of one pass over the validation images.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from clusterprune import data, evaluate
+from clusterprune.budget import check_fraction
+from clusterprune.clustering import DBSCAN
+from clusterprune.data import Split
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph
+from clusterprune.merge.statistics import Images
+from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, plan_for_widths
+from clusterprune.methods.clustered import plan as plan_by_clusters
+from clusterprune.methods.criteria import Handover
+from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.plans import Plan
+from clusterprune.search import Evaluation, ParticleSwarmSampler, search
+from clusterprune.search.settings import SamplerName
+from clusterprune.surgery import apply
+from clusterprune.train import TrainConfig, TrainResult, fit
+
+_PAPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "batch_size": 64}
+FITNESS_TRAINING = TrainConfig(epochs=3, schedule="constant", **_PAPER)
+"""How the paper trains a candidate on CIFAR: three epochs."""
+RETRAINING = TrainConfig(epochs=160, schedule="step", milestones=(0.5, 0.75), **_PAPER)
+"""How the paper trains on CIFAR; the epochs are those of the original network."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ACP:
+    """Settings; the defaults are the published ones.
+
+    Attributes
+    ----------
+    eps
+        ε of DBSCAN.
+    keep_macs
+        Instead of ε: the fraction of multiply-adds that C', and any structure of the search, may have. C' has the
+        smallest ε that does it; a particle that strays beyond stands for its structure scaled down to the limit.
+    min_samples
+        MinPts of DBSCAN.
+    samples
+        Training images whose mean feature maps are compared, and on which channels are merged.
+    particles, cycles, velocity_max
+        Of the swarm; as :class:`clusterprune.search.ParticleSwarmSampler`.
+    sampler
+        "swarm" as published; "tpe" or "random" search as many structures.
+    fitness
+        "train": accuracy after a few epochs, as published, with no bound on a structure's size but `keep_macs`.
+        "merge": accuracy right after merging. More channels are then never worse, so a structure may not have
+        more multiply-adds than C' or `keep_macs`; and C' itself, which no particle starts at, is looked at too.
+    fitness_merge
+        How "merge" hands over the work of removed channels.
+    merge
+        How the resulting plan does. The published retraining starts from random weights, so "drop" is enough.
+    inherit
+        Whether candidates keep the weights of the original, or start from random ones.
+    ignore
+        Globs of layers to leave alone.
+    seed
+        Of the samples, the swarm, and random weights.
+    """
+
+    eps: float | None = None
+    keep_macs: float | None = None
+    min_samples: int = 5
+    samples: int = 256
+    particles: int = 6
+    cycles: int = 5
+    velocity_max: float | None = None
+    sampler: SamplerName = "swarm"
+    fitness: Literal["train", "merge"] = "train"
+    fitness_merge: Handover = "least_squares"
+    merge: Handover = "drop"
+    inherit: bool = False
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what nothing else checks."""
+        if (self.eps is None) == (self.keep_macs is None):
+            raise ArgumentError(
+                f"give either eps or keep_macs, but got eps={self.eps!r} and keep_macs={self.keep_macs!r}; the paper's "
+                "eps is between 0.005 and 0.3"
+            )
+        if self.keep_macs is not None:
+            check_fraction("keep_macs", self.keep_macs)
+        if self.fitness not in ("train", "merge"):
+            raise ArgumentError(f"fitness must be 'train' or 'merge', but got fitness={self.fitness!r}")
+        for name in ("merge", "fitness_merge"):
+            if getattr(self, name) not in ("drop", "least_squares", "refit"):
+                raise ArgumentError(
+                    f"{name} must be 'drop', 'least_squares' or 'refit', but got {name}={getattr(self, name)!r}"
+                )
+        if self.sampler == "nsga2":
+            raise ArgumentError("sampler='nsga2' is for two objectives, but accuracy is one; use 'swarm' or 'tpe'")
+
+
+@dataclass(frozen=True, eq=False)
+class ACPResult:
+    """What ACP has chosen.
+
+    Attributes
+    ----------
+    plan
+        The best structure, with what `merge` hands over.
+    start, best
+        C' and C*: width of each group.
+    value
+        Fitness of C*: percent correct on the validation images.
+    history
+        Every structure that was looked at.
+    study, storage
+        Name and URL of the Optuna study; storage is empty if it was kept in memory.
+    """
+
+    plan: Plan
+    start: Mapping[str, int]
+    best: Mapping[str, int]
+    value: float
+    history: tuple[Evaluation, ...]
+    study: str
+    storage: str
+
+
+def acp(
+    model: nn.Module,
+    graph: ChannelGraph,
+    train: Split,
+    validation: Split,
+    *,
+    config: ACP,
+    training: TrainConfig = FITNESS_TRAINING,
+    mean: Sequence[float],
+    std: Sequence[float],
+    factory: Factory | None = None,
+    storage: str | Path | None = None,
+    name: str = "acp",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ACPResult:
+    """Plan a compression by clustering and a search for the best widths.
+
+    A search that was stopped goes on when it is called again with the same arguments. Others may join it, with
+    :func:`clusterprune.search.work` and the fitness and repair of a :class:`StructureFitness` of the same arguments.
+
+    Parameters
+    ----------
+    model, graph
+        The trained classifier, never changed, and its trace.
+    train, validation
+        Labelled images to train on, and others held out of them, on which structures are compared. Never the test
+        images.
+    training
+        How a candidate is trained.
+    mean, std
+        Per channel, of images in [0, 1].
+    factory
+        Makes a new network with random weights; None: see :func:`reinitialise_`.
+    storage, name, out
+        Of the study, as in :func:`clusterprune.search.search`.
+    progress
+        Called with (phase, structures done, structures).
+
+    Raises
+    ------
+    ArgumentError
+        If an argument does not fit, or the study was begun with others.
+    BudgetError
+        If `keep_macs` cannot be reached.
+    ClusterpruneError
+        If no structure can be evaluated.
+    """
+    if graph.model is not model:
+        raise ArgumentError("graph is the trace of another model; give trace(model, example)")
+    fitness = StructureFitness(
+        graph, train, validation, config=config, training=training, mean=mean, std=std, factory=factory
+    )
+    start, graph = fitness.start, fitness.graph
+    groups = {name: graph.by_name[name] for name in start}
+    sampler = ParticleSwarmSampler(
+        start, config.particles, config.cycles, velocity_max=config.velocity_max, seed=config.seed
+    )
+    found = search(
+        {name: (group.n_blocks, group.width, group.n_blocks) for name, group in groups.items()},
+        fitness,
+        start=start,
+        storage=storage,
+        name=name,
+        sampler=sampler if config.sampler == "swarm" else config.sampler,
+        evaluations=config.particles * (config.cycles + 1),
+        seed=config.seed,
+        repair=fitness.repair,
+        out=out,
+        progress=None if progress is None else lambda _, done, total: progress("structures", done, total),
+    )
+    best, value = dict(found.best), found.value
+    if config.fitness == "merge" and (untouched := fitness(start)) > value:
+        best, value = start, untouched
+    plan = plan_for_widths(graph, best, fitness.images, merge=config.merge, seed=config.seed)
+    plan = replace(plan, notes={"method": "acp", "config": repr(config), "widths": best, "study": found.name})
+    return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
+
+
+def clustered_widths(graph: ChannelGraph, images: Images, config: ACP) -> dict[str, int]:
+    """Return C': by group, the number of clusters and noise points of its mean feature maps (Algorithm 1, line 2)."""
+    clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
+    plan = plan_by_clusters(
+        graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs
+    )
+    kept = {merge.group: len(merge.kept) for merge in plan.merges}
+    return {group.name: kept.get(group.name, group.width) for group in graph.prunable}
+
+
+class StructureFitness:
+    """The fitness of a structure (Eq. 4), measured on validation images.
+
+    Attributes
+    ----------
+    graph
+        Restricted to the layers that the paper cuts.
+    images
+        The normalised samples.
+    start
+        C'.
+    limit
+        Most multiply-adds that a structure may have; :meth:`repair` sees to it.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        train: Split,
+        validation: Split,
+        *,
+        config: ACP,
+        training: TrainConfig = FITNESS_TRAINING,
+        mean: Sequence[float],
+        std: Sequence[float],
+        factory: Factory | None = None,
+    ) -> None:
+        for name, split in (("train", train), ("validation", validation)):
+            if split.labels is None or not len(split):
+                raise ArgumentError(f"{name} must hold labelled images; hold some out of the training images")
+        if config.samples > len(train):
+            raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(train)}")
+        frozen = graph.freeze(config.ignore)
+        self.graph = restrict(frozen, inner_groups(frozen))
+        self.train, self.validation, self.config, self.training = train, validation, config, training
+        self.mean, self.std, self.factory = mean, std, factory
+        device = next(iter(graph.model.parameters())).device
+        pixels = data.sample(train, config.samples, config.seed).load()[0]
+        self.images: Tensor = data.normalize(pixels, mean, std).to(device)
+        self.start = clustered_widths(self.graph, self.images, config)
+        self.limit = math.inf
+        if config.keep_macs is not None:
+            self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)
+        elif config.fitness == "merge":
+            self.limit = macs_of(self.graph, self.start)
+        by = config.fitness_merge if config.fitness == "merge" else "drop"
+        self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed)
+
+    def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return the structure, or if it has too many multiply-adds, the largest of its proportions that has not."""
+        groups = self.graph.by_name
+
+        def scaled(factor: float) -> dict[str, int]:
+            whole = {name: int(width * factor) // groups[name].n_blocks for name, width in widths.items()}
+            return {name: max(1, blocks) * groups[name].n_blocks for name, blocks in whole.items()}
+
+        low, high = 0.0, 1.0
+        if macs_of(self.graph, widths) <= self.limit:
+            return dict(widths)
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if macs_of(self.graph, scaled(middle)) <= self.limit else (low, middle)
+        return scaled(low)
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """Return percent correct."""
+        plan = self._planner(widths)
+        if self.config.fitness == "merge" or self.config.inherit:
+            small = apply(self.graph.model, plan, graph=self.graph)
+        else:
+            small = from_random(self.graph, plan, factory=self.factory, seed=self.config.seed)
+        if self.config.fitness == "merge":
+            return evaluate.accuracy(small, self.validation, mean=self.mean, std=self.std, topk=(1,)).top1
+        trained = fit(small, self.train, self.validation, config=self.training, mean=self.mean, std=self.std)
+        return trained.history[-1]["validation_accuracy"]
+
+
+def retrain_epochs(original: int, before_macs: float, after_macs: float) -> int:
+    """Return the epochs in which a compact network does as many multiply-adds as the original did in its own.
+
+    "The number of training epochs of the original network multiplied by the accelerating rate" (section III-C).
+    """
+    if original < 1 or not 0 < after_macs <= before_macs:
+        raise ArgumentError(
+            "original must be at least 1 and after_macs positive and no more than before_macs, but got "
+            f"original={original}, before_macs={before_macs:g}, after_macs={after_macs:g}"
+        )
+    return round(original * before_macs / after_macs)
+
+
+def retrain(
+    graph: ChannelGraph,
+    plan: Plan,
+    train: Split,
+    validation: Split | None = None,
+    *,
+    training: TrainConfig = RETRAINING,
+    equal_macs: bool = True,
+    inherit: bool = False,
+    factory: Factory | None = None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Any], None] | None = None,
+) -> tuple[nn.Module, TrainResult]:
+    """Train the structure of a plan, and return the compact network with the record of its training.
+
+    Parameters
+    ----------
+    training
+        How the original was trained; with `equal_macs` the epochs are :func:`retrain_epochs` of its epochs.
+    inherit
+        Begin with what the plan leaves of the original's weights, not with random ones.
+    factory
+        As in :func:`acp`.
+    out, resume, progress
+        As in :func:`clusterprune.train.fit`.
+    """
+    if inherit:
+        small = apply(graph.model, plan, graph=graph)
+    else:
+        small = from_random(graph, plan, factory=factory, seed=training.seed)
+    if equal_macs:
+        before, after = evaluate.macs(graph.model, graph.example), evaluate.macs(small, graph.example)
+        training = TrainConfig(**{**training.model_dump(), "epochs": retrain_epochs(training.epochs, before, after)})
+    trained = fit(
+        small, train, validation, config=training, mean=mean, std=std, out=out, resume=resume, progress=progress
+    )
+    return small.eval(), trained

@@ -1,0 +1,228 @@
+"""Channel addition: remove channels that repeat others, at no loss (CP Eq. 8, and its scaled form).
+
+Two channels that are made and carried by equal parameters are equal for every input. One of them is enough, if the
+next layers read it with the sum of both columns: W′[:, m] = W[:, m] + W[:, n].
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from clusterprune.errors import PlanError
+from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph.movement import IDENTITY, MOVEMENT
+from clusterprune.graph.program import Program
+from clusterprune.merge.assign import add
+from clusterprune.plans import Merge, Plan
+from clusterprune.surgery import named_tensors
+
+aten = torch.ops.aten
+
+HOMOGENEOUS: frozenset[Any] = frozenset(
+    packet
+    for name in (
+        "relu relu_ leaky_relu leaky_relu_ max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d "
+        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
+        "_adaptive_avg_pool2d mean"
+    ).split()
+    if (packet := getattr(aten, name, None)) is not None
+)
+"""Operators with f(a·x) = a·f(x) for every a > 0, besides those that only move elements."""
+
+_PROPORTIONAL = 1e-6
+"""Largest distance of two directions (unit vectors) that count as one: a few roundings of float32."""
+
+_EQUAL = 1e-4
+"""Largest difference, relative to the largest value, of two activations that count as equal."""
+
+
+def finish(model: nn.Module, graph: ChannelGraph, *, scaled: bool = False) -> Plan:
+    """Plan the removal of every channel that repeats another, at no loss.
+
+    Channels are equal if their filters, biases and batch norms are, bit for bit, and they are read alike.
+
+    Parameters
+    ----------
+    model, graph
+        A network and its graph.
+    scaled
+        Also merge a channel that is a > 0 times another, after folding its batch norm: W′[:, m] += a · W[:, n].
+        Exact where only ReLU and pooling stand between it and the layers that read it; others stay.
+
+    Raises
+    ------
+    PlanError
+        If the graph is that of another network.
+    """
+    if graph.model is not model:
+        raise PlanError("graph belongs to another network than model; trace the model again")
+    tensors = named_tensors(graph)
+    found: list[_Repeats] = []
+    for group in graph.prunable:
+        repeats = _identical(tensors, group)
+        if scaled and (folded := _folded(graph, tensors, group)) is not None:
+            repeats = _proportional(repeats, folded)
+        if (repeats.representative != np.arange(group.width)).any():
+            found.append(repeats)
+    found = _confirmed(graph, found)
+    merges = tuple(merge for repeats in found if (merge := _merge(repeats)) is not None)
+    return replace(Plan.of(graph, merges), notes={"method": "channel addition", "scaled": scaled})
+
+
+class _Repeats:
+    """For each channel of a group the channel that it repeats (itself if none), and how many times as strong it is."""
+
+    def __init__(self, group: Group, representative: np.ndarray, factor: Tensor) -> None:
+        self.group = group
+        self.representative = representative
+        self.factor = factor
+
+    def without(self, wrong: np.ndarray) -> "_Repeats":
+        """Return the same with some channels standing for themselves."""
+        own = np.arange(self.group.width)
+        factor = torch.where(torch.from_numpy(wrong), torch.ones_like(self.factor), self.factor)
+        return _Repeats(self.group, np.where(wrong, own, self.representative), factor)
+
+
+def rows_of(tensors: dict[str, Tensor], use: Use) -> Tensor:
+    """Return what a use of a group holds for each channel, flattened: (channels, values) float64 on the CPU."""
+    stored = tensors[use.path].detach().movedim(use.dim, 0)
+    return stored[torch.from_numpy(use.positions).to(stored.device)].flatten(1).to("cpu", torch.float64)
+
+
+def norms_of(graph: ChannelGraph, group: Group) -> list[fx.Node]:
+    """Return the batch norms that carry the channels of a group."""
+    carried = {use.path for use in group.carriers}
+    return [
+        node
+        for node in graph.fx.nodes
+        if getattr(node.target, "overloadpacket", None) is aten.batch_norm
+        and any(graph.inputs.get(getattr(argument, "name", "")) in carried for argument in node.args[1:5])
+    ]
+
+
+def _identical(tensors: dict[str, Tensor], group: Group) -> _Repeats:
+    """Find for each channel the first one that all producers and carriers make the same."""
+    values = torch.cat([rows_of(tensors, use) for use in (*group.producers, *group.carriers)], 1)
+    # A block must keep its own channels: its number is a further value to agree in.
+    values = torch.cat([values, torch.from_numpy(group.blocks)[:, None].double()], 1).numpy()
+    _, first, which = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    return _Repeats(group, first[which.reshape(-1)], torch.ones(group.width, dtype=torch.float64))
+
+
+def _folded(graph: ChannelGraph, tensors: dict[str, Tensor], group: Group) -> Tensor | None:
+    """Return filters with bias and batch norm folded in, (channels, values); None where factors do not pass."""
+    use = group.producers[0]
+    calls = [call for call in graph.calls if call.weight == use.path]
+    if len(group.producers) > 1 or len(calls) > 1 or group.n_blocks > 1 or use.positions.shape[1] > 1:
+        return None
+    call = calls[0]
+    made = next(node for node in graph.fx.nodes if node.name == call.node)
+    rows = rows_of(tensors, use)
+    bias = torch.zeros(len(rows), dtype=torch.float64)
+    order = torch.from_numpy(use.positions[:, 0])
+    known = {call.weight}
+    if call.bias is not None:
+        known.add(call.bias)
+        bias = tensors[call.bias].detach().to("cpu", torch.float64)[order]
+    norms = norms_of(graph, group)
+    if norms:
+        (norm,) = norms if len(norms) == 1 else (None,)
+        if norm is None or list(made.users) != [norm]:
+            return None
+        paths = [graph.inputs.get(getattr(argument, "name", "")) for argument in norm.args[1:5]]
+        known.update(path for path in paths if path)
+        gamma, beta, mean, var = (tensors[p].detach().to("cpu", torch.float64)[order] if p else None for p in paths)
+        if mean is None or var is None:
+            return None
+        scale = (var + float(norm.args[7])).rsqrt()  # type: ignore[arg-type]
+        scale = scale if gamma is None else scale * gamma
+        rows, bias = rows * scale[:, None], (bias - mean) * scale
+        bias = bias if beta is None else bias + beta
+        made = norm
+    if {carrier.path for carrier in group.carriers} - known:
+        return None  # slopes, scales, depthwise filters
+    readers = {call.node for call in graph.calls}
+    return torch.cat([rows, bias[:, None]], 1) if _passes_factors(made, readers) else None
+
+
+def _passes_factors(node: fx.Node, readers: set[str]) -> bool:
+    """Tell whether a positive factor on a node's value arrives unchanged at the layers that read it."""
+    for user in node.users:
+        if user.name in readers:
+            continue
+        packet = getattr(user.target, "overloadpacket", user.target)
+        passes = packet in HOMOGENEOUS or packet in MOVEMENT or packet in IDENTITY
+        if user.op != "call_function" or not passes or not _passes_factors(user, readers):
+            return False
+    return True
+
+
+def _proportional(repeats: _Repeats, folded: Tensor) -> _Repeats:
+    """Let channels also stand for those that are a positive multiple of them."""
+    length = folded.norm(dim=1)
+    direction = folded / length.clamp_min(1e-300)[:, None]
+    representative, factor = repeats.representative.copy(), repeats.factor.clone()
+    free = (length > 0).numpy() & (representative == np.arange(len(folded)))
+    for channel in np.flatnonzero(free):
+        if representative[channel] != channel:
+            continue
+        near = (direction - direction[channel]).norm(dim=1).numpy() <= _PROPORTIONAL
+        for other in np.flatnonzero(near & free & (representative == np.arange(len(folded)))):
+            representative[other] = channel
+            factor[other] = length[other] / length[channel]
+    # Copies of a channel that now has a representative follow it.
+    return _Repeats(repeats.group, representative[representative], factor[torch.from_numpy(repeats.representative)])
+
+
+def _confirmed(graph: ChannelGraph, found: list[_Repeats]) -> list[_Repeats]:
+    """Keep what holds where the channels are read: code may treat equal channels differently.
+
+    One forward pass on noise, in the place of a proof for every operation that slices channels.
+    """
+    by_input: dict[str, list[tuple[int, Use, str]]] = {}
+    for index, repeats in enumerate(found):
+        for use in repeats.group.consumers:
+            for call in graph.calls:
+                if call.weight == use.path:
+                    by_input.setdefault(call.input, []).append((index, use, call.kind))
+    wrong = [np.zeros(repeats.group.width, dtype=bool) for repeats in found]
+    program = Program(graph, any_batch=False)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [_noise(value, generator) for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
+    with torch.no_grad():
+        values = program.bind(inputs) | program.weights(named_tensors(graph))
+        for position, step in enumerate(program.steps):
+            program.advance(values, position, position + 1)
+            for index, use, kind in by_input.get(step.name, []):
+                channels = values[step.name].cpu().movedim(1 if kind.startswith("conv") else -1, 0)
+                read = channels[torch.from_numpy(use.positions)].flatten(1)
+                factor = found[index].factor.to(read.dtype)[:, None]
+                lost = (read - factor * read[torch.from_numpy(found[index].representative)]).abs().amax(1)
+                wrong[index] |= (lost > _EQUAL * read.abs().max()).numpy()
+    return [repeats.without(failed) for repeats, failed in zip(found, wrong, strict=True)]
+
+
+def _noise(value: Tensor, generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    return torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
+
+
+def _merge(repeats: _Repeats) -> Merge | None:
+    """Return channel addition for a group; None where every channel is one of its kind."""
+    group = repeats.group
+    own = repeats.representative == np.arange(group.width)
+    widths = np.bincount(group.blocks[own], minlength=group.n_blocks)
+    for block in np.flatnonzero(widths < widths.max()):  # every block keeps as many channels as the fullest
+        spare = np.flatnonzero(~own & (group.blocks == block))[: widths.max() - widths[block]]
+        repeats = repeats.without(np.isin(np.arange(group.width), spare))
+        own[spare] = True
+    kept = np.flatnonzero(own)
+    if len(kept) == group.width:
+        return None
+    mixing = add(repeats.representative, kept).double() * repeats.factor[:, None]
+    return Merge(group.name, kept, {use.path: mixing for use in group.consumers})

@@ -1,0 +1,83 @@
+"""The layers that the papers cut: the convolutions inside a block, whose channels nobody else depends on.
+
+VGG: every convolution. ResNet: in a basic block the first convolution, in a bottleneck the first two. GoogLeNet:
+the convolutions of the branches of two and three that do not end in the concatenation.
+
+One rule finds them all, in any network: a channel is *inner* if one convolution makes it, one layer reads it, and it
+meets no addition and no concatenation on the way.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, fx
+
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph, Group
+from clusterprune.surgery import named_tensors
+
+
+def inner_groups(graph: ChannelGraph) -> list[str]:
+    """Return the names of the groups that the papers cut, in the order in which their channels are made.
+
+    Groups are named after the layer that makes them, so these are names of convolutions. Frozen groups are left out.
+    """
+    convolutions = {call.weight for call in graph.calls if call.kind == "conv"}
+    added = _added(graph)
+    lengths = {path: tuple(tensor.shape) for path, tensor in named_tensors(graph).items()}
+
+    def inner(group: Group) -> bool:
+        if len(group.producers) != 1 or len(group.consumers) != 1 or group.producers[0].path not in convolutions:
+            return False
+        reader = group.consumers[0]
+        # A layer behind a concatenation reads other channels too.
+        alone = reader.positions.size == lengths[reader.path][reader.dim] * reader.groups
+        return alone and not np.isin(group.labels, added).any()
+
+    return [group.name for group in graph.prunable if inner(group)]
+
+
+def restrict(graph: ChannelGraph, names: Collection[str]) -> ChannelGraph:
+    """Return the same graph with every group frozen but those named, for :func:`plan` or :func:`oneshot`.
+
+    Examples
+    --------
+    >>> import torch, clusterprune as cp
+    >>> from clusterprune.models import build
+    >>> model = build("resnet20")
+    >>> graph = cp.trace(model, torch.zeros(1, 3, 32, 32))
+    >>> len(restrict(graph, inner_groups(graph)).prunable)
+    9
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not that of a group that may be cut, or there is none.
+    """
+    known = {group.name for group in graph.prunable}
+    if not names or not known.issuperset(names):
+        wrong = ", ".join(sorted(set(names) - known)) or "nothing"
+        raise ArgumentError(
+            f"names={wrong} cannot be cut; name some of {', '.join(sorted(known)[:8]) or 'no group at all'}. "
+            "Print the graph to see all groups, and why some are frozen."
+        )
+    groups = (
+        group if group.frozen is not None or group.name in names else replace(group, frozen="outside the chosen layers")
+        for group in graph.groups
+    )
+    return replace(graph, groups=tuple(groups))
+
+
+def _added(graph: ChannelGraph) -> np.ndarray:
+    """Return the root labels of all channels that two activations are added in."""
+    space = graph.walk.space
+    found: list[np.ndarray] = []
+    for node in graph.fx.nodes:
+        if node.op != "call_function" or "aten.add" not in str(node.target):
+            continue
+        labels = [graph.values[n.name] for n in node.args if isinstance(n, fx.Node)]
+        activations = [value for value in labels if isinstance(value, Tensor) and not space.all_opaque(value)]
+        if len(activations) > 1:
+            found += [np.unique(space.roots(value)) for value in activations]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)

@@ -1,0 +1,98 @@
+"""Soft filter pruning (He et al. 2018, arXiv 1808.06866): zero the weakest filters after every epoch, train on.
+
+A filter that training needs grows back and competes anew; what is zero at the end is dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clusterprune.budget import CostModel, Limits, Quantity
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph
+from clusterprune.methods.criteria import best, by_filter, share
+from clusterprune.methods.targets import read_target
+from clusterprune.plans import Merge, Plan
+
+
+class SoftPruning:
+    """An epoch hook for :func:`clusterprune.train.fit`; all groups keep the same fraction.
+
+    With a filter go the γ and β of its batch norm, so that a zeroed channel is as good as removed. The gradient of
+    such a channel is zero too: it is momentum that brings it back.
+
+    Parameters
+    ----------
+    graph
+        Trace of the model that is trained.
+    keep_macs, keep_params
+        Exactly one: the fraction that :meth:`finish` keeps, in (0, 1].
+    round_to, min_width, ignore
+        As in :func:`clusterprune.oneshot`.
+
+    Raises
+    ------
+    ArgumentError, BudgetError
+        If the target is no fraction, or cannot be reached.
+
+    Examples
+    --------
+    >>> hook = SoftPruning(graph, keep_macs=0.5)                                # doctest: +SKIP
+    >>> train.fit(model, images, config=config, mean=mean, std=std, hook=hook)  # doctest: +SKIP
+    >>> small = clusterprune.apply(model, hook.finish())                        # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        *,
+        keep_macs: float | None = None,
+        keep_params: float | None = None,
+        round_to: int = 1,
+        min_width: int = 1,
+        ignore: Sequence[str] = (),
+    ) -> None:
+        self.graph = graph.freeze(ignore)
+        target, keep = read_target(keep_macs, keep_params, None)
+        quantity: Quantity = "params" if target == "params" else "macs"
+        self.widths = share(CostModel(self.graph), None, quantity, keep, Limits(round_to, min_width))
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
+        """Set to zero, in place, the filters that the widths leave no room for."""
+        del epoch, epochs  # the paper prunes at full rate from the first epoch on
+        parameters = dict(model.named_parameters())
+        kept = self._kept(parameters)
+        with torch.no_grad():
+            for group in self.graph.prunable:
+                gone = np.delete(np.arange(group.width), kept[group.name])
+                for use in (*group.producers, *group.carriers):
+                    if use.path in parameters:  # running statistics are none, and do no harm
+                        tensor = parameters[use.path]
+                        where = torch.from_numpy(use.positions[gone].ravel()).to(tensor.device)
+                        tensor.index_fill_(use.dim, where, 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return nothing: which filters are zero stands in the weights."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Need nothing."""
+
+    def finish(self) -> Plan:
+        """Return the plan that drops the filters that are zero.
+
+        The output does not change where zero stays zero on the way to the next layer, as it does through ReLU.
+        """
+        kept = self._kept(dict(self.graph.model.named_parameters()))
+        merges = (Merge(g.name, kept[g.name]) for g in self.graph.prunable if len(kept[g.name]) < g.width)
+        return replace(Plan.of(self.graph, tuple(merges)), notes={"method": "soft pruning"})
+
+    def _kept(self, parameters: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        lost = [use.path for g in self.graph.prunable for use in g.producers if use.path not in parameters]
+        if lost:
+            raise ArgumentError(f"model has no parameter {lost[0]}; train the model that the graph was traced from")
+        norms = by_filter(lambda rows: rows.norm(dim=1), self.graph.prunable, parameters)
+        return {g.name: best(g, norms[g.name].cpu().numpy(), self.widths[g.name]) for g in self.graph.prunable}

@@ -1,0 +1,8 @@
+"""Searching for the widths of a network: a particle swarm as an Optuna sampler, and studies that workers share."""
+
+from clusterprune.search.searcher import Progress
+from clusterprune.search.study import search, work
+from clusterprune.search.swarm import ParticleSwarmSampler
+from clusterprune.search.trials import Evaluation, SearchResult
+
+__all__ = ["Evaluation", "ParticleSwarmSampler", "Progress", "SearchResult", "search", "work"]

@@ -1,0 +1,130 @@
+"""What a search was begun with: checked, stored with the study, and compared when others join or it goes on."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+
+from clusterprune.errors import ArgumentError
+from clusterprune.search.storage import quiet
+from clusterprune.search.swarm import ParticleSwarmSampler
+
+SamplerName = Literal["swarm", "tpe", "nsga2", "random"]
+
+_SETTINGS = "clusterprune"
+"""User attribute of a study: what a worker must know to join."""
+
+
+def check_settings(
+    space: Mapping[str, Sequence[int]],
+    start: Mapping[str, int],
+    sampler: SamplerName | BaseSampler,
+    evaluations: int,
+    directions: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Check the arguments of a search, and return them as what is stored with the study."""
+    if not space:
+        raise ArgumentError("space is empty; give the least and greatest value of at least one width")
+    ranges = {}
+    for name, bounds in space.items():
+        low, high, step = (*bounds, 1)[:3] if len(bounds) in (2, 3) else (1, 0, 0)
+        if not (low <= high and step >= 1 and (high - low) % step == 0):
+            raise ArgumentError(
+                f"space[{name!r}] must be (least, greatest) or (least, greatest, step), the step dividing their "
+                f"difference, but got {tuple(bounds)}"
+            )
+        ranges[name] = [int(low), int(high), int(step)]
+    if start.keys() != space.keys():
+        different = ", ".join(sorted(start.keys() ^ space.keys()))
+        raise ArgumentError(f"start and space must name the same widths, but only one of them has {different}")
+    for name, (low, high, step) in ranges.items():
+        if not low <= start[name] <= high or (start[name] - low) % step:
+            raise ArgumentError(f"start[{name!r}]={start[name]} is not in space[{name!r}]={tuple(space[name])}")
+    if evaluations < 1:
+        raise ArgumentError(f"evaluations must be at least 1, but got evaluations={evaluations}")
+    if not directions or not set(directions) <= {"maximize", "minimize"}:
+        raise ArgumentError(f"directions must each be 'maximize' or 'minimize', but got directions={tuple(directions)}")
+    swarm = sampler == "swarm" or isinstance(sampler, ParticleSwarmSampler)
+    if swarm and len(directions) > 1:
+        raise ArgumentError(f"sampler='swarm' follows one objective, but directions has {len(directions)}; use 'nsga2'")
+    if not isinstance(sampler, BaseSampler) and sampler not in ("swarm", "tpe", "nsga2", "random"):
+        raise ArgumentError(
+            f"sampler must be 'swarm', 'tpe', 'nsga2', 'random' or an Optuna sampler, but got sampler={sampler!r}"
+        )
+    if sampler == "swarm":
+        sampler = ParticleSwarmSampler(dict(start), cycles=max(1, math.ceil(evaluations / 6) - 1), seed=seed)
+    about: dict[str, Any] = {"name": sampler if isinstance(sampler, str) else type(sampler).__name__}
+    if isinstance(sampler, ParticleSwarmSampler):
+        about |= asdict(sampler) | {"start": dict(sampler.start), "inertia": list(sampler.inertia)}
+    return {
+        "space": ranges,
+        "start": {name: int(width) for name, width in start.items()},
+        "evaluations": evaluations,
+        "directions": list(directions),
+        "seed": seed,
+        "sampler": about,
+    }
+
+
+def open_study(storage: BaseStorage, name: str, settings: dict[str, Any] | None) -> tuple[optuna.Study, dict[str, Any]]:
+    """Open a study, create it where `settings` are given, and return it with the settings it was created with."""
+    with quiet():
+        if settings is None:
+            try:
+                study = optuna.load_study(study_name=name, storage=storage)
+            except KeyError as error:
+                known = ", ".join(optuna.get_all_study_names(storage)) or "none"
+                raise ArgumentError(
+                    f"name={name!r} is no study of this storage, which holds: {known}. Begin it with search."
+                ) from error
+        else:
+            study = optuna.create_study(
+                study_name=name, storage=storage, directions=settings["directions"], load_if_exists=True
+            )
+    found = study.user_attrs.get(_SETTINGS)
+    if found is None and settings is not None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(_SETTINGS, settings)
+        found = settings
+    if found is None:
+        raise ArgumentError(f"the study {name!r} was not begun by search; use another name")
+    if settings is not None and found != settings:
+        changed = [key for key in settings if settings[key] != found.get(key)]
+        different = ", ".join(f"{key}={settings[key]!r} (was {found.get(key)!r})" for key in changed)
+        raise ArgumentError(
+            f"the study {name!r} exists and was begun with other settings: {different}. Use the same to go on "
+            "with it, or another name or storage for a new search."
+        )
+    return study, found
+
+
+def sampler_of_slot(
+    sampler: SamplerName | BaseSampler | None, settings: Mapping[str, Any]
+) -> Callable[[int], BaseSampler]:
+    """Return a function that gives the sampler of a slot.
+
+    Those of Optuna draw from a generator in memory, which a kill loses. One that is seeded by the slot draws the
+    same again, and everything else they know is in the study.
+    """
+    about = settings["sampler"]
+    if isinstance(sampler, BaseSampler):
+        return lambda _: sampler
+    if "particles" in about:
+        options = {key: value for key, value in about.items() if key != "name"}
+        swarm = ParticleSwarmSampler(**{**options, "inertia": tuple(options["inertia"])})
+        return lambda _: swarm
+    population = max(4, settings["evaluations"] // 6)
+    makers: dict[str, Callable[[int], BaseSampler]] = {
+        "tpe": lambda seed: TPESampler(seed=seed),
+        "nsga2": lambda seed: NSGAIISampler(population_size=population, seed=seed),
+        "random": lambda seed: RandomSampler(seed=seed),
+    }
+    if about["name"] not in makers:
+        raise ArgumentError(f"the study samples with {about['name']}; give it as sampler=")
+    make = makers[about["name"]]
+    return lambda slot: make(int(np.random.SeedSequence([settings["seed"], slot]).generate_state(1)[0]))

@@ -1,0 +1,124 @@
+"""Where studies are kept: a SQLite file by default, any database that Optuna can open otherwise."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
+from sqlalchemy import event
+
+from clusterprune.errors import ArgumentError, OutputError
+
+_SECONDS_FOR_LOCK = 60
+"""How long a worker waits for another to finish writing to a SQLite file."""
+_ATTEMPTS = 20
+
+_quiet_lock = threading.Lock()
+
+
+def storage_url(storage: str | Path | None, out: str | Path | None) -> str:
+    """Return the URL of a storage: of a file in `out` when `storage` is None, empty for one in memory."""
+    if storage is None:
+        if out is None:
+            return ""
+        storage = Path(out) / "search.db"
+    if isinstance(storage, str) and "://" in storage:
+        return storage
+    return f"sqlite:///{Path(storage).absolute()}"
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a storage, and create its tables or its file when it is new.
+
+    Raises
+    ------
+    ArgumentError
+        If Optuna cannot open the URL.
+    OutputError
+        If the folder of a SQLite file cannot be made.
+    """
+    if not url:
+        return InMemoryStorage()
+    options = {}
+    if url.startswith("sqlite:///"):
+        options = {"connect_args": {"timeout": _SECONDS_FOR_LOCK}}
+        folder = Path(url.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {folder} of the study: {error.strerror}") from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            opened = RDBStorage(url, engine_kwargs=dict(options))
+            if options:
+                _write_ahead(opened)
+            return get_storage(opened)
+        except ImportError as error:
+            raise ArgumentError(
+                f"storage={_without_password(url)!r} needs a database driver that is not installed ({error}); "
+                "for PostgreSQL: pip install psycopg2-binary"
+            ) from error
+        except Exception as error:  # whatever the driver raises: each has its own exceptions
+            # Two workers that make the tables of a new database at the same moment: the second has only to wait.
+            beaten = any(word in str(error).lower() for word in ("already exists", "unique constraint", "locked"))
+            if not beaten or attempt == _ATTEMPTS - 1:
+                raise ArgumentError(
+                    f"storage={_without_password(url)!r} cannot be opened: {_first_line(error)}. Give the path of a "
+                    "file, or an Optuna storage URL such as sqlite:///search.db or "
+                    "postgresql://user:password@host/database, of a server that runs and accepts you."
+                ) from error
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError
+
+
+def _write_ahead(storage: RDBStorage) -> None:
+    """Let a SQLite file append to a log instead of rewriting pages: a trial is some twenty small transactions.
+
+    What was committed survives the death of any process. A power failure may cost the last transactions, never
+    the file.
+    """
+
+    @event.listens_for(storage.engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        ((mode,),) = connection.execute("PRAGMA journal_mode=WAL").fetchall()
+        # Some file systems cannot; then each transaction waits for the disk.
+        if mode == "wal":
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Let go of the connections of a storage."""
+    storage.remove_session()
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, RDBStorage):
+        backend.engine.dispose()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Optuna's announcements on the standard error stream; the user sees ours."""
+    with _quiet_lock:
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(logging.ERROR)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(before)
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    account, at, host = rest.rpartition("@")
+    return f"{scheme}://{account.partition(':')[0]}{at}{host}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

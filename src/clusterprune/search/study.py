@@ -1,0 +1,126 @@
+"""Searching as an Optuna study: every structure a trial, shared by any number of workers, resumed after any kill."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.samplers import BaseSampler
+
+from clusterprune.search.searcher import Fitness, Progress, Repair, Searcher
+from clusterprune.search.settings import SamplerName, check_settings, open_study, sampler_of_slot
+from clusterprune.search.storage import close_storage, open_storage, storage_url
+from clusterprune.search.trials import SearchResult
+
+
+def search(
+    space: Mapping[str, Sequence[int]],
+    fitness: Fitness,
+    *,
+    start: Mapping[str, int],
+    storage: str | Path | None = None,
+    name: str = "search",
+    sampler: SamplerName | BaseSampler = "swarm",
+    evaluations: int = 36,
+    directions: Sequence[Literal["maximize", "minimize"]] = ("maximize",),
+    seed: int = 0,
+    repair: Repair | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search for the widths of greatest fitness, or go on with a search that was stopped.
+
+    With one worker the same seed gives the same trials, also when the search was killed and resumed. It ends when
+    every place is settled, including those that other workers have claimed.
+
+    Parameters
+    ----------
+    space
+        By name of a width: its least and greatest value, and optionally the step between values.
+    fitness
+        Maps a structure to a number, or to a tuple with one number per direction. Only finite numbers count; an
+        exception or NaN makes a failed trial, which the history reports.
+    start
+        The structure to start from: the centre of the swarm, the first structure of any other sampler.
+    storage
+        Path of a SQLite file or an Optuna storage URL. Default: `search.db` in `out`, or without `out` the memory,
+        from which nothing can be resumed.
+    name
+        Of the study in the storage.
+    sampler
+        "swarm" (6 particles, as many cycles as the evaluations allow), "tpe", "nsga2", "random" or any Optuna
+        sampler. The named ones are seeded anew for each place; another one's memory is its own affair.
+    evaluations
+        Number of places, duplicates included: particles · (cycles + 1) for a whole swarm.
+    directions
+        One per objective; "swarm" knows one objective only.
+    repair
+        Maps a sampled structure to the nearest permitted one, which is evaluated and reported in its place.
+    progress
+        Called with an :class:`Evaluation`, the number of settled places and their total.
+
+    Raises
+    ------
+    ArgumentError
+        For a bad argument, a storage that cannot be opened, or a study of that name with other settings.
+    OutputError
+        If `out` cannot be made.
+    ClusterpruneError
+        If the fitness fails for the first three structures, or for all.
+
+    Examples
+    --------
+    >>> found = search({"a": (1, 16), "b": (1, 32)}, lambda w: -abs(w["a"] - 9) - abs(w["b"] - 20),
+    ...                start={"a": 8, "b": 16})
+    >>> len(found.history), found.value > -8
+    (36, True)
+    """
+    settings = check_settings(space, start, sampler, evaluations, directions, seed)
+    url = storage_url(storage, out)
+    return _run(url, name, fitness, sampler, settings, progress, repair)
+
+
+def work(
+    storage: str | Path,
+    name: str,
+    fitness: Fitness,
+    *,
+    sampler: BaseSampler | None = None,
+    repair: Repair | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Join a search that :func:`search` has begun, from this process or any machine; return when it is done.
+
+    Parameters
+    ----------
+    storage, name
+        Those of the search.
+    fitness, repair
+        The same as the search's.
+    sampler
+        The search's sampler, where it was none of the named ones and no :class:`ParticleSwarmSampler`.
+
+    Raises
+    ------
+    ArgumentError
+        If the storage holds no such search.
+    """
+    return _run(storage_url(storage, None), name, fitness, sampler, None, progress, repair)
+
+
+def _run(
+    url: str,
+    name: str,
+    fitness: Fitness,
+    sampler: SamplerName | BaseSampler | None,
+    settings: dict[str, Any] | None,
+    progress: Progress | None,
+    repair: Repair | None,
+) -> SearchResult:
+    storage = open_storage(url)
+    try:
+        study, agreed = open_study(storage, name, settings)
+        worker = Searcher(storage, study, agreed, sampler_of_slot(sampler, agreed), fitness, progress, repair)
+        worker.run()
+        return worker.result(url)
+    finally:
+        close_storage(storage)

@@ -1,0 +1,267 @@
+"""What comes before the first step: arguments checked, the machine set up, the state new or resumed."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clusterprune.data import normalize
+from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.train.average import WeightAverage
+from clusterprune.train.config import TrainConfig, resolve_precision
+from clusterprune.train.hooks import EpochHook
+from clusterprune.train.images import Images, Source, source
+from clusterprune.train.losses import CrossEntropy, Loss, logits_of, name_of
+from clusterprune.train.momentum import set_momentum
+from clusterprune.train.processes import Processes, join
+from clusterprune.train.record import Recorder
+from clusterprune.train.result import Progress
+from clusterprune.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays as it is through a run."""
+
+    config: TrainConfig
+    device: torch.device
+    precision: torch.dtype
+    processes: Processes
+    loss: Loss
+    hook: EpochHook | None
+    train: Source
+    validation: Source | None
+    steps: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recorder: Recorder
+    progress: Callable[[Progress], None] | None
+
+    def report(self, progress: Progress) -> None:
+        """Tell the caller, once for all processes."""
+        if not self.processes.is_main:
+            return
+        if progress.kind == "note":
+            logger.info(progress.message)
+        if self.progress is not None:
+            self.progress(progress)
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Normalise uint8 images, in the memory format that convolutions are fastest in."""
+        images = normalize(pixels, self.mean, self.std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the forward pass."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, dtype=self.precision if enabled else torch.bfloat16, enabled=enabled)
+
+    def generator(self, *at: int) -> torch.Generator:
+        """Return a CPU generator of this run's seed and a place in it, such as epoch and step.
+
+        The draws of a step then need nothing from the steps before it.
+        """
+        return torch.Generator().manual_seed(self.seed(*at))
+
+    def seed(self, *at: int) -> int:
+        """Return a seed for a place in this run."""
+        digest = hashlib.sha256(repr((self.config.seed, at)).encode()).digest()
+        return int.from_bytes(digest[:7], "little")
+
+
+def prepare(
+    train: Images,
+    validation: Images | None,
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    folder: Path | None,
+    progress: Callable[[Progress], None] | None,
+    loss: Loss | None,
+    hook: EpochHook | None,
+) -> Run:
+    """Check all that can be checked before anything changes."""
+    mean, std = tuple(mean), tuple(std)
+    if not mean or len(mean) != len(std) or min(std) <= 0:
+        raise ArgumentError(
+            f"mean and std must have one value per channel, those of std above 0, but got mean={mean}, std={std}"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("model has no parameter to train; set requires_grad on some")
+    _check_together(config, loss, hook)
+    loss = CrossEntropy(config.label_smoothing) if loss is None else loss
+    processes, device = join(config)
+    precision = resolve_precision(config.precision, device)
+    limit = config.memory_limit_gib * 2**30
+    trained = source(train, name="train", channels=len(mean), device=device, limit=limit)
+    validated = None
+    if validation is not None:
+        validated = source(validation, name="validation", channels=len(mean), device=device, limit=limit)
+    # Batch norm has no variance of a single image: a last batch of one in any process is left out.
+    full, rest = divmod(len(trained.labels), config.batch_size)
+    steps = full + (rest >= 2 * processes.count or full == 0)
+    if full == 0 and not processes.alone and rest < 2 * processes.count:
+        raise ArgumentError(f"train has {rest} images, too few for {processes.count} processes; start fewer")
+    recorder = Recorder(
+        folder,
+        config={
+            **config.model_dump(mode="json"),
+            "loss": name_of(loss),
+            "hook": None if hook is None else type(hook).__qualname__,
+        },
+        data={
+            "mean": list(mean),
+            "std": list(std),
+            "train": _fingerprint(trained),
+            "validation": _fingerprint(validated),
+        },
+        environment={
+            "torch": str(torch.__version__),
+            "device": device.type,
+            "precision": str(precision).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "processes": processes.count,
+        },
+        writes=processes.is_main,
+    )
+    return Run(
+        config, device, precision, processes, loss, hook, trained, validated, steps, mean, std, recorder, progress
+    )
+
+
+def _check_together(config: TrainConfig, loss: Loss | None, hook: EpochHook | None) -> None:
+    if loss is not None and config.label_smoothing > 0:
+        raise ArgumentError(
+            f"label_smoothing={config.label_smoothing:g} belongs to the loss that fit makes itself; leave it 0 with a "
+            "loss of your own"
+        )
+    if hook is not None and config.ema_decay is not None:
+        raise ArgumentError(
+            f"ema_decay={config.ema_decay:g} would average away what hook makes of the weights; leave out one of them"
+        )
+
+
+def _fingerprint(images: Source | None) -> str | None:
+    """Return a text that tells sets of images apart by their number, shape and labels."""
+    if images is None:
+        return None
+    digest = hashlib.sha256(images.labels.cpu().long().numpy().tobytes()).hexdigest()
+    shape = "x".join(str(length) for length in images.shape)
+    return f"{len(images.labels)} images of {shape}, labels {digest[:16]}"
+
+
+@contextlib.contextmanager
+def machine(run: Run, model: nn.Module) -> Iterator[None]:
+    """Set the model and PyTorch up for training; undo what the caller would stumble over."""
+    modes = [(module, module.training) for module in model.modules()]
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    devices = [run.device] if run.device.type == "cuda" else []
+    try:
+        model.to(run.device)
+        _set_format(model, torch.channels_last)
+        cudnn.deterministic = run.config.deterministic
+        cudnn.benchmark = not run.config.deterministic
+        with torch.random.fork_rng(devices):
+            seed_everything(run.config.seed, run.device)
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = flags
+        # safetensors refuses to save any other format.
+        _set_format(model, torch.contiguous_format)
+        model.zero_grad()
+        for module, training in modes:
+            module.training = training
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed PyTorch's own generators of the CPU and of `device`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _set_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    # Not model.to: it would refuse a parameter of five dimensions.
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, *, wanted: bool) -> Iterator[None]:
+    """Compile the model's forward for a while. The model's names and weights stay where they are."""
+    before = model._compiled_call_impl
+    try:
+        if wanted:
+            model.compile()
+        yield
+    finally:
+        model._compiled_call_impl = before
+
+
+def begin(run: Run, model: nn.Module, momentum: Mapping[str, Tensor] | None, *, resume: bool) -> TrainState:
+    """Return the state to go on from: that of the checkpoint, or a new one."""
+    config = run.config
+    _check_outputs(run, model)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    if momentum:
+        if config.momentum == 0:
+            raise ArgumentError("momentum buffers were given, but config has momentum=0; leave one of them out")
+        set_momentum(optimizer, model, momentum)
+    run.processes.copy_from_main_([*model.parameters(), *model.buffers()])
+    state = TrainState(
+        model,
+        optimizer,
+        run.device,
+        hook=run.hook,
+        average=None if config.ema_decay is None else WeightAverage(model, config.ema_decay),
+        scaler=torch.amp.GradScaler(run.device.type, enabled=run.precision == torch.float16),
+    )
+    resuming = resume and run.recorder.has_checkpoint
+    run.processes.wait()  # whoever looks later would find the checkpoint that the main process starts with
+    if resuming:
+        notes = run.recorder.resume(state)
+    else:
+        run.recorder.start(state)
+        found = f"no checkpoint in {run.recorder.folder}: starting from the beginning"
+        notes = [found] if resume else []
+    epoch = min(state.epoch + 1, config.epochs)
+    for note in notes:
+        run.report(Progress("note", epoch, config.epochs, state.step, run.steps, message=note))
+    return state
+
+
+@torch.no_grad()
+def _check_outputs(run: Run, model: nn.Module) -> None:
+    """Find a model that cannot take the images or labels before the first step."""
+    model.eval()
+    shape = run.train.shape
+    try:
+        outputs = model(run.inputs(torch.zeros(1, *shape, dtype=torch.uint8, device=run.device)))
+    except RuntimeError as error:
+        raise ModelError(
+            f"the model cannot take images of shape {shape} ({error}); pass images of the size that it was built for"
+        ) from error
+    classes = logits_of(outputs)[0].shape[1]
+    for name, images in (("train", run.train), ("validation", run.validation)):
+        if images is not None and int(images.labels.max()) >= classes:
+            raise ArgumentError(
+                f"{name} has labels up to {int(images.labels.max())}, but the model has {classes} "
+                f"outputs; build it with num_classes={int(images.labels.max()) + 1}"
+            )

@@ -1,0 +1,298 @@
+"""ACP on handwritten digits: clustered widths, the search around them, and training from random weights."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_networks import Grouped, Plain, ready
+from torch import nn
+
+import clusterprune as cp
+from clusterprune import data, evaluate, train
+from clusterprune.budget import CostModel
+from clusterprune.data import Split
+from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.methods import acp as module
+from clusterprune.methods.acp import (
+    ACP,
+    RETRAINING,
+    StructureFitness,
+    acp,
+    clustered_widths,
+    retrain,
+    retrain_epochs,
+)
+from clusterprune.methods.acp_structures import (
+    WidthPlanner,
+    from_random,
+    macs_of,
+    plan_for_widths,
+    reinitialise_,
+)
+from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.models import ResNet
+from clusterprune.search import work
+from clusterprune.train import TrainConfig
+
+MEAN, STD = (0.3,), (0.4,)
+FAST = TrainConfig(
+    epochs=1, batch_size=64, lr=0.05, schedule="constant", augment="none", precision="float32", device="cpu"
+)
+QUICK = {"samples": 32, "min_samples": 2, "particles": 2, "cycles": 1, "fitness": "merge"}
+
+
+class Small(ResNet):
+    """A residual network of three blocks that reads grey images."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Split, Split]:
+    """256 images to train on, and 64 held out."""
+    return data.holdout(data.sample(data.load("digits", image_size=8).train, 320, 0), 0.2)
+
+
+@pytest.fixture(scope="module")
+def graph(digits: tuple[Split, Split]) -> cp.ChannelGraph:
+    """A trained network, traced."""
+    torch.manual_seed(0)
+    model = Small()
+    config = FAST.model_copy(update={"epochs": 6, "schedule": "cosine"})
+    train.fit(model, digits[0], config=config, mean=MEAN, std=STD)
+    return cp.trace(model.eval(), torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture
+def images(digits: tuple[Split, Split]) -> torch.Tensor:
+    return data.normalize(digits[0].images(), MEAN, STD)
+
+
+def run(graph: cp.ChannelGraph, digits: tuple[Split, Split], **given: Any) -> module.ACPResult:
+    config = ACP(**{"keep_macs": 0.7, **QUICK, **given.pop("config", {})})
+    return acp(graph.model, graph, *digits, config=config, **{"training": FAST, "mean": MEAN, "std": STD, **given})
+
+
+def correct(model: nn.Module, split: Split) -> float:
+    return evaluate.accuracy(model, split, mean=MEAN, std=STD, topk=(1,)).top1
+
+
+def test_the_search_starts_from_clusters_and_noise(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
+    inner = restrict(graph, inner_groups(graph))
+    widths = clustered_widths(inner, images[:64], ACP(eps=0.2, min_samples=2))
+    from sklearn.cluster import DBSCAN
+
+    model, maps = graph.model, {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: maps.update({name: out}))
+        for name in widths
+    ]
+    with torch.no_grad():
+        model(images[:64])
+    for hook in hooks:
+        hook.remove()
+    assert list(widths) == ["layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"]
+    for name, width in widths.items():
+        points = maps[name].double().mean(0).flatten(1).numpy()
+        labels = DBSCAN(eps=0.2, min_samples=2, metric="cosine").fit(points).labels_
+        assert width == len(set(labels) - {-1}) + int((labels == -1).sum())
+    assert sum(widths.values()) < 16 + 32 + 64
+
+
+def test_epsilon_is_solved_for_a_target(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
+    inner = restrict(graph, inner_groups(graph))
+    widths = clustered_widths(inner, images[:64], ACP(keep_macs=0.5, min_samples=2))
+    assert 0.4 < macs_of(inner, widths) / macs_of(inner, {}) <= 0.5
+
+
+@pytest.mark.parametrize("merge", ["drop", "least_squares", "refit"])
+def test_a_plan_has_the_widths_it_was_asked_for(graph: cp.ChannelGraph, images: torch.Tensor, merge: str) -> None:
+    widths = {"layer1.0.conv1": 5, "layer3.0.conv1": 33}
+    plan = plan_for_widths(graph, widths, images, merge=merge)
+    small = cp.apply(graph.model, plan, graph=graph)
+    assert {m.group: len(m.kept) for m in plan.merges} == widths
+    assert evaluate.macs(small, graph.example) == macs_of(graph, widths)
+    assert small.get_submodule("layer3.0.conv1").out_channels == 33
+
+
+def test_dropping_keeps_the_largest_filters(graph: cp.ChannelGraph) -> None:
+    weight = graph.model.get_submodule("layer2.0.conv1").weight.detach()
+    plan = plan_for_widths(graph, {"layer2.0.conv1": 7}, merge="drop")
+    largest = np.argsort(-weight.abs().flatten(1).sum(1).numpy())[:7]
+    assert plan.merges[0].kept.tolist() == sorted(largest.tolist())
+
+
+def test_merging_beats_dropping_at_the_same_widths(
+    graph: cp.ChannelGraph, images: torch.Tensor, digits: tuple[Split, Split]
+) -> None:
+    widths = {name: graph.by_name[name].width // 3 for name in inner_groups(graph)}
+    right = {
+        merge: correct(cp.apply(graph.model, plan_for_widths(graph, widths, images, merge=merge)), digits[0])
+        for merge in ("drop", "least_squares", "refit")
+    }
+    assert right["drop"] < right["least_squares"] <= right["refit"] + 1
+
+
+def test_widths_of_grouped_convolutions_are_multiples() -> None:
+    _, graph, images = ready(Grouped())
+    planner = WidthPlanner(graph, images)
+    name = next(group.name for group in graph.prunable if group.n_blocks == 3)
+    assert len(planner({name: 6}).by_group[name].kept) == 6
+    with pytest.raises(ArgumentError, match="give a multiple of 3 up to 12"):
+        planner({name: 7})
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [({"nowhere": 3}, "names 'nowhere'"), ({"0.0": 0}, r"widths\['0.0'\]=0"), ({"0.0": 13}, "up to 12")],
+)
+def test_impossible_widths_are_refused(widths: dict, message: str) -> None:
+    _, graph, _ = ready(Plain())
+    with pytest.raises(ArgumentError, match=message):
+        plan_for_widths(graph, widths, merge="drop")
+    with pytest.raises(ArgumentError, match="images=None"):
+        WidthPlanner(graph, merge="refit")
+
+
+def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in graph.model.state_dict().items()}
+    result = run(graph, digits, out=tmp_path / "run", config={"particles": 3})
+    whole = macs_of(graph, {})
+    assert len(result.history) == 6
+    for evaluation in result.history:
+        assert macs_of(graph, evaluation.widths) <= 0.7 * whole * (1 + 1e-9)
+    fitness = StructureFitness(
+        graph, *digits, config=ACP(keep_macs=0.7, **{**QUICK, "particles": 3}), mean=MEAN, std=STD
+    )
+    assert result.value == fitness(result.best)
+    assert result.value == max(fitness(result.start), *(e.values[0] for e in result.history))
+    assert {m.group: len(m.kept) for m in result.plan.merges} == {
+        name: width for name, width in result.best.items() if width < graph.by_name[name].width
+    }
+    planned = cp.apply(graph.model, plan_for_widths(graph, result.best, merge="drop"), graph=graph)
+    assert evaluate.macs(planned, graph.example) <= 0.7 * whole * (1 + 1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in graph.model.state_dict().items())
+    result.plan.save(tmp_path / "plan")
+    assert cp.Plan.load(tmp_path / "plan").notes["widths"] == result.best
+
+
+def test_a_search_goes_on_and_is_repeatable(
+    graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path
+) -> None:
+    def stop(_phase: str, done: int, _total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    whole = run(graph, digits)
+    with pytest.raises(KeyboardInterrupt):
+        run(graph, digits, out=tmp_path, progress=stop)
+    resumed = run(graph, digits, out=tmp_path)
+    assert [(e.widths, e.values) for e in resumed.history] == [(e.widths, e.values) for e in whole.history]
+    fitness = StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), mean=MEAN, std=STD)
+    joined = work(resumed.storage, resumed.study, fitness, repair=fitness.repair)
+    assert joined.history == resumed.history
+
+
+def test_the_published_fitness_trains_every_structure(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
+    result = run(graph, digits, config={"fitness": "train"})
+    evaluated = [e for e in result.history if e.duplicate_of is None]
+    assert evaluated
+    fitness = evaluated[0]
+    plan = plan_for_widths(graph, fitness.widths, merge="drop")
+    small = from_random(graph, plan)
+    trained = train.fit(small, *digits, config=FAST, mean=MEAN, std=STD)
+    assert trained.history[-1]["validation_accuracy"] == fitness.values[0]
+
+
+def test_equal_multiply_adds_by_hand() -> None:
+    """ACP on VGG-16: 51.48 % of 160 epochs' multiply-adds saved make 160 / 0.4852 = 330 epochs."""
+    assert retrain_epochs(160, 314.59, 314.59 * (1 - 0.5148)) == 330
+    assert retrain_epochs(160, 100, 100) == 160
+    with pytest.raises(ArgumentError, match="no more than before_macs"):
+        retrain_epochs(160, 100, 120)
+
+
+@pytest.mark.parametrize("inherit", [True, False])
+def test_retraining(graph: cp.ChannelGraph, digits: tuple[Split, Split], inherit: bool) -> None:
+    plan = plan_for_widths(graph, dict.fromkeys(inner_groups(graph), 8), merge="drop")
+    training = FAST.model_copy(update={"epochs": 2})
+    small, record = retrain(graph, plan, *digits, training=training, inherit=inherit, mean=MEAN, std=STD)
+    share = evaluate.macs(small, graph.example) / evaluate.macs(graph.model, graph.example)
+    assert record.epochs == round(2 / share) > 2
+    assert correct(small, digits[1]) == record.history[-1]["validation_accuracy"]
+    assert not small.training
+    assert RETRAINING.epochs == 160
+
+
+def test_random_weights_are_new_and_repeatable(graph: cp.ChannelGraph) -> None:
+    plan = plan_for_widths(graph, {"layer1.0.conv1": 5}, merge="drop")
+    kept = cp.apply(graph.model, plan, graph=graph)
+    a, b, c = (from_random(graph, plan, seed=seed) for seed in (1, 1, 2))
+    made = from_random(graph, plan, factory=Small, seed=1)
+    name = "layer1.0.conv1.weight"
+    assert a.state_dict()[name].shape == made.state_dict()[name].shape == (5, 16, 3, 3)
+    assert torch.equal(a.state_dict()[name], b.state_dict()[name])
+    for other in (c, kept, made):
+        assert not torch.equal(a.state_dict()[name], other.state_dict()[name])
+    assert torch.equal(a.state_dict()["bn1.running_mean"], torch.zeros(16))
+    torch.manual_seed(1)
+    assert torch.equal(made.state_dict()["linear.weight"], Small().state_dict()["linear.weight"])
+
+
+def test_a_layer_that_cannot_begin_anew_is_named() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(3))
+
+    with pytest.raises(ModelError, match="1 has parameters but no reset_parameters"):
+        reinitialise_(nn.Sequential(nn.Linear(3, 3), Scale()), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either eps or keep_macs"),
+        ({"eps": 0.1, "keep_macs": 0.5}, "either eps or keep_macs"),
+        ({"keep_macs": 1.5}, "keep_macs"),
+        ({"eps": 0.1, "fitness": "luck"}, "fitness must be"),
+        ({"eps": 0.1, "merge": "add"}, "merge must be"),
+        ({"eps": 0.1, "sampler": "nsga2"}, "two objectives"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ACP(**options)
+
+
+def test_data_that_do_not_fit_are_refused(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
+    with pytest.raises(ArgumentError, match="samples=9999"):
+        run(graph, digits, config={"samples": 9999})
+    with pytest.raises(ArgumentError, match="validation must hold labelled images"):
+        run(graph, (digits[0], Split.from_tensors(digits[1].images())))
+    other = Small().eval()
+    with pytest.raises(ArgumentError, match="another model"):
+        acp(other, graph, *digits, config=ACP(eps=0.1), mean=MEAN, std=STD)
+
+
+def test_the_bound_on_a_structure(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
+    """None as published; the multiply-adds of C' where more channels are never worse."""
+    common = {"mean": MEAN, "std": STD, "training": FAST}
+    free = StructureFitness(graph, *digits, config=ACP(eps=0.1, samples=64), **common)
+    bound = StructureFitness(graph, *digits, config=ACP(eps=0.1, samples=64, fitness="merge"), **common)
+    assert free.limit == math.inf
+    assert bound.limit == CostModel(bound.graph).total(
+        "macs", np.array([bound.start.get(g.name, g.width) for g in bound.graph.groups], dtype=float)
+    )
+    whole = {name: bound.graph.by_name[name].width for name in bound.start}
+    assert free.repair(whole) == whole
+    repaired = bound.repair(whole)
+    assert 0.9 * bound.limit < macs_of(bound.graph, repaired) <= bound.limit
+    shares = [repaired[name] / width for name, width in whole.items()]
+    assert max(shares) - min(shares) < 1 / 16
+    assert bound.repair(bound.start) == bound.start

@@ -1,0 +1,305 @@
+"""CP: filters become identical in training."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from cp_networks import X, distinct, lively, plain, points, pruned, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from small_networks import Plain
+from torch import Tensor, nn
+
+import clusterprune as cp
+from clusterprune import evaluate, train
+from clusterprune.errors import ArgumentError, BudgetError
+from clusterprune.methods.cp import CP, ClusterPruning, cluster_prune, finish, for_macs, without_batch_norm
+from clusterprune.methods.cp_rates import Adaptive, Constant, Silhouette, real_rate, replaced_count
+
+# Clustering and selection (Eqs. 3 and 4).
+
+PAIRS = torch.tensor([[0.0, 0.0], [20.0, 0.0], [10.0, 0.0], [0.0, 2.0], [20.0, 8.0], [10.0, 1.0]])
+"""Three pairs of filters, at 1, 4 and 0.5 from their centroids (0, 1), (20, 4) and (10, 0.5)."""
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (2 / 6, {2: [10.0, 0.5], 5: [10.0, 0.5]}),
+        (4 / 6, {2: [10.0, 0.5], 5: [10.0, 0.5], 0: [0.0, 1.0], 3: [0.0, 1.0]}),
+        (3 / 6, {2: [10.0, 0.5], 5: [10.0, 0.5], 0: [0.0, 1.0]}),
+    ],
+)
+def test_the_closest_filters_become_their_centroids(goal: float, expected: dict[int, list[float]]) -> None:
+    model, graph = pruned(
+        points(PAIRS), CP(goal=goal, clusters=Constant(number=3), layers=("0",)), torch.zeros(1, 2, 4, 4)
+    )
+    wanted = PAIRS.clone()
+    for index, value in expected.items():
+        wanted[index] = torch.tensor(value)
+    assert torch.equal(model[0].weight[:, :, 0, 0], wanted)
+    # Six filters, of which each hit cluster keeps one (Eq. 9).
+    hit = {tuple(value) for value in expected.values()}
+    assert sum(len(merge.kept) for merge in finish(model, graph).merges) == 6 - len(expected) + len(hit)
+
+
+def test_rates_rise_with_the_epochs() -> None:
+    model = points(PAIRS)
+    hook = ClusterPruning(
+        cp.trace(model, torch.zeros(1, 2, 4, 4)),
+        CP(goal=4 / 6, schedule="linear", clusters=Constant(number=3), layers=("0",)),
+    )
+    widths = []
+    for epoch in range(1, 5):
+        hook.after_epoch(model, epoch, 4)
+        widths.append(distinct(model[0]))
+    # One, two, three and four filters are replaced: a centroid is alone until its pair is whole.
+    assert widths == [6, 5, 5, 4]
+
+
+def test_training_may_undo_a_choice() -> None:
+    model = points(PAIRS)
+    hook = ClusterPruning(
+        cp.trace(model, torch.zeros(1, 2, 4, 4)), CP(goal=2 / 6, clusters=Constant(number=3), layers=("0",))
+    )
+    hook.after_epoch(model, 1, 1)
+    assert torch.equal(model[0].weight[2], model[0].weight[5])
+    with torch.no_grad():
+        model[0].weight[2] = torch.tensor([0.0, 1.1])[:, None, None]  # training takes it to another cluster
+    hook.after_epoch(model, 1, 1)
+    weight = model[0].weight[:, :, 0, 0]
+    assert torch.equal(weight[5], torch.tensor([10.0, 0.5]))
+    assert not torch.equal(weight[2], weight[5])
+    assert weight[2, 0] == 0
+
+
+def test_kmeans_starts_from_the_last_centroids() -> None:
+    """From between the four corners k-means stays split across; from anywhere else it finds the close pairs."""
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [3.0, 1.0]])
+    across = torch.tensor([[1.5, 0.0], [1.5, 1.0]])
+    config = CP(goal=0.99, clusters=Constant(number=2), layers=("0",))
+    wide = points(torch.cat([corners, corners]))
+    model = copy.deepcopy(wide)
+    hook = ClusterPruning(cp.trace(model, torch.zeros(1, 2, 4, 4)), config)
+    hook.restore({**hook.tensors(), "clusters.0": torch.tensor(2), "centroids.0": across})
+    hook.after_epoch(model, 1, 1)
+    assert (model[0].weight[:7, 0] == 1.5).all()
+    assert torch.equal(hook.tensors()["centroids.0"].sort(0).values, across)
+    hook = ClusterPruning(cp.trace(wide, torch.zeros(1, 2, 4, 4)), config)
+    hook.after_epoch(wide, 1, 1)
+    assert (wide[0].weight[:7, 1] == 0.5).all()
+
+
+def drift(model: nn.Module, epoch: int) -> None:
+    """Stand in for an epoch of training."""
+    generator = torch.Generator().manual_seed(epoch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("clusters", [Adaptive(), Silhouette()], ids=lambda c: type(c).__name__)
+def test_a_resumed_hook_does_the_same(clusters: object, tmp_path: object) -> None:
+    config = CP(clusters=clusters)
+
+    def epochs(model: nn.Module, hook: ClusterPruning, first: int, last: int) -> None:
+        for epoch in range(first, last + 1):
+            drift(model, epoch)
+            hook.after_epoch(model, epoch, 5)
+
+    model = plain(24)
+    hook = ClusterPruning(cp.trace(model, X[:1]), config)
+    epochs(model, hook, 1, 3)
+    save_file(hook.tensors(), tmp_path / "hook.safetensors")
+    again = copy.deepcopy(model)
+    epochs(model, hook, 4, 5)
+    resumed = ClusterPruning(cp.trace(again, X[:1]), config)
+    resumed.restore(load_file(tmp_path / "hook.safetensors"))
+    epochs(again, resumed, 4, 5)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+    assert hook.tensors().keys() == resumed.tensors().keys()
+    assert all(torch.equal(value, resumed.tensors()[key]) for key, value in hook.tensors().items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    width=st.integers(3, 24),
+    depth=st.integers(1, 6),
+    share=st.floats(0.05, 0.9),
+    goal=st.floats(0.1, 0.98),
+    seed=st.integers(0, 99),
+)
+def test_widths_keep_to_eq_9(width: int, depth: int, share: float, goal: float, seed: int) -> None:
+    filters = torch.randn(width, depth, generator=torch.Generator().manual_seed(seed))
+    model = points(filters)
+    graph = cp.trace(model, torch.zeros(1, depth, 2, 2))
+    hook = ClusterPruning(graph, CP(goal=goal, clusters=Constant(share=share), layers=("0",)))
+    hook.after_epoch(model, 1, 1)
+    count, replaced = int(hook.tensors()["clusters.0"]), replaced_count(width, goal)
+    centroids = hook.tensors()["centroids.0"]
+    after = model[0].weight.detach()[:, :, 0, 0]
+    kept = distinct(model[0])
+    assert len(centroids) == count
+    # A cluster is hit where a filter equals its centroid; whatever is not replaced is as it was.
+    hits = (after[:, None] == centroids).all(2)
+    assert int(hits.any(1).sum()) == replaced or int((hits.sum(0) == 1).sum()) > 0
+    assert bool((hits.any(1) | (after == filters).all(1)).all())
+    assert width - replaced <= kept <= width - replaced + count
+    assert kept >= len(centroids)
+    assert 1 - kept / width >= real_rate([replaced / width], [count], [width]) - 1e-12
+    widths = {merge.group: len(merge.kept) for merge in finish(model, graph).merges}
+    assert widths.get("0", width) == kept
+
+
+def test_adaptive_counts_reach_the_real_rate() -> None:
+    model, graph = pruned(plain(32), CP(goal=0.75, clusters=Adaptive(real_rate=0.5)))
+    hook = ClusterPruning(graph, CP())
+    widths = {merge.group: len(merge.kept) for merge in finish(model, graph).merges}
+    assert set(widths) == {group.name for group in hook.groups}
+    assert 1 - sum(widths.values()) / (3 * 32) >= 0.5
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.2])
+def test_a_target_of_macs_is_met(keep: float) -> None:
+    model = plain(32)
+    config = for_macs(cp.trace(model, X[:1]), keep, CP())
+    model, graph = pruned(model, config)
+    small = cp.apply(model, finish(model, graph), graph=graph)
+    share = evaluate.macs(small, X[:1]) / evaluate.macs(model, X[:1])
+    assert 0.8 * keep < share <= keep
+
+
+# Batch norm.
+
+
+def test_tied_batch_norm_follows_its_cluster() -> None:
+    before = plain()
+    model, graph = pruned(before, CP(goal=0.99, clusters=Constant(number=2)))
+    norm, was = model[1][1], before[1][1]
+    _, cluster = torch.unique(model[1][0].weight.detach().flatten(1), dim=0, return_inverse=True)
+    for index in range(int(cluster.max()) + 1):
+        members = cluster == index
+        if int(members.sum()) < 3:
+            continue
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            values = getattr(norm, name).detach()[members]
+            assert (values == values[0]).all()
+    assert not torch.equal(norm.weight, was.weight)
+    assert len(finish(model, graph).merges) == 3
+
+
+def test_without_batch_norm_is_the_same_function() -> None:
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    bare = without_batch_norm(model, cp.trace(model, X[:1]))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in bare.modules())
+    assert all(parameter.requires_grad for parameter in bare.parameters())
+    assert relative_error(bare, model, X) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    some = without_batch_norm(model, cp.trace(model, X[:1]), ["1.0"])
+    assert [isinstance(some[i][1], nn.Identity) for i in range(3)] == [False, True, False]
+
+
+# The whole of Algorithm 1.
+
+
+def data(count: int = 160, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(5, (count,), generator=generator)
+    pixels = torch.randint(0, 120, (count, 3, 12, 12), generator=generator)
+    pixels[torch.arange(count), :, 2 * labels + 1] += 100
+    return pixels.to(torch.uint8), labels
+
+
+@pytest.mark.parametrize("batch_norm", ["tied", "removed"])
+def test_algorithm_1(batch_norm: str, tmp_path: object) -> None:
+    settings = {
+        "config": CP(batch_norm=batch_norm),
+        "train_config": train.TrainConfig(epochs=3, batch_size=32, lr=0.05, augment="none", device="cpu"),
+        "mean": (0.3,) * 3,
+        "std": (0.2,) * 3,
+    }
+    torch.manual_seed(0)
+    model = Plain(16)
+    before = copy.deepcopy(model.state_dict())
+    result = cluster_prune(model, data(), data(40, 1), **settings)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(result.history) == 3
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    result.model.eval()
+    result.compact.eval()
+    assert relative_error(result.compact, result.model, X) < 1e-5
+    assert all(result.compact.get_submodule(f"{i}.0").out_channels <= 8 for i in range(3))
+
+    class KillError(Exception):
+        pass
+
+    def stop(progress: train.Progress) -> None:
+        if progress.kind == "epoch" and progress.epoch == 2:
+            raise KillError
+
+    with pytest.raises(KillError):
+        cluster_prune(model, data(), data(40, 1), out=tmp_path / "run", progress=stop, **settings)
+    resumed = cluster_prune(model, data(), data(40, 1), out=tmp_path / "run", resume=True, **settings)
+    pairs = zip(resumed.compact.state_dict().values(), result.compact.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal": 1.0}, r"goal must be .*goal=1\.0"),
+        ({"goal": 0.4}, r"real_rate=0\.5 must be below goal=0\.4"),
+        ({"schedule": "cubic"}, "schedule must be one of fast-slow.*'cubic'"),
+        ({"curvature": 0}, "curvature must be"),
+        ({"batch_norm": "kept"}, "batch_norm must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        CP(**options)
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    model = plain()
+    graph = cp.trace(model, X[:1])
+    with pytest.raises(ArgumentError, match=r"layers=nothing\.here cannot be pruned; name groups .* 0\.0"):
+        ClusterPruning(graph, CP(layers=("nothing.here",)))
+    with pytest.raises(ArgumentError, match=r"0\.0 has a batch norm; train the copy that without_batch_norm"):
+        ClusterPruning(graph, CP(batch_norm="removed"))
+    with pytest.raises(ArgumentError, match=r"goal=0\.8.* differs from that of the run being resumed, .*goal=0\.75"):
+        ClusterPruning(graph, CP(goal=0.8)).restore(ClusterPruning(graph, CP()).tensors())
+    with pytest.raises(BudgetError, match=r"keep_macs=0\.001 cannot be reached in 3 layers.*Ask for keep_macs>="):
+        for_macs(graph, 0.001, CP())
+    averaged = train.TrainConfig(ema_decay=0.9)
+    with pytest.raises(ArgumentError, match=r"ema_decay=0\.9 does not go with CP"):
+        cluster_prune(model, data(), config=CP(), train_config=averaged, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class Shared(nn.Module):
+    """A convolution that is read before its batch norm too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(torch.cat([x, torch.relu(self.norm(x))], 1))
+
+
+def test_a_batch_norm_that_cannot_be_folded_is_refused() -> None:
+    model = lively(Shared())
+    with pytest.raises(ArgumentError, match=r"the batch norm norm cannot be removed.*tied"):
+        without_batch_norm(model, cp.trace(model, X[:1]), ["conv"])
+    tied, graph = pruned(model, replace(CP(), layers=("conv",)))
+    plan = finish(tied, graph)
+    assert plan.merges
+    assert relative_error(cp.apply(tied, plan, graph=graph), tied, X) < 1e-5
