@@ -195,7 +195,7 @@ def test_storages_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         find(storage="postgresql://me:secret@localhost:1/x")
     assert "secret" not in str(caught.value)
-    assert "psycopg2-binary" in str(caught.value) or "a server that runs" in str(caught.value)
+    assert "psycopg[binary]" in str(caught.value) or "a server that runs" in str(caught.value)
 
 
 def test_a_study_is_not_continued_with_other_settings(tmp_path: Path) -> None:

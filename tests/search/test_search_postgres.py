@@ -27,8 +27,8 @@ def url() -> Iterator[str]:
     initdb, pg_ctl = program("initdb"), program("pg_ctl")
     if initdb is None or pg_ctl is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    if importlib.util.find_spec("psycopg2") is None:
-        pytest.skip("there is no driver for PostgreSQL: pip install psycopg2-binary")
+    if not any(importlib.util.find_spec(driver) for driver in ("psycopg", "psycopg2")):
+        pytest.skip("there is no driver for PostgreSQL: pip install 'psycopg[binary]'")
     # The server refuses to run as root.
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     folder = Path(tempfile.mkdtemp(prefix="pg"))

@@ -1,5 +1,6 @@
 """Where studies are kept: a SQLite file by default, any database that Optuna can open otherwise."""
 
+import importlib.util
 import logging
 import threading
 import time
@@ -54,14 +55,14 @@ def open_storage(url: str) -> BaseStorage:
             raise OutputError(f"cannot make the folder {folder} of the study: {error.strerror}") from error
     for attempt in range(_ATTEMPTS):
         try:
-            opened = RDBStorage(url, engine_kwargs=dict(options))
+            opened = RDBStorage(_with_driver(url), engine_kwargs=dict(options))
             if options:
                 _write_ahead(opened)
             return get_storage(opened)
         except ImportError as error:
             raise ArgumentError(
                 f"storage={_without_password(url)!r} needs a database driver that is not installed ({error}); "
-                "for PostgreSQL: pip install psycopg2-binary"
+                "for PostgreSQL: pip install 'psycopg[binary]'"
             ) from error
         except Exception as error:  # whatever the driver raises: each has its own exceptions
             # Two workers that make the tables of a new database at the same moment: the second has only to wait.
@@ -74,6 +75,16 @@ def open_storage(url: str) -> BaseStorage:
                 ) from error
             time.sleep(0.1 * (attempt + 1))
     raise AssertionError
+
+
+def _with_driver(url: str) -> str:
+    """Name the driver of a PostgreSQL URL that leaves it open: the default is not the same in all SQLAlchemy 2."""
+    scheme, separator, rest = url.partition("://")
+    if scheme != "postgresql":
+        return url
+    installed = (name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None)
+    driver = next(installed, "psycopg")
+    return f"{scheme}+{driver}{separator}{rest}"
 
 
 def _write_ahead(storage: RDBStorage) -> None:
