@@ -5,16 +5,16 @@ channel of a cluster survives, and what the survivors take over.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.budget import CostModel, Limits, check_fraction, solve
+from clusterprune.budget import Limits
 from clusterprune.clustering import DBSCAN, Clustering
-from clusterprune.errors import ArgumentError, BudgetError
+from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
 from clusterprune.merge.assign import add, drop, scaled_add
@@ -30,21 +30,12 @@ from clusterprune.merge.statistics import (
     input_moments,
     whole_batches,
 )
+from clusterprune.methods.partitions import Compared, partition
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery import bias_home, named_tensors
 
 MergeKind = Literal["drop", "add", "scaled_add", "least_squares", "refit"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Compared:
-    """A group's channels as points: vectors for clustering, distances, and ℓ1 norms of their filters."""
-
-    group: Group
-    vectors: Tensor
-    distances: Tensor
-    norms: np.ndarray
 
 
 def plan(
@@ -107,7 +98,7 @@ def plan(
     }
     if len(given) > 1:
         raise ArgumentError(f"give at most one of keep_channels, keep_macs and keep_params, but got {sorted(given)}")
-    labels = _cluster_to_budget(graph, compared, clustering, given, limits)
+    labels = partition(graph, compared, clustering, given, limits)
     moments = (
         _moments(graph, groups, images, generator, progress)
         if merge in ("scaled_add", "least_squares", "refit")
@@ -154,7 +145,7 @@ def _check(images: Images | None, similarity: object, merge: str, survivors: str
 
 def _compare(
     graph: ChannelGraph, groups: list[Group], images: Images | None, similarity: FeatureMaps | Filters
-) -> list[_Compared]:
+) -> list[Compared]:
     """Turn every group's channels into points; a channel that several layers make is one long point."""
     tensors = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     if isinstance(similarity, FeatureMaps) and images is not None:
@@ -170,7 +161,7 @@ def _compare(
             for use in group.producers
         )
         distances = pairwise_distances(vectors, similarity.metric)
-        compared.append(_Compared(group, vectors, distances, torch.as_tensor(norms).cpu().numpy()))
+        compared.append(Compared(group, vectors, distances, torch.as_tensor(norms).cpu().numpy()))
     return compared
 
 
@@ -232,109 +223,6 @@ def _filters(graph: ChannelGraph, group: Group, tensors: dict[str, Tensor], *, f
     return torch.cat(parts, 1)
 
 
-def _cluster_to_budget(
-    graph: ChannelGraph, compared: list[_Compared], clustering: Clustering, given: dict[str, float], limits: Limits
-) -> dict[str, np.ndarray]:
-    """Return a partition (labels from 0, no noise) of every group's channels."""
-    names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
-    if not given:
-        return {c.group.name: _partition(c, clustering, limits) for c in compared}
-    ((quantity, keep),) = given.items()
-    check_fraction(f"keep_{quantity}", keep)
-    if quantity == "channels":
-        widths = {c.group.name: max(1, round(keep * c.group.width)) for c in compared}
-    else:
-        cost = CostModel(graph)
-        if "eps" in names:
-            return _bisect_eps(cost, compared, clustering, quantity, keep, limits)
-        losses = {c.group.name: _linkage_heights(c.distances) for c in compared}
-        widths = solve(cost, losses, quantity, keep, limits)  # type: ignore[arg-type]
-    if "n_clusters" not in names:
-        raise ArgumentError(
-            f"{type(clustering).__name__} cannot make a given number of clusters; use keep_macs with DBSCAN, "
-            "or a clustering with n_clusters (KMeans, Agglomerative, Spectral, Birch)"
-        )
-    labels = {}
-    for c in compared:
-        count = widths[c.group.name] // c.group.n_blocks
-        fitted = replace(clustering, n_clusters=max(1, count))  # type: ignore[type-var]
-        labels[c.group.name] = _partition(c, fitted, limits)
-    return labels
-
-
-def _partition(compared: _Compared, clustering: Clustering, limits: Limits) -> np.ndarray:
-    """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
-    group = compared.group
-    labels = np.empty(group.width, dtype=np.int64)
-    per_block = []
-    for block in range(group.n_blocks):
-        members = np.flatnonzero(group.blocks == block)
-        index = torch.from_numpy(members)
-        capped = clustering
-        if getattr(clustering, "n_clusters", None) is not None and clustering.n_clusters > len(members):  # type: ignore[attr-defined]
-            capped = replace(clustering, n_clusters=len(members))  # type: ignore[type-var]
-        fitted = capped.fit(vectors=compared.vectors[index], distances=compared.distances[index][:, index])
-        per_block.append((members, fitted.as_partition().labels))
-    most = max(int(part.max()) + 1 for _, part in per_block)
-    allowed = [k for k in limits.choices(group.width, group.n_blocks) if k >= most * group.n_blocks]
-    count = allowed[-1] // group.n_blocks
-    start = 0
-    for members, part in per_block:
-        full = _split_until(part.copy(), compared.distances[members][:, members].cpu().numpy(), count)
-        labels[members] = full + start
-        start += count
-    return labels
-
-
-def _split_until(part: np.ndarray, distances: np.ndarray, count: int) -> np.ndarray:
-    """Split off the channel that is farthest from its cluster's centre until there are `count` clusters."""
-    while part.max() + 1 < count:
-        same = part[:, None] == part[None]
-        spread = np.where(same, distances, 0).sum(1) / same.sum(1)
-        spread[same.sum(1) == 1] = -1
-        part[int(spread.argmax())] = part.max() + 1
-    return part
-
-
-def _bisect_eps(
-    cost: CostModel, compared: list[_Compared], clustering: Clustering, quantity: str, keep: float, limits: Limits
-) -> dict[str, np.ndarray]:
-    """Find the smallest ε, the same for all groups, at which the target is met."""
-    index = {group.name: i for i, group in enumerate(cost.graph.groups)}
-
-    def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
-        labels = {c.group.name: _partition(c, replace(clustering, eps=eps), limits) for c in compared}  # type: ignore[type-var]
-        widths = cost.widths.copy()
-        for name, part in labels.items():
-            widths[index[name]] = part.max() + 1
-        return cost.total(quantity, widths) / cost.total(quantity), labels  # type: ignore[arg-type]
-
-    low, high = 0.0, max(float(c.distances.max()) for c in compared) * 1.01 + 1e-12
-    share, best = at(high)
-    if share > keep * (1 + 1e-9):
-        raise BudgetError(
-            f"keep_{quantity}={keep:g} is below what clustering can reach: with every group in one cluster {share:.4g} "
-            f"remain. Ask for keep_{quantity}>={np.ceil(share * 1e4) / 1e4:g}, or lower min_samples or min_width."
-        )
-    for _ in range(30):
-        middle = (low + high) / 2
-        share, labels = at(middle)
-        if share <= keep:
-            high, best = middle, labels
-        else:
-            low = middle
-    return best
-
-
-def _linkage_heights(distances: Tensor) -> np.ndarray:
-    """Return the cumulative heights of an average-linkage tree: the price of 0, 1, 2, … merges."""
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
-    heights = linkage(squareform(distances.cpu().numpy(), checks=False), method="average")[:, 2]
-    return np.concatenate([[0.0], np.cumsum(np.maximum.accumulate(heights))])
-
-
 def _moments(
     graph: ChannelGraph,
     groups: list[Group],
@@ -359,7 +247,7 @@ def _moments(
 
 
 def _merge(
-    graph: ChannelGraph, compared: _Compared, labels: np.ndarray, kind: str, survivors: str, moments: dict[str, Tensor]
+    graph: ChannelGraph, compared: Compared, labels: np.ndarray, kind: str, survivors: str, moments: dict[str, Tensor]
 ) -> Merge | None:
     """Choose the survivors of one group and what they take over at each consumer."""
     group = compared.group

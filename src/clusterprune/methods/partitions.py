@@ -1,0 +1,173 @@
+"""From distances to a partition of every group's channels, as fine as a budget allows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterprune.budget import CostModel, Limits, check_fraction, solve
+from clusterprune.clustering import Clustering
+from clusterprune.errors import ArgumentError, BudgetError
+from clusterprune.graph import ChannelGraph, Group
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A group's channels as points: vectors for clustering, distances, and ℓ1 norms of their filters."""
+
+    group: Group
+    vectors: Tensor
+    distances: Tensor
+    norms: np.ndarray
+
+
+def partition(
+    graph: ChannelGraph, compared: list[Compared], clustering: Clustering, given: dict[str, float], limits: Limits
+) -> dict[str, np.ndarray]:
+    """Return a partition (labels from 0, no noise) of every group's channels."""
+    names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
+    if not given:
+        return {c.group.name: _partition(c, clustering, limits) for c in compared}
+    ((quantity, keep),) = given.items()
+    check_fraction(f"keep_{quantity}", keep)
+    if quantity == "channels":
+        widths = {c.group.name: max(1, round(keep * c.group.width)) for c in compared}
+    else:
+        cost = CostModel(graph)
+        if "eps" in names:
+            return _bisect_eps(cost, compared, clustering, quantity, keep, limits)
+        losses = {c.group.name: _linkage_heights(c.distances) for c in compared}
+        widths = solve(cost, losses, quantity, keep, limits)  # type: ignore[arg-type]
+    if "n_clusters" not in names:
+        raise ArgumentError(
+            f"{type(clustering).__name__} cannot make a given number of clusters; use keep_macs with DBSCAN, "
+            "or a clustering with n_clusters (KMeans, Agglomerative, Spectral, Birch)"
+        )
+    labels = {}
+    for c in compared:
+        count = widths[c.group.name] // c.group.n_blocks
+        fitted = replace(clustering, n_clusters=max(1, count))  # type: ignore[type-var]
+        labels[c.group.name] = _partition(c, fitted, limits)
+    return labels
+
+
+def _partition(compared: Compared, clustering: Clustering, limits: Limits) -> np.ndarray:
+    """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
+    group = compared.group
+    labels = np.empty(group.width, dtype=np.int64)
+    per_block = []
+    for block in range(group.n_blocks):
+        members = np.flatnonzero(group.blocks == block)
+        index = torch.from_numpy(members)
+        capped = clustering
+        if getattr(clustering, "n_clusters", None) is not None and clustering.n_clusters > len(members):  # type: ignore[attr-defined]
+            capped = replace(clustering, n_clusters=len(members))  # type: ignore[type-var]
+        fitted = capped.fit(vectors=compared.vectors[index], distances=compared.distances[index][:, index])
+        per_block.append((members, fitted.as_partition().labels))
+    most = max(int(part.max()) + 1 for _, part in per_block)
+    allowed = [k for k in limits.choices(group.width, group.n_blocks) if k >= most * group.n_blocks]
+    count = allowed[-1] // group.n_blocks
+    start = 0
+    for members, part in per_block:
+        full = _split_until(part.copy(), compared.distances[members][:, members].cpu().numpy(), count)
+        labels[members] = full + start
+        start += count
+    return labels
+
+
+def _split_until(part: np.ndarray, distances: np.ndarray, count: int) -> np.ndarray:
+    """Split off the channel that is farthest from its cluster's centre until there are `count` clusters."""
+    while part.max() + 1 < count:
+        part[int(_spread(part, distances).argmax())] = part.max() + 1
+    return part
+
+
+def _spread(part: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Return each channel's mean distance to its cluster; -1 for one that is alone."""
+    same = part[:, None] == part[None]
+    size = same.sum(1)
+    return np.where(size == 1, -1.0, np.where(same, distances, 0).sum(1) / size)
+
+
+def _bisect_eps(
+    cost: CostModel, compared: list[Compared], clustering: Clustering, quantity: str, keep: float, limits: Limits
+) -> dict[str, np.ndarray]:
+    """Find the smallest ε, the same for all groups, at which the target is met; then use up what it leaves."""
+    index = {group.name: i for i, group in enumerate(cost.graph.groups)}
+
+    def share_of(labels: dict[str, np.ndarray]) -> float:
+        widths = cost.widths.copy()
+        for name, part in labels.items():
+            widths[index[name]] = part.max() + 1
+        return cost.total(quantity, widths) / cost.total(quantity)  # type: ignore[arg-type]
+
+    def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
+        labels = {c.group.name: _partition(c, replace(clustering, eps=eps), limits) for c in compared}  # type: ignore[type-var]
+        return share_of(labels), labels
+
+    low, high = 0.0, max(float(c.distances.max()) for c in compared) * 1.01 + 1e-12
+    share, best = at(high)
+    if share > keep * (1 + 1e-9):
+        raise BudgetError(
+            f"keep_{quantity}={keep:g} is below what clustering can reach: with every group in one cluster {share:.4g} "
+            f"remain. Ask for keep_{quantity}>={np.ceil(share * 1e4) / 1e4:g}, or lower min_samples or min_width."
+        )
+    for _ in range(30):
+        middle = (low + high) / 2
+        share, labels = at(middle)
+        if share <= keep:
+            high, best = middle, labels
+        else:
+            low = middle
+    return _use_up(compared, best, limits, lambda labels: share_of(labels) <= keep)
+
+
+def _use_up(
+    compared: list[Compared],
+    labels: dict[str, np.ndarray],
+    limits: Limits,
+    affordable: Callable[[dict[str, np.ndarray]], bool],
+) -> dict[str, np.ndarray]:
+    """Split off the channels that are farthest from their clusters, over all groups, while the budget allows.
+
+    A cluster of DBSCAN begins with as many channels as `min_samples`, and one more ε may join two large ones: the
+    smallest ε that meets a target can leave much of it unused.
+    """
+    labels, full = dict(labels), set()
+    while len(full) < len(compared):
+        open_ones = [c for c in compared if c.group.name not in full]
+        widest = max(open_ones, key=lambda c: _spread(labels[c.group.name], c.distances.cpu().numpy()).max())
+        name = widest.group.name
+        finer = _widen(widest, labels[name], limits)
+        if finer is None or not affordable({**labels, name: finer}):
+            full.add(name)
+        else:
+            labels[name] = finer
+    return labels
+
+
+def _widen(compared: Compared, part: np.ndarray, limits: Limits) -> np.ndarray | None:
+    """Return a partition of the next width that the limits allow, equally many clusters in each block."""
+    group = compared.group
+    wider = [k for k in limits.choices(group.width, group.n_blocks) if k > part.max() + 1]
+    if not wider:
+        return None
+    count = min(wider) // group.n_blocks
+    finer = np.empty_like(part)
+    for block in range(group.n_blocks):
+        members = np.flatnonzero(group.blocks == block)
+        inside = np.unique(part[members], return_inverse=True)[1]
+        distances = compared.distances[members][:, members].cpu().numpy()
+        finer[members] = _split_until(inside, distances, count) + block * count
+    return finer
+
+
+def _linkage_heights(distances: Tensor) -> np.ndarray:
+    """Return the cumulative heights of an average-linkage tree: the price of 0, 1, 2, … merges."""
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    heights = linkage(squareform(distances.cpu().numpy(), checks=False), method="average")[:, 2]
+    return np.concatenate([[0.0], np.cumsum(np.maximum.accumulate(heights))])
