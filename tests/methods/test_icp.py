@@ -26,7 +26,7 @@ from clusterprune.methods.criteria import scores
 from clusterprune.methods.icp import ICP, TRAINING, ICPResult, icp
 from clusterprune.models import ResNet
 from clusterprune.plans import Plan
-from clusterprune.train import TrainConfig
+from clusterprune.train import Progress, TrainConfig
 
 module = importlib.import_module("clusterprune.methods.icp")
 MEAN, STD = (0.3,), (0.4,)
@@ -150,11 +150,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
 ) -> None:
-    def stop(phase: str, done: int, total: int) -> None:
-        if (place, phase, done) in (
-            ("first training", "training after cut 1 of 2", 1),
-            ("last training", "training after cut 2 of 2", 1),
-        ):
+    def stop(phase: str, event: Progress) -> None:
+        trainings = {"first training": "training after cut 1 of 2", "last training": "training after cut 2 of 2"}
+        if event.kind == "epoch" and phase == trainings.get(place):
             raise StopError
 
     config = ICP(**TWO_STEPS)

@@ -13,7 +13,7 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import Images, as_inputs, batch_size_for, whole_batches
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
-from clusterprune.methods.oneshot import OneShot, _measure, _merges, _order
+from clusterprune.methods.oneshot import OneShot, measure, merges_for, order_channels
 from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import apply
 
@@ -47,10 +47,10 @@ class WidthPlanner:
         self._images = whole_batches(graph, as_inputs(images))
         groups, options = list(graph.prunable), OneShot(refit=None)
         generator = torch.Generator().manual_seed(seed)
-        self._measured = _measure(
+        self._measured = measure(
             graph, groups, self._images, options, data_free=False, generator=generator, progress=None
         )
-        self._paths = _order(graph, groups, self._measured, options, None)
+        self._paths = order_channels(graph, groups, self._measured, options, None)
 
     def __call__(self, widths: Mapping[str, int]) -> Plan:
         """Return the plan that keeps so many channels of each group; groups without a width stay whole.
@@ -74,7 +74,7 @@ class WidthPlanner:
         if self.merge == "drop":
             kept = {name: best(group, self._scores[name], widths[name]) for name, group in groups.items()}
             return hand_over(self.graph, kept, "drop", None, generator, None)
-        plan = Plan.of(self.graph, _merges(self.graph, self._paths, dict(widths), self._measured))
+        plan = Plan.of(self.graph, merges_for(self.graph, self._paths, dict(widths), self._measured))
         if self.merge == "refit" and plan.merges:
             size = batch_size_for(self.graph)
             plan = refit(self.graph, plan, self._images, batch_size=size, generator=generator)

@@ -36,6 +36,7 @@ from clusterprune.surgery import bias_home, named_tensors
 from clusterprune.train.losses import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Scope = Literal["local", "global"]
 Handover = Literal["drop", "least_squares", "refit"]
 
@@ -75,9 +76,8 @@ def scores(
     ArgumentError
         For an unknown criterion, missing images or labels, or a group without batch norm where its scale is asked for.
     """
-    if criterion not in _CRITERIA:
-        known = ", ".join(get_args(Criterion))
-        raise ArgumentError(f"criterion must be one of {known}, but got criterion={criterion!r}")
+    if criterion not in CRITERIA:
+        raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, but got criterion={criterion!r}")
     if images is None and criterion in ("hrank", "taylor"):
         raise ArgumentError(f"criterion={criterion!r} looks at feature maps or gradients, but images=None; give images")
     if images is not None:
@@ -86,7 +86,7 @@ def scores(
             _check_labels(len(as_inputs(images)[0]), labels)
         images = whole_batches(graph, images)
     asked = _Asked(graph, graph.prunable, images, labels, torch.Generator().manual_seed(seed))
-    return {name: score.double().cpu() for name, score in _CRITERIA[criterion](asked).items()}
+    return {name: score.double().cpu() for name, score in _SCORES[criterion](asked).items()}
 
 
 def prune_by(
@@ -335,7 +335,7 @@ def _taylor(asked: _Asked) -> dict[str, Tensor]:
     return by_filter(lambda rows: rows.abs().sum(1), asked.groups, products)
 
 
-_CRITERIA: dict[str, Callable[[_Asked], dict[str, Tensor]]] = {
+_SCORES: dict[str, Callable[[_Asked], dict[str, Tensor]]] = {
     "l1": _of_filters(lambda rows: rows.abs().sum(1)),
     "l2": _of_filters(lambda rows: rows.norm(dim=1)),
     "fpgm": _of_filters(_distances),

@@ -171,7 +171,7 @@ def icp(
     std: Sequence[float],
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
 ) -> ICPResult:
     """Compress a trained classifier by iterative clustering pruning.
 
@@ -193,7 +193,7 @@ def icp(
     resume
         Go on where a run in `out` was left; begin where there is none.
     progress
-        Called with (phase, epochs done, epochs).
+        Called with the name of a phase, and what :func:`clusterprune.train.fit` reports in it.
 
     Raises
     ------
@@ -245,7 +245,7 @@ class _Run:
     original: nn.Module
     guidance: Guidance
     folder: Path
-    progress: Callable[[str, int, int], None] | None
+    progress: Callable[[str, Progress], None] | None
 
     def begin(self, *, resume: bool) -> None:
         """Write down what is asked for, or compare it with what was."""
@@ -324,8 +324,8 @@ class _Run:
         phase = f"training after cut {number} of {config.steps}"
 
         def report(event: Progress) -> None:
-            if self.progress is not None and event.kind == "epoch":
-                self.progress(phase, event.epoch, event.epochs)
+            if self.progress is not None:
+                self.progress(phase, event)
 
         result = fit(
             network,

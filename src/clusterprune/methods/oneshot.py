@@ -91,7 +91,7 @@ class OneShot:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
+class Measured:
     """What step 1 found, by node name of the layer calls that read prunable groups."""
 
     moments: dict[str, Tensor]
@@ -219,9 +219,9 @@ def _choose(
     progress: Progress | None,
 ) -> Plan:
     """Steps 1 to 4: which channels go. What they took to find out is forgotten before the refit, which needs room."""
-    measured = _measure(graph, groups, inputs, config, data_free=data_free, generator=generator, progress=progress)
+    measured = measure(graph, groups, inputs, config, data_free=data_free, generator=generator, progress=progress)
     lap("measure")
-    paths = _order(graph, groups, measured, config, progress)
+    paths = order_channels(graph, groups, measured, config, progress)
     lap("order")
     paths = _price(graph, paths, inputs, measured, config, data_free=data_free, generator=generator, progress=progress)
     lap("price")
@@ -233,7 +233,7 @@ def _choose(
             if config.price == "uniform"
             else solve(cost, losses, what, fraction, limits)
         )
-        return Plan.of(graph, _merges(graph, paths, widths, measured))
+        return Plan.of(graph, merges_for(graph, paths, widths, measured))
 
     quantity, keep = target
     if quantity == "latency":
@@ -254,7 +254,7 @@ def _images_for(
     return tuple(tensor[: -(-count // step) * step] for tensor in inputs)
 
 
-def _measure(
+def measure(
     graph: ChannelGraph,
     groups: list[Group],
     inputs: tuple[Tensor, ...],
@@ -263,7 +263,7 @@ def _measure(
     data_free: bool,
     generator: torch.Generator,
     progress: Progress | None,
-) -> _Measured:
+) -> Measured:
     """Step 1: second moments of what layers read, importance of what they make."""
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     calls = [
@@ -288,7 +288,7 @@ def _measure(
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 48)
     moments = input_moments(graph, state, many, whole_kernel, folded=folds(graph), rows=config.moment_rows, **common)
-    return _Measured(
+    return Measured(
         {node: moment.cpu() for node, moment in moments.items()},
         {node: value.cpu() for node, value in importance.items()},
         whole_kernel,
@@ -301,8 +301,8 @@ def _outputs(graph: ChannelGraph, node: str) -> int:
     return int(value.shape[1 if call.kind.startswith("conv") else -1])
 
 
-def _order(
-    graph: ChannelGraph, groups: list[Group], measured: _Measured, config: OneShot, progress: Progress | None
+def order_channels(
+    graph: ChannelGraph, groups: list[Group], measured: Measured, config: OneShot, progress: Progress | None
 ) -> dict[str, Path]:
     """Step 2: an order of removal for every group."""
     state = {path: tensor.detach().cpu() for path, tensor in named_tensors(graph).items()}
@@ -325,7 +325,7 @@ def _price(
     graph: ChannelGraph,
     paths: dict[str, Path],
     inputs: tuple[Tensor, ...],
-    measured: _Measured,
+    measured: Measured,
     config: OneShot,
     *,
     data_free: bool,
@@ -365,8 +365,8 @@ def _uniform(
     return solve(cost, losses, quantity, keep, limits)
 
 
-def _merges(
-    graph: ChannelGraph, paths: dict[str, Path], widths: dict[str, int], measured: _Measured
+def merges_for(
+    graph: ChannelGraph, paths: dict[str, Path], widths: dict[str, int], measured: Measured
 ) -> tuple[Merge, ...]:
     """Turn paths and widths into merges with least-squares mixing for every consumer."""
     merges = []

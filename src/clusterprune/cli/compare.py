@@ -1,0 +1,284 @@
+"""``clusterprune compare``: all methods on one network, at one budget and with one training."""
+
+# ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterprune.cli import options
+from clusterprune.cli.command import Stopped, command
+from clusterprune.cli.presets import chosen, remember_out, remember_resume
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clusterprune.cli.opening import Subject
+    from clusterprune.data import Split
+    from clusterprune.methods.comparison import Contender, Entry
+    from clusterprune.methods.pipeline import Task
+    from clusterprune.train import TrainConfig
+
+EXAMPLES = """[bold]Examples[/bold]
+
+clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/compare
+
+clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/icp --seeds 0,1,2 \\
+    --methods icp,icp:merge=drop:survivors=l1,icp:alpha=0:beta=0 --epochs 40
+
+clusterprune compare --out runs/compare --resume
+"""
+TRAINING = "Training"
+ALL = "oneshot,icp,acp,cp,l1,fpgm,bn_scale,taylor"
+_MAY_CHANGE = frozenset({"data", "device"})
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Let methods compete: one network, one budget, one training. A stopped run goes on where it was."
+    app.command("compare", help=text, epilog=EXAMPLES)(compare)
+
+
+@command
+def compare(
+    context: typer.Context,
+    *,
+    model: options.Model,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    num_classes: options.Classes = None,
+    data: options.Data,
+    validation: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            metavar="SHARE",
+            help="Share of the training images held out for what a method has to choose.",
+            rich_help_panel="Data",
+        ),
+    ] = 0.1,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD,METHOD",
+            help="Who competes. METHOD:NAME=VALUE changes a setting, such as icp:merge=drop.",
+            rich_help_panel="Comparison",
+        ),
+    ] = ALL,
+    keep_macs: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="Share of the multiply-adds to keep.", rich_help_panel="Comparison"),
+    ] = 0.5,
+    seeds: Annotated[
+        str, typer.Option(metavar="N,N", help="Repeat with each of these seeds.", rich_help_panel="Comparison")
+    ] = "0",
+    epochs: Annotated[int, typer.Option(min=1, help="That each may train.", rich_help_panel=TRAINING)] = 10,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step.", rich_help_panel=TRAINING)] = 128,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.01,
+    weight_decay: Annotated[
+        float, typer.Option(metavar="FACTOR", help="Decay of all weights.", rich_help_panel=TRAINING)
+    ] = 5e-4,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="auto takes bfloat16 where the processor computes in it.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for the runs and their comparison. It must be new or empty.",
+            rich_help_panel="Run",
+            is_eager=True,
+            callback=remember_out,
+            show_default=False,
+        ),
+    ],
+    device: options.Device = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the comparison in --out; its other options are read from there.",
+            rich_help_panel="Run",
+            is_eager=True,
+            callback=remember_resume,
+        ),
+    ] = False,
+    config: options.Config = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run every method with every seed, and print who keeps the most accuracy."""
+    from clusterprune import run
+    from clusterprune.cli.console import console
+    from clusterprune.cli.opening import absolute
+    from clusterprune.cli.progress import Display
+
+    wanted = chosen(context)
+    folder = out.expanduser()
+    if not resume:
+        run.check_out(out)
+    contenders, numbers, training = _read(wanted)
+    with Display() as display:
+        timeline = run.Timeline(display)
+        with timeline.phase("open data and model"):
+            subject, task, test = _open(wanted, training)
+        if not resume:
+            run.write_config(folder, "compare", absolute(wanted))
+        entries: list[Entry] = []
+        try:
+            _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
+        except KeyboardInterrupt:
+            raise _stopped(folder, len(entries), len(contenders) * len(numbers)) from None
+    whole = _whole(subject, task, test)
+    result = {
+        "command": "compare",
+        "whole": whole,
+        "entries": [vars(entry) for entry in entries],
+        **run.environment(subject.example.device),
+    }
+    run.write_result(folder, result)
+    console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries))
+    console().print(f"Written to {folder}: a run for each method and seed, all numbers in {run.RESULT_NAME}.")
+
+
+def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainConfig]":
+    """Read and check what can be checked before any data is opened."""
+    from clusterprune.budget import check_fraction
+    from clusterprune.errors import ArgumentError
+    from clusterprune.methods.comparison import TRAINING as BASE
+    from clusterprune.methods.comparison import Contender, settings_of
+    from clusterprune.train import TrainConfig
+
+    check_fraction("keep_macs", wanted["keep_macs"])
+    try:
+        seeds = [int(seed) for seed in str(wanted["seeds"]).split(",")]
+    except ValueError:
+        raise ArgumentError(f"seeds must be whole numbers with commas between them, not {wanted['seeds']!r}") from None
+    fields = {name: wanted[name] for name in TrainConfig.model_fields if name in wanted}
+    training = TrainConfig(**{**BASE.model_dump(), **fields})
+    contenders = [Contender.read(text) for text in wanted["methods"].split(",")]
+    for contender in contenders:
+        settings_of(contender, wanted["keep_macs"], training)
+    return contenders, seeds, training
+
+
+def _open(wanted: dict[str, Any], training: "TrainConfig") -> "tuple[Subject, Task, Split]":
+    import functools
+
+    from clusterprune import data, models
+    from clusterprune.cli.opening import check_classes, locate, open_data, open_model
+    from clusterprune.errors import ArgumentError
+    from clusterprune.methods.pipeline import Task
+    from clusterprune.train.config import resolve_device
+
+    if wanted["weights"] is None and ".py:" not in wanted["model"]:
+        raise ArgumentError(
+            f"weights is missing: model={wanted['model']!r} would have random weights; give --weights FILE"
+        )
+    spec = models.resolve(wanted["model"])
+    dataset = open_data(wanted["data"], spec, wanted["image_size"])
+    classes = wanted["num_classes"] = wanted["num_classes"] or len(dataset.classes)
+    subject = open_model(
+        spec,
+        locate(Path(wanted["weights"])) if wanted["weights"] is not None else None,
+        image_size=wanted["image_size"],
+        num_classes=classes,
+        device=resolve_device(training),
+        seed=0,
+    )
+    check_classes(subject, dataset)
+    train, held_out = data.holdout(dataset.train, wanted["validation"])
+    factory = functools.partial(spec.build, classes)
+    task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
+    return subject, task, dataset.test
+
+
+def _compete(
+    folder: Path,
+    wanted: dict[str, Any],
+    contenders: "Sequence[Contender]",
+    seeds: Sequence[int],
+    training: "TrainConfig",
+    task: "Task",
+    test: "Split",
+    display: Any,
+    entries: "list[Entry]",
+) -> None:
+    from clusterprune.methods.comparison import compare as compete
+
+    def done(entry: "Entry") -> None:
+        entries.append(entry)
+        cut = "" if entry.accuracy_cut is None else f"  after the cut {entry.accuracy_cut:5.2f} %"
+        display.line(f"{entry.contender}, seed {entry.seed}: {entry.accuracy:5.2f} %{cut}")
+
+    def watch(phase: str, event: Any) -> None:
+        if event.kind == "step":
+            done_steps = (event.epoch - 1) * event.steps + event.step
+            note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}"
+            display(phase, done_steps, event.epochs * event.steps, note)
+
+    compete(
+        task, test, contenders, keep_macs=wanted["keep_macs"], training=training, seeds=seeds, out=folder,
+        report=display, watch=watch, done=done,
+    )  # fmt: skip
+
+
+def _whole(subject: "Subject", task: "Task", test: "Split") -> dict[str, Any]:
+    from clusterprune import evaluate
+
+    accuracy = evaluate.accuracy(subject.model, test, mean=task.mean, std=task.std, topk=(1,)).top1
+    return {
+        "params": evaluate.params(subject.model),
+        "macs": evaluate.macs(subject.model, subject.example),
+        "accuracy": accuracy,
+    }
+
+
+def ranking(model: str, keep_macs: float, whole: dict[str, Any], entries: "Sequence[Entry]") -> "Table":
+    """Return the closing table: mean and standard deviation over the seeds, the best first."""
+    import statistics
+
+    from clusterprune.cli.console import table
+
+    by_name: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.contender, []).append(entry)
+
+    def over_seeds(values: "Sequence[float]") -> str:
+        spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2f}{spread}"
+
+    title = f"{model} ({whole['accuracy']:.2f} %) at {100 * keep_macs:g} % of its MACs: top-1 percent on test"
+    found = table(title, ["method", "MACs", "parameters", "after the cut", "after training", "change"])
+    order = sorted(by_name, key=lambda name: -statistics.mean(e.accuracy for e in by_name[name]))
+    for name in order:
+        runs = by_name[name]
+        kept = statistics.mean(e.macs for e in runs) / whole["macs"]
+        star = "*" if abs(kept / keep_macs - 1) > 0.01 else ""
+        cuts = [e.accuracy_cut for e in runs if e.accuracy_cut is not None]
+        final = [e.accuracy for e in runs]
+        found.add_row(
+            name,
+            f"{100 * kept:.1f} %{star}",
+            f"{100 * statistics.mean(e.params for e in runs) / whole['params']:.1f} %",
+            over_seeds(cuts) if cuts else "-",
+            over_seeds(final),
+            f"{statistics.mean(final) - whole['accuracy']:+.2f}",
+        )
+    if any(abs(e.macs / whole["macs"] / keep_macs - 1) > 0.01 for e in entries):
+        found.caption = "* more than 1 % off the budget"
+    return found
+
+
+def _stopped(folder: Path, done: int, total: int) -> Stopped:
+    where = shlex.quote(str(folder))
+    return Stopped(f"{done} of {total} runs are done. Go on with:\n  clusterprune compare --out {where} --resume")

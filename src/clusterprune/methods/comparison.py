@@ -1,0 +1,216 @@
+"""All methods on one network, at one budget and with one training.
+
+Every contender may train for the same number of epochs, on the same images, with the same learning rate schedule. What
+it does in them is its own affair: one cut and then training (one-shot, the criteria), cuts and training by turns (ICP),
+training while filters become identical (CP). A search that does not train (ACP's, by merging) is free, and its time is
+in the record.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from clusterprune import checkpoint, evaluate
+from clusterprune.data import Split
+from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.methods.pipeline import METHODS, Report, Task, Watch, compress
+from clusterprune.surgery import apply
+from clusterprune.train import TrainConfig
+from clusterprune.train.checkpoint import replace_file
+
+ASKED_NAME = "asked.json"
+ENTRY_NAME = "entry.json"
+COMPACT_NAME = "compact"
+TRAINING = TrainConfig(epochs=10, lr=0.01, schedule="cosine", weight_decay=5e-4, batch_size=128)
+"""Of every contender, unless another is given."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, and what differs from its settings in a comparison.
+
+    Attributes
+    ----------
+    method
+        One of :data:`clusterprune.methods.pipeline.METHODS`.
+    changes
+        Settings by name.
+    """
+
+    method: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> "Contender":
+        """Read ``"icp"`` or ``"icp:merge=drop:steps=1"``.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such method, or a change is not of the form name=value.
+        """
+        method, *changes = (part.strip() for part in text.split(":"))
+        if method not in METHODS:
+            raise ArgumentError(f"methods={text!r} names no method; choose from {', '.join(METHODS)}")
+        pairs = [change.partition("=") for change in changes]
+        if any(not (name and sign and value) for name, sign, value in pairs):
+            raise ArgumentError(f"methods={text!r} is not of the form METHOD:NAME=VALUE:NAME=VALUE")
+        return cls(method, tuple((name, yaml.safe_load(value)) for name, _, value in pairs))
+
+    def __str__(self) -> str:
+        """Return the text that reads as this."""
+        return ":".join([self.method, *(f"{name}={value}" for name, value in self.changes)])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one contender did with one seed.
+
+    Attributes
+    ----------
+    contender, seed
+        Who.
+    params, macs
+        Of the compact network; multiply-adds for one image.
+    accuracy_cut
+        Percent of the test images right after the one cut, before any training; None where there is no such moment.
+    accuracy
+        Percent of the test images in the end.
+    seconds
+        Wall time of everything but the tests; None if the run was stopped and went on.
+    """
+
+    contender: str
+    seed: int
+    params: int
+    macs: int
+    accuracy_cut: float | None
+    accuracy: float
+    seconds: float | None
+
+
+def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -> tuple[dict[str, Any], TrainConfig]:
+    """Return a contender's settings, and its last training, such that it trains as long as all others.
+
+    ICP and ACP merge here, where their released code drops (`icp:merge=drop:survivors=l1`, `acp:merge=drop`).
+    """
+    settings: dict[str, Any] = {"keep_macs": keep_macs}
+    if contender.method == "icp":
+        settings |= {
+            "steps": 3,
+            "epochs_between": max(1, training.epochs // 5),
+            "merge": "refit",
+            "survivors": "medoid",
+        }
+    if contender.method == "acp":
+        settings |= {"fitness": "merge", "merge": "refit", "inherit": True, "equal_macs": False}
+    settings |= dict(contender.changes)
+    if contender.method == "icp":
+        last = training.epochs - (settings["steps"] - 1) * settings["epochs_between"]
+        if last < 1:
+            raise ArgumentError(
+                f"epochs={training.epochs} are too few for {contender} with steps={settings['steps']} and "
+                f"epochs_between={settings['epochs_between']}; give more epochs, or fewer steps"
+            )
+        training = TrainConfig(**{**training.model_dump(), "epochs": last})
+    return settings, training
+
+
+def compare(
+    task: Task,
+    test: Split,
+    contenders: Sequence[Contender],
+    *,
+    keep_macs: float,
+    training: TrainConfig = TRAINING,
+    seeds: Sequence[int] = (0,),
+    out: str | Path,
+    report: Report | None = None,
+    watch: Watch | None = None,
+    done: Callable[[Entry], None] | None = None,
+) -> list[Entry]:
+    """Let methods compete. What is finished in `out` is not done again.
+
+    Parameters
+    ----------
+    test
+        Read at the end of every contender's run, for its entry alone.
+    training
+        Its number of epochs is that of every contender.
+    out
+        Folder; each contender and seed has a run folder of its own in it.
+    report, watch
+        As :func:`clusterprune.methods.pipeline.compress`.
+    done
+        Called with every entry.
+
+    Raises
+    ------
+    ArgumentError, BudgetError, TrainingError, OutputError
+        As :func:`clusterprune.methods.pipeline.compress`, and when a folder was begun with other settings.
+    """
+    planned = [(one, *settings_of(one, keep_macs, training)) for one in contenders]
+    entries = []
+    for seed in seeds:
+        for contender, settings, own in planned:
+            folder = Path(out) / str(contender).replace("/", "_") / f"seed-{seed}"
+            entry = _run(task, test, contender, settings, own, seed, folder, report, watch)
+            entries.append(entry)
+            if done is not None:
+                done(entry)
+    return entries
+
+
+def _run(
+    task: Task,
+    test: Split,
+    contender: Contender,
+    settings: Mapping[str, Any],
+    training: TrainConfig,
+    seed: int,
+    folder: Path,
+    report: Report | None,
+    watch: Watch | None,
+) -> Entry:
+    path = folder / ENTRY_NAME
+    began_before = _same(folder / ASKED_NAME, settings, training, seed)
+    if path.exists():
+        return Entry(**json.loads(path.read_text()))
+    began = time.perf_counter()
+    made = compress(
+        task, contender.method, settings, training=training, seed=seed, out=folder, report=report, watch=watch
+    )
+    seconds = None if began_before else round(time.perf_counter() - began, 1)
+
+    def accuracy(model: nn.Module) -> float:
+        return evaluate.accuracy(model, test, mean=task.mean, std=task.std, topk=(1,)).top1
+
+    cut = None if made.plan is None else accuracy(apply(task.model, made.plan).eval())
+    size = evaluate.params(made.model), evaluate.macs(made.model, task.example)
+    entry = Entry(str(contender), seed, *size, cut, accuracy(made.model), seconds)
+    if not (folder / COMPACT_NAME).exists():
+        checkpoint.save(made.model, folder / COMPACT_NAME)
+    replace_file(path, (json.dumps(asdict(entry), indent=1) + "\n").encode())
+    return entry
+
+
+def _same(path: Path, settings: Mapping[str, Any], training: TrainConfig, seed: int) -> bool:
+    """Note what is asked for in a run folder; if that was done before, compare, and return True."""
+    asked = {"settings": dict(settings), "training": training.model_dump(mode="json"), "seed": seed}
+    if path.exists():
+        before = json.loads(path.read_text())
+        differ = [name for name in asked if json.loads(json.dumps(asked[name])) != before.get(name)]
+        if differ:
+            raise OutputError(
+                f"{path.parent} was begun with other {' and '.join(differ)}; compare in another folder, or remove it"
+            )
+        return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps(asked, indent=1) + "\n").encode())
+    return False

@@ -1,0 +1,396 @@
+"""Every method behind one call: a task in, a compact and trained network out, resumable wherever it was stopped.
+
+    oneshot, l1, l2, fpgm, bn_scale, hrank, taylor, random     cut once, then train for a while or not at all
+    sfp                                                        zero the weakest filters while training, then cut
+    icp                                                        cut and train by turns
+    acp                                                        search for the widths, cut, train
+    cp                                                         make filters identical while training, then cut
+
+What this is for: a command line, a recipe, and a comparison in which all methods get the same network, budget and
+schedule. Whoever writes Python calls the methods themselves.
+"""
+
+import contextlib
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clusterprune import data, evaluate, train
+from clusterprune.data import Split
+from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.graph import ChannelGraph, trace
+from clusterprune.methods.cp import CP, cluster_prune, for_macs, without_batch_norm
+from clusterprune.methods.criteria import CRITERIA, Handover, Scope, prune_by
+from clusterprune.methods.icp import ICP, icp
+from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.oneshot import oneshot
+from clusterprune.methods.settings import read_cluster_count, read_clustering, read_settings
+from clusterprune.methods.soft_pruning import SoftPruning
+from clusterprune.plans import Plan
+from clusterprune.surgery import apply
+from clusterprune.train import TrainConfig
+from clusterprune.train.checkpoint import replace_file
+
+METHODS = ("oneshot", "icp", "acp", "cp", "sfp", *CRITERIA)
+RECORD_NAME = "method.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a method works on.
+
+    Attributes
+    ----------
+    model
+        The network, trained, on its device; never changed.
+    example
+        One input, shape (1, c, h, w), on the device.
+    train, validation
+        Labelled images to train on, and others held out of them; None where nothing is to be watched or chosen.
+    mean, std
+        Per channel, of images in [0, 1].
+    factory
+        Makes the network anew, with random weights drawn from PyTorch's generator.
+    """
+
+    model: nn.Module
+    example: Tensor
+    train: Split
+    validation: Split | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    factory: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method made.
+
+    Attributes
+    ----------
+    model
+        The compact network, in evaluation mode.
+    plan
+        From the task's network to it; None where several plans followed one another (ICP), or the cut network was
+        another than the task's (CP, soft pruning).
+    record
+        Facts for a report, as JSON has them.
+    """
+
+    model: nn.Module
+    plan: Plan | None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Settings of the methods that cut once: `oneshot` and the criteria.
+
+    Attributes
+    ----------
+    keep_macs, keep_params, keep_latency
+        Exactly one: the fraction to keep.
+    images
+        Training images to look at; their labels are used by `taylor` alone.
+    layers
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+    scope, merge
+        Of the criteria, as in :func:`clusterprune.prune_by`.
+    round_to, min_width, ignore
+        As in :func:`clusterprune.oneshot`.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    keep_latency: float | None = None
+    images: int = 1024
+    layers: str = "all"
+    scope: Scope = "local"
+    merge: Handover = "drop"
+    round_to: int = 1
+    min_width: int = 1
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("all", "inner"):
+            raise ArgumentError(f"layers must be 'all' or 'inner', but got layers={self.layers!r}")
+
+
+Report = Callable[[str, int, int], None]
+Watch = Callable[[str, train.Progress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A task, what to do with it, and where; the rest is told to the caller as it goes."""
+
+    task: Task
+    settings: Mapping[str, Any]
+    training: TrainConfig | None
+    seed: int
+    folder: Path
+    report: Report
+    watch: Watch
+
+    def graph(self) -> ChannelGraph:
+        return trace(self.task.model, self.task.example)
+
+    def watching(self, phase: str) -> Callable[[train.Progress], None]:
+        return lambda event: self.watch(phase, event)
+
+    def images(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Draw training images: normalised, on the device; and their labels."""
+        task = self.task
+        order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(self.seed))
+        drawn = task.train.subset(order[: min(count, len(order))])
+        pixels, labels = drawn.load()
+        return data.normalize(pixels, task.mean, task.std).to(task.example.device), labels
+
+    def train(self, model: nn.Module, phase: str, **more: Any) -> list[dict[str, Any]]:
+        """Train in place, from where it was stopped; return the record of every epoch."""
+        if self.training is None:
+            return []
+        task = self.task
+        return train.fit(
+            model, task.train, task.validation, config=self.training, mean=task.mean, std=task.std,
+            out=self.folder / "training", resume=True, progress=self.watching(phase), **more,
+        ).history  # fmt: skip
+
+
+def compress(
+    task: Task,
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    report: Report | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Compress a network by any method.
+
+    Parameters
+    ----------
+    method
+        One of `METHODS`.
+    settings
+        By name, as plain values: the fields of :class:`Cut`, :class:`clusterprune.ICP`, :class:`clusterprune.ACP` or
+        :class:`clusterprune.CP`; CP also takes `keep_macs` in place of `goal` and `clusters`, and `scratch`: train
+        from random weights. ACP takes `storage`, `study`, `equal_macs` (see :func:`clusterprune.methods.acp.retrain`)
+        and `fitness_epochs`.
+    training
+        The training of the method's own, or after the cut: of ICP the last one, whose settings but the epochs hold
+        for those between as well. None is allowed where a method can do without.
+    seed
+        Of everything.
+    out
+        Folder of the run. What is finished there is not done again. None keeps nothing.
+    report
+        Called with (phase, done, total) where there is no training to watch.
+    watch
+        Called with the name of a phase, and what :func:`clusterprune.train.fit` reports in it.
+
+    Raises
+    ------
+    ArgumentError
+        If a method or a setting does not exist, or does not accept its value; or a method needs `training` or labels.
+    BudgetError
+        If a target cannot be reached.
+    TrainingError, OutputError, ModelError
+        As :func:`clusterprune.train.fit`.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method={method!r} is not known; choose from {', '.join(METHODS)}")
+    if training is None and method in ("icp", "acp", "cp", "sfp"):
+        raise ArgumentError(f"method={method!r} trains, but training=None; give a TrainConfig")
+    if training is not None:
+        training = TrainConfig(**{**training.model_dump(), "seed": seed})
+    ways: dict[str, Callable[[_Call], Outcome]] = {"icp": _icp, "acp": _acp, "cp": _cp, "sfp": _sfp}
+    way = ways.get(method, lambda call: _cut(call, method))
+    with _folder(out) as folder:
+        call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched)
+        return way(call)
+
+
+def _cut(call: _Call, method: str) -> Outcome:
+    """Cut once by a criterion or in one shot, then train if asked to."""
+    settings = read_settings(Cut, call.settings)
+    graph = call.graph()
+
+    def choose() -> Plan:
+        images, labels = call.images(settings.images)
+        common: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in ("keep_macs", "keep_params", "keep_latency", "round_to", "min_width", "ignore")
+        }
+        part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
+        common |= {"seed": call.seed, "progress": call.report}
+        if method == "oneshot":
+            return oneshot(part, images, **common)
+        more = {"scope": settings.scope, "merge": settings.merge}
+        return prune_by(part, method, images=images, labels=labels, **more, **common)  # type: ignore[arg-type]
+
+    plan = _kept(call, choose)
+    small = apply(call.task.model, plan, graph=graph)
+    return _trained(call, small, plan)
+
+
+def _trained(call: _Call, small: nn.Module, plan: Plan) -> Outcome:
+    record = _once(call.folder / RECORD_NAME, lambda: {"accuracy_cut": _accuracy(call.task, small)})
+    history = call.train(small, "train")
+    return Outcome(small.eval(), plan, {**record, **_training_record(history)})
+
+
+def _sfp(call: _Call) -> Outcome:
+    """Train with soft pruning, then drop what is zero."""
+    given = dict(call.settings)
+    network = _network(call, scratch=given.pop("scratch", False))
+    settings = read_settings(Cut, given)
+    graph = trace(network, call.task.example)
+    part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
+    hook = SoftPruning(
+        part, keep_macs=settings.keep_macs, keep_params=settings.keep_params, round_to=settings.round_to,
+        min_width=settings.min_width, ignore=settings.ignore,
+    )  # fmt: skip
+    history = call.train(network, "train and prune", hook=hook)
+    small = apply(network.eval(), hook.finish(), graph=trace(network, call.task.example))
+    return Outcome(small.eval(), None, _training_record(history))
+
+
+def _icp(call: _Call) -> Outcome:
+    """Iterative clustering pruning."""
+    task, training = call.task, _needed(call.training)
+    config = read_settings(ICP, {**call.settings, "final_epochs": training.epochs, "seed": call.seed})
+    made = icp(
+        task.model, task.train, task.validation, config=config, training=training, mean=task.mean, std=task.std,
+        out=call.folder / "icp", resume=True, progress=call.watch,
+    )  # fmt: skip
+    return Outcome(made.model, None, {"steps": [vars(step) for step in made.steps]})
+
+
+def _acp(call: _Call) -> Outcome:
+    """Automatic channel pruning: search, cut, retrain."""
+    from clusterprune.methods.acp import ACP, FITNESS_TRAINING, acp, retrain  # Optuna takes a while to import
+
+    task, training = call.task, _needed(call.training)
+    if task.validation is None:
+        raise ArgumentError("method='acp' compares structures on validation images; hold some out of the training set")
+    validation = task.validation
+    settings = dict(call.settings)
+    storage, study = settings.pop("storage", None), settings.pop("study", "acp")
+    equal_macs = settings.pop("equal_macs", True)
+    fitness = {**FITNESS_TRAINING.model_dump(), "epochs": settings.pop("fitness_epochs", FITNESS_TRAINING.epochs)}
+    fitness |= {"device": training.device, "precision": training.precision, "seed": call.seed}
+    config = read_settings(ACP, {**settings, "seed": call.seed})
+    graph = call.graph()
+    common = {"mean": task.mean, "std": task.std, "factory": task.factory}
+
+    def choose() -> Plan:
+        found = acp(
+            task.model, graph, task.train, validation, config=config, training=TrainConfig(**fitness), **common,
+            storage=storage, name=study, out=call.folder, progress=call.report,
+        )  # fmt: skip
+        facts = {"start": dict(found.start), "best": dict(found.best), "fitness": found.value}
+        return replace(found.plan, notes={**found.plan.notes, **facts, "evaluations": len(found.history)})
+
+    plan = _kept(call, choose)
+    small, result = retrain(
+        graph, plan, task.train, validation, training=training, equal_macs=equal_macs, inherit=config.inherit, **common,
+        out=call.folder / "training", resume=True, progress=call.watching("retrain"),
+    )  # fmt: skip
+    record = {name: plan.notes[name] for name in ("start", "best", "fitness", "evaluations")}
+    return Outcome(small, plan, {**record, **_training_record(result.history)})
+
+
+def _cp(call: _Call) -> Outcome:
+    """Cluster pruning: train, then channel addition."""
+    task, training = call.task, _needed(call.training)
+    settings = dict(call.settings)
+    scratch, keep_macs = settings.pop("scratch", False), settings.pop("keep_macs", None)
+    readers = {"clusters": read_cluster_count, "clustering": read_clustering}
+    config = read_settings(CP, {**settings, "seed": call.seed}, readers=readers)
+    network = _network(call, scratch=scratch)
+    if keep_macs is not None:
+        graph = trace(network, task.example)
+        if config.batch_norm == "removed":
+            graph = trace(without_batch_norm(network, graph, config.layers), task.example)
+        config = for_macs(graph, keep_macs, config)
+    made = cluster_prune(
+        network, task.train, task.validation, config=config, train_config=training, mean=task.mean, std=task.std,
+        out=call.folder / "training", resume=True, progress=call.watching("train and cluster"),
+    )  # fmt: skip
+    return Outcome(made.compact.eval(), None, {"config": repr(config), **_training_record(made.history)})
+
+
+def _network(call: _Call, *, scratch: bool) -> nn.Module:
+    """Return a copy of the task's network, or one with random weights."""
+    if not scratch:
+        return copy.deepcopy(call.task.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(call.seed)
+        return call.task.factory().to(call.task.example.device)
+
+
+def _kept(call: _Call, choose: Callable[[], Plan]) -> Plan:
+    """Return the plan in the run's folder; choose it, and put it there, if there is none."""
+    folder = call.folder / "plan"
+    if not folder.exists():
+        choose().save(folder)
+    return Plan.load(folder)
+
+
+def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured before a run was stopped; measure if nothing was."""
+    if not path.exists():
+        replace_file(path, (json.dumps(measure(), indent=1) + "\n").encode())
+    return json.loads(path.read_text())
+
+
+def _accuracy(task: Task, model: nn.Module) -> float | None:
+    """Return the validation accuracy in percent."""
+    if task.validation is None:
+        return None
+    return evaluate.accuracy(model, task.validation, mean=task.mean, std=task.std, topk=(1,)).top1
+
+
+def _training_record(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not history:
+        return {}
+    seconds = sum(epoch["seconds"] for epoch in history)
+    return {"epochs": len(history), "seconds": round(seconds, 3), "accuracy": history[-1]["validation_accuracy"]}
+
+
+def _needed(training: TrainConfig | None) -> TrainConfig:
+    if training is None:
+        raise ArgumentError("training=None, but the method trains; give a TrainConfig")
+    return training
+
+
+@contextlib.contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    path = Path(out)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder out={str(out)!r}: {error.strerror}") from error
+    yield path
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def _unwatched(phase: str, event: train.Progress) -> None:
+    """Watch no training."""
