@@ -41,3 +41,24 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def run_folder(folder: str | Path | None) -> Iterator[Path]:
+    """Yield a folder, made where it is missing; for None a temporary one that goes when the block ends.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder out={str(folder)!r}: {error.strerror}; choose another") from error
+    yield path

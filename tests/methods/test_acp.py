@@ -181,6 +181,15 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     assert cp.Plan.load(tmp_path / "plan").notes["widths"] == result.best
 
 
+def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
+    config = ACP(keep_macs=0.7, **{**QUICK, "by": "oneshot", "layers": "all"})
+    fitness = StructureFitness(graph, *digits, config=config, mean=MEAN, std=STD)
+    assert fitness.start.keys() == {group.name for group in graph.prunable}
+    assert 0.65 * macs_of(graph, {}) < macs_of(graph, fitness.start) <= fitness.limit
+    with pytest.raises(ArgumentError, match="by must be 'clusters', or 'oneshot' with keep_macs"):
+        ACP(eps=0.02, by="oneshot")
+
+
 def test_a_search_goes_on_and_is_repeatable(
     graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path
 ) -> None:

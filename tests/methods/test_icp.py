@@ -101,6 +101,17 @@ def test_a_target_is_spread_over_the_steps_and_met(run: Callable[..., ICPResult]
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
 
 
+def test_cuts_that_go_by_all_that_one_shot_knows(run: Callable[..., ICPResult]) -> None:
+    config = ICP(**{**QUICK, "steps": 2}, keep_macs=0.5, by="oneshot", layers="all")
+    result = run(config=config)
+    macs = [step.macs / result.steps[0].macs for step in result.steps]
+    assert macs[1:] == pytest.approx([0.5**0.5, 0.5], rel=0.02)
+    with pytest.raises(ArgumentError, match="by must be 'clusters', or 'oneshot' with keep_macs"):
+        ICP(eps=0.02, by="oneshot")
+    with pytest.raises(ArgumentError, match="layers must be 'inner' or 'all'"):
+        ICP(eps=0.02, layers="some")  # type: ignore[arg-type]
+
+
 def test_a_cut_keeps_clusters_and_noise_and_of_the_filters_the_largest(
     run: Callable[..., ICPResult], trained: nn.Module, digits: tuple[Split, Split], tmp_path: Path
 ) -> None:

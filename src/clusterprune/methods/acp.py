@@ -29,6 +29,7 @@ from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_rand
 from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.plans import Plan
 from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
@@ -57,6 +58,11 @@ class ACP:
         smallest ε that does it; a particle that strays beyond stands for its structure scaled down to the limit.
     min_samples
         MinPts of DBSCAN.
+    by
+        Where C' comes from: "clusters", as published, or the widths that :func:`clusterprune.oneshot` chooses for
+        `keep_macs`.
+    layers
+        "inner", the papers' choice (:func:`clusterprune.inner_groups`), or "all" that may be cut.
     samples
         Training images whose mean feature maps are compared, and on which channels are merged.
     particles, cycles, velocity_max
@@ -82,6 +88,8 @@ class ACP:
     eps: float | None = None
     keep_macs: float | None = None
     min_samples: int = 5
+    by: Literal["clusters", "oneshot"] = "clusters"
+    layers: Literal["inner", "all"] = "inner"
     samples: int = 256
     particles: int = 6
     cycles: int = 5
@@ -103,6 +111,13 @@ class ACP:
             )
         if self.keep_macs is not None:
             check_fraction("keep_macs", self.keep_macs)
+        if self.by not in ("clusters", "oneshot") or (self.by == "oneshot" and self.keep_macs is None):
+            raise ArgumentError(
+                f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={self.by!r} and "
+                f"keep_macs={self.keep_macs!r}"
+            )
+        if self.layers not in ("inner", "all"):
+            raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={self.layers!r}")
         if self.fitness not in ("train", "merge"):
             raise ArgumentError(f"fitness must be 'train' or 'merge', but got fitness={self.fitness!r}")
         for name in ("merge", "fitness_merge"):
@@ -222,10 +237,13 @@ def acp(
 
 def clustered_widths(graph: ChannelGraph, images: Images, config: ACP) -> dict[str, int]:
     """Return C': by group, the number of clusters and noise points of its mean feature maps (Algorithm 1, line 2)."""
-    clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
-    plan = plan_by_clusters(
-        graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs
-    )
+    if config.by == "oneshot":
+        plan = oneshot(graph, images, keep_macs=config.keep_macs, seed=config.seed, config=OneShot(refit=None))
+    else:
+        clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
+        plan = plan_by_clusters(
+            graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs
+        )
     kept = {merge.group: len(merge.kept) for merge in plan.merges}
     return {group.name: kept.get(group.name, group.width) for group in graph.prunable}
 
@@ -236,7 +254,7 @@ class StructureFitness:
     Attributes
     ----------
     graph
-        Restricted to the layers that the paper cuts.
+        Restricted to the layers that may be cut.
     images
         The normalised samples.
     start
@@ -263,7 +281,7 @@ class StructureFitness:
         if config.samples > len(train):
             raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(train)}")
         frozen = graph.freeze(config.ignore)
-        self.graph = restrict(frozen, inner_groups(frozen))
+        self.graph = restrict(frozen, inner_groups(frozen)) if config.layers == "inner" else frozen
         self.train, self.validation, self.config, self.training = train, validation, config, training
         self.mean, self.std, self.factory = mean, std, factory
         device = next(iter(graph.model.parameters())).device

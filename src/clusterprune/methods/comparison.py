@@ -98,7 +98,8 @@ class Entry:
 def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -> tuple[dict[str, Any], TrainConfig]:
     """Return a contender's settings, and its last training, such that it trains as long as all others.
 
-    ICP and ACP merge here, where their released code drops (`icp:merge=drop:survivors=l1`, `acp:merge=drop`).
+    ICP and ACP cut here as the one-shot compressor does. As released, they cut the inner layers by clusters and drop
+    the smallest norms: `icp:by=clusters:layers=inner:survivors=l1`, `acp:by=clusters:layers=inner:merge=drop`.
     """
     settings: dict[str, Any] = {"keep_macs": keep_macs}
     if contender.method == "icp":
@@ -109,7 +110,8 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
             "survivors": "medoid",
         }
     if contender.method == "acp":
-        settings |= {"fitness": "merge", "merge": "refit", "inherit": True, "equal_macs": False}
+        settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
+        settings |= {"inherit": True, "equal_macs": False}
     settings |= dict(contender.changes)
     if contender.method == "icp":
         last = training.epochs - (settings["steps"] - 1) * settings["epochs_between"]

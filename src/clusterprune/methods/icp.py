@@ -11,11 +11,9 @@ of its own, and nothing is carried from one to the next but through these files:
 killed go on as if nothing had happened.
 """
 
-import contextlib
 import copy
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +26,12 @@ from clusterprune.budget import check_fraction
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.files import atomic_folder
-from clusterprune.graph import trace
+from clusterprune.files import atomic_folder, run_folder
+from clusterprune.graph import ChannelGraph, trace
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.oneshot import oneshot
+from clusterprune.plans import Plan
 from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import apply
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
@@ -68,9 +68,14 @@ class ICP:
         Training images whose mean feature maps are compared.
     min_samples
         MinPts of DBSCAN.
+    by
+        What a cut goes by: "clusters" of mean feature maps, as published, or all that :func:`clusterprune.oneshot`
+        knows; that takes `keep_macs`, and 1,024 samples do it good.
+    layers
+        "inner", the papers' choice (:func:`clusterprune.inner_groups`), or "all" that may be cut.
     merge, survivors
-        Who stays and what it takes over, as in :func:`clusterprune.plan`. The released code drops all but the
-        filters of largest ℓ1 norm.
+        Of cuts by clusters: who stays and what it takes over, as in :func:`clusterprune.plan`. The released code drops
+        all but the filters of largest ℓ1 norm.
     carry_momentum
         Whether the optimizer's momentum follows the channels from step to step, or starts from nothing.
     ignore
@@ -90,6 +95,8 @@ class ICP:
     stages: tuple[str, ...] | Literal["auto"] = "auto"
     samples: int = 256
     min_samples: int = 5
+    by: Literal["clusters", "oneshot"] = "clusters"
+    layers: Literal["inner", "all"] = "inner"
     merge: MergeKind = "drop"
     survivors: Literal["medoid", "l1"] = "l1"
     carry_momentum: bool = True
@@ -110,6 +117,13 @@ class ICP:
             )
         if self.keep_macs is not None:
             check_fraction("keep_macs", self.keep_macs)
+        if self.by not in ("clusters", "oneshot") or (self.by == "oneshot" and self.keep_macs is None):
+            raise ArgumentError(
+                f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={self.by!r} and "
+                f"keep_macs={self.keep_macs!r}"
+            )
+        if self.layers not in ("inner", "all"):
+            raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={self.layers!r}")
         DBSCAN(eps=0.5 if self.eps is None else self.eps, min_samples=self.min_samples)
         for name in ("steps", "epochs_between", "final_epochs", "samples"):
             value = getattr(self, name)
@@ -218,7 +232,7 @@ def icp(
     guidance = Guidance(
         original, temperature=config.temperature, alpha=config.alpha, beta=config.beta, stages=config.stages
     )
-    with _folder(out) as folder:
+    with run_folder(out) as folder:
         run = _Run(config, training, train, validation, tuple(mean), tuple(std), original, guidance, folder, progress)
         run.begin(resume=resume)
         network, momentum, steps = original, {}, [run.measure_original(example)]
@@ -283,22 +297,7 @@ class _Run:
         if not folder.exists():
             config = self.config
             graph = trace(network, example, ignore=config.ignore)
-            inner = inner_groups(graph)
-            if not inner:
-                raise ArgumentError(
-                    f"{type(network).__name__} has no convolution inside a block that may be cut; print "
-                    "clusterprune.trace(model, example) to see why, or ignore less"
-                )
-            chosen = plan(
-                restrict(graph, inner),
-                images,
-                similarity=FeatureMaps(),
-                clustering=DBSCAN(eps=0.5 if config.eps is None else config.eps, min_samples=config.min_samples),
-                merge=config.merge,
-                survivors=config.survivors,
-                keep_macs=self._share(number, network, example),
-                seed=config.seed,
-            )
+            chosen = self._choose(graph, images, self._share(number, network, example))
             carried = carry_momentum(momentum, graph, chosen) if config.carry_momentum else {}
             with atomic_folder(folder) as temporary:
                 chosen.save(temporary / "plan")
@@ -307,6 +306,31 @@ class _Run:
         small = checkpoint.load(folder / "compact", lambda: copy.deepcopy(self.original).cpu())
         carried = {name: tensor.clone() for name, tensor in load_file(folder / "momentum.safetensors").items()}
         return small.to(example.device), carried
+
+    def _choose(self, graph: ChannelGraph, images: Tensor, keep_macs: float | None) -> Plan:
+        """Return the plan of one cut."""
+        config = self.config
+        part = graph
+        if config.layers == "inner":
+            inner = inner_groups(graph)
+            if not inner:
+                raise ArgumentError(
+                    f"{type(graph.model).__name__} has no convolution inside a block that may be cut; print "
+                    "clusterprune.trace(model, example) to see why, ignore less, or set layers='all'"
+                )
+            part = restrict(graph, inner)
+        if config.by == "oneshot":
+            return oneshot(part, images, keep_macs=keep_macs, seed=config.seed)
+        return plan(
+            part,
+            images,
+            similarity=FeatureMaps(),
+            clustering=DBSCAN(eps=0.5 if config.eps is None else config.eps, min_samples=config.min_samples),
+            merge=config.merge,
+            survivors=config.survivors,
+            keep_macs=keep_macs,
+            seed=config.seed,
+        )
 
     def _share(self, number: int, network: nn.Module, example: Tensor) -> float | None:
         """Return the fraction that this cut keeps, so that the product over all cuts is the target."""
@@ -357,21 +381,6 @@ class _Run:
         if self.validation is None:
             return None
         return evaluate.accuracy(network, self.validation, mean=self.mean, std=self.std, topk=(1,)).top1
-
-
-@contextlib.contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """Yield the run's folder, or a temporary one."""
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="clusterprune-icp-") as temporary:
-            yield Path(temporary)
-        return
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"out={str(out)!r} is no folder that can be written ({error.strerror})") from error
-    yield folder
 
 
 def _check_split(name: str, split: Any, *, optional: bool = False) -> None:

@@ -10,11 +10,9 @@ What this is for: a command line, a recipe, and a comparison in which all method
 schedule. Whoever writes Python calls the methods themselves.
 """
 
-import contextlib
 import copy
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from torch import Tensor, nn
 
 from clusterprune import checkpoint, data, evaluate, train
 from clusterprune.data import Split
-from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.errors import ArgumentError
+from clusterprune.files import run_folder
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.methods.cp import CP, cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import CRITERIA, Handover, Scope, prune_by
@@ -219,7 +218,7 @@ def compress(
         training = TrainConfig(**{**training.model_dump(), "seed": seed})
     ways: dict[str, Callable[[_Call], Outcome]] = {"icp": _icp, "acp": _acp, "cp": _cp, "sfp": _sfp}
     way = ways.get(method, lambda call: _cut(call, method))
-    with _folder(out) as folder:
+    with run_folder(out) as folder:
         call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched)
         return way(call)
 
@@ -376,20 +375,6 @@ def _needed(training: TrainConfig | None) -> TrainConfig:
     if training is None:
         raise ArgumentError("training=None, but the method trains; give a TrainConfig")
     return training
-
-
-@contextlib.contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    path = Path(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder out={str(out)!r}: {error.strerror}") from error
-    yield path
 
 
 def _silent(phase: str, done: int, total: int) -> None:
