@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clusterprune.cli.presets import use_config
+from clusterprune.cli.presets import remember_out, remember_resume, use_config
 
 MODEL_HELP = "Built-in name (vgg16, resnet56, …), torchvision:NAME, timm:NAME, or path/to/file.py:factory."
 DATA_HELP = (
@@ -61,7 +61,19 @@ Out = Annotated[
         metavar="DIR",
         help="Folder for everything that the run writes. It must be new or empty.",
         rich_help_panel="Run",
+        is_eager=True,
+        callback=remember_out,
         show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out; its other options are read from there.",
+        rich_help_panel="Run",
+        is_eager=True,
+        callback=remember_resume,
     ),
 ]
 Seed = Annotated[
