@@ -225,6 +225,12 @@ def absolute_data(name: str) -> str:
     return f"{kind}:{Path(folder).expanduser().resolve()}" if colon and folder else name
 
 
+def absolute_storage(name: str) -> str:
+    """Return a storage's name such that it means the same from every folder; a server's URL is left as it is."""
+    file = name.removeprefix("sqlite:///")
+    return name if "://" in file else f"sqlite:///{Path(file).expanduser().resolve()}"
+
+
 def absolute(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run such that they mean the same from every folder."""
     found = dict(options)
@@ -235,6 +241,8 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("weights", "calibration"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).expanduser().resolve())
+    if found.get("storage"):
+        found["storage"] = absolute_storage(found["storage"])
     return found
 
 
