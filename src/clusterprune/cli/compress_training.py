@@ -11,9 +11,9 @@ import yaml
 
 from clusterprune import run, save
 from clusterprune.cli.console import comparison, console, duration
-from clusterprune.cli.job import describe
+from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
-from clusterprune.cli.opening import absolute, check_weights, open_task, require
+from clusterprune.cli.opening import absolute, absolute_storage, check_weights, open_task, require
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, stopped, tidy
 from clusterprune.cli.watching import Watch
@@ -84,6 +84,7 @@ def settings_of(wanted: dict[str, Any]) -> dict[str, Any]:
     ArgumentError
         If a ``--set`` is not of the form NAME=VALUE, or names what has an option or was set before.
     """
+    wanted = absolute(wanted)
     found = {name: wanted[name] for name, nothing in _SETTINGS.items() if wanted[name] not in (nothing, [], ())}
     for text in wanted["set"] or ():
         name, sign, value = text.partition("=")
@@ -130,13 +131,11 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
     with timeline.phase("open data and model"):
         device = resolve_device(asked.training or TrainConfig(device=asked.device))
         subject, task, test = open_task(wanted, device)
+    about = _about(wanted, asked, task)
     if not resume:
         run.write_config(folder, "compress", absolute(wanted))
     before = _events(folder)
     watch = Watch(display)
-    about = None
-    if asked.method == "acp" and asked.training is not None:
-        about = describe(wanted, asked.settings, asked.training, task)
     try:
         with timeline.phase("compress", announce=False):
             made = pipeline.compress(
@@ -157,6 +156,19 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
     run.write_log(folder, [*before, *timeline.events])
     run.write_result(folder, result)
     return result
+
+
+def _about(wanted: dict[str, Any], asked: Asked, task: pipeline.Task) -> dict[str, Any] | None:
+    """Return what a search tells its workers, having checked that it is not another's."""
+    if asked.method != "acp" or asked.training is None:
+        return None
+    from clusterprune.search import begun  # Optuna takes a while to import
+
+    job, storage = describe(wanted, asked.settings, asked.training, task), wanted["storage"]
+    study = wanted["study"] or "acp"
+    if storage is not None and (found := begun(absolute_storage(storage), study)) is not None:
+        job.check_same(Job.read(found.about, f"study={study!r}"))
+    return job.model_dump(mode="json")
 
 
 def _events(folder: Path) -> "Sequence[dict[str, Any]]":

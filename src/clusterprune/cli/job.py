@@ -1,6 +1,7 @@
 """What a worker must know to join a search: noted in the study by the run that begins it, and checked when read."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,6 +64,22 @@ class Job(BaseModel):
                 "'clusterprune compress --method acp'"
             ) from None
 
+    def check_same(self, other: "Job") -> None:
+        """Check that a run does what the search that it finds was begun for; only paths may differ.
+
+        Raises
+        ------
+        ArgumentError
+            If it does something else.
+        """
+        paths = {"model", "weights", "data"}
+        here, there = (json.loads(job.model_dump_json(exclude=paths)) for job in (self, other))
+        if different := [name for name in here if here[name] != there[name]]:
+            raise ArgumentError(
+                f"there is a search of this name already, begun with another {', '.join(different)}; give another "
+                "--study, or another --storage"
+            )
+
     def check(self, task: "Task") -> None:
         """Check that weights and images are the run's.
 
@@ -84,13 +101,11 @@ class Job(BaseModel):
                 )
 
 
-def describe(
-    wanted: Mapping[str, Any], settings: Mapping[str, Any], training: TrainConfig, task: "Task"
-) -> dict[str, Any]:
-    """Return what a run with the options `wanted` tells its workers, as JSON has it."""
+def describe(wanted: Mapping[str, Any], settings: Mapping[str, Any], training: TrainConfig, task: "Task") -> Job:
+    """Return what a run with the options `wanted` tells its workers."""
     wanted = absolute(dict(wanted))
     named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed")
-    job = Job(
+    return Job(
         **{name: wanted[name] for name in named},
         settings={name: value for name, value in settings.items() if name not in ("storage", "study")},
         training=training.model_dump(mode="json", exclude={"device"}),
@@ -98,7 +113,6 @@ def describe(
         train_digest=_describe(task.train),
         validation_digest=_describe(task.validation),
     )
-    return job.model_dump(mode="json")
 
 
 def _describe(split: Split | None) -> str:
