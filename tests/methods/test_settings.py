@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clusterprune.clustering import DBSCAN, KMeans
+from clusterprune.clustering import DBSCAN, KMeans, MeanShift
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.acp import ACP
 from clusterprune.methods.cp import CP
@@ -114,7 +114,7 @@ def test_other_cluster_counts_are_refused(value: Any) -> None:
 
 def test_clusterings() -> None:
     assert isinstance(read_clustering("kmeans"), KMeans)
-    assert isinstance(read_clustering("dbscan"), DBSCAN)
+    assert isinstance(read_clustering("mean_shift"), MeanShift)
     assert read_clustering(None) is None
     ready = DBSCAN(eps=0.1)
     assert read_clustering(ready) is ready
