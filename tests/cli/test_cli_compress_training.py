@@ -149,6 +149,20 @@ def test_control_c_says_how_to_go_on(
     assert "lr=0.5 (the run has 0.02)" in cli.fails(*go_on[1:], "--lr", 0.5)
 
 
+@pytest.mark.parametrize("more", [f"{ACP} --epochs 1", "cp --set scratch=true --keep-macs 0.6 --epochs 1"])
+def test_a_compact_network_is_compressed_further(tiny: str, trained: Path, cli: Cli, more: str):
+    assert cli(*arguments(tiny, trained, "l1 --keep-macs 0.7", out="first")).exit_code == 0
+    done = cli(*arguments(tiny, Path("first"), more, out="second"))
+
+    assert done.exit_code == 0, done.output
+    first, second = result_of("first"), result_of("second")
+    assert second["baseline"]["macs"] == first["compressed"]["macs"]
+    # New weights are those of the compact network, not of the one that it came from.
+    assert second["compressed"]["macs"] <= 0.6 * first["compressed"]["macs"]
+    measured = cli("evaluate", "second", "--data", "digits", "--json")
+    assert json.loads(measured.stdout)["accuracy"] == second["compressed"]["accuracy"]
+
+
 def wait_for_epochs(process: subprocess.Popen[str], log: Path, count: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:

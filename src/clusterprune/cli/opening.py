@@ -194,9 +194,19 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
     if wanted["validation"]:
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
         train, held_out = data.holdout(train, wanted["validation"])
-    factory = functools.partial(spec.build, classes)
+    factory = functools.partial(_new_network, spec, classes, located)
     task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
     return subject, task, dataset.splits.get("test")
+
+
+def _new_network(spec: ModelSpec, classes: int, located: Located | None) -> nn.Module:
+    """Return the network with random weights drawn from PyTorch's generator, compact if its weights are."""
+    if located is None or not located.compact:
+        return spec.build(classes)
+    from clusterprune import load
+    from clusterprune.methods.acp_structures import reinitialise_
+
+    return reinitialise_(load(located.path, functools.partial(spec.build, classes)), torch.initial_seed())
 
 
 def check_weights(wanted: dict[str, Any]) -> None:
