@@ -8,8 +8,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(VENV)/bin/clusterprune demo
 
+# One worker per core; each computes in one thread.
 test: $(STAMP)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses auto --dist worksteal
 
 slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow

@@ -168,7 +168,8 @@ def test_a_target_of_macs_is_met(keep: float) -> None:
     model, graph = pruned(model, config)
     small = cp.apply(model, finish(model, graph), graph=graph)
     share = evaluate.macs(small, X[:1]) / evaluate.macs(model, X[:1])
-    assert 0.8 * keep < share <= keep
+    # One filter of the smallest layer costs more than what may be left over.
+    assert keep - 0.03 < share <= keep
 
 
 # Batch norm.

@@ -75,6 +75,9 @@ def test_every_method_meets_the_budget_and_leaves_the_model_alone(task: Task, me
         assert made.record["epochs"] >= 2
         assert made.record["accuracy"] is not None
     assert (made.plan is None) == (method in ("icp", "cp", "sfp"))
+    assert (made.cut is None) == (method in ("cp", "sfp"))
+    if made.cut is not None:
+        assert evaluate.params(made.cut) == evaluate.params(made.model)
 
 
 slow = pytest.mark.slow

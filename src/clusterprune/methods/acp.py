@@ -303,9 +303,13 @@ class StructureFitness:
             low, high = (middle, high) if macs_of(self.graph, scaled(middle)) <= self.limit else (low, middle)
         return scaled(low)
 
+    def plan(self, widths: Mapping[str, int]) -> Plan:
+        """Return the plan of a structure by which its fitness is measured."""
+        return self._planner(widths)
+
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Return percent correct."""
-        plan = self._planner(widths)
+        plan = self.plan(widths)
         if self.config.fitness == "merge" or self.config.inherit:
             small = apply(self.graph.model, plan, graph=self.graph)
         else:

@@ -18,7 +18,6 @@ from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
 from clusterprune.merge.assign import add, drop, scaled_add
-from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import (
     Images,
@@ -26,14 +25,13 @@ from clusterprune.merge.statistics import (
     as_inputs,
     batch_size_for,
     batches,
-    consumer_calls,
-    input_moments,
     whole_batches,
 )
+from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.partitions import Compared, partition
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
-from clusterprune.surgery import bias_home, named_tensors
+from clusterprune.surgery import named_tensors
 
 MergeKind = Literal["drop", "add", "scaled_add", "least_squares", "refit"]
 
@@ -100,8 +98,8 @@ def plan(
         raise ArgumentError(f"give at most one of keep_channels, keep_macs and keep_params, but got {sorted(given)}")
     labels = partition(graph, compared, clustering, given, limits)
     moments = (
-        _moments(graph, groups, images, generator, progress)
-        if merge in ("scaled_add", "least_squares", "refit")
+        channel_moments(graph, groups, images, generator, progress)
+        if images is not None and merge in ("scaled_add", "least_squares", "refit")
         else {}
     )
     merges = tuple(
@@ -223,29 +221,6 @@ def _filters(graph: ChannelGraph, group: Group, tensors: dict[str, Tensor], *, f
     return torch.cat(parts, 1)
 
 
-def _moments(
-    graph: ChannelGraph,
-    groups: list[Group],
-    images: Images | None,
-    generator: torch.Generator,
-    progress: Progress | None,
-) -> dict[str, Tensor]:
-    if images is None:
-        return {}
-    calls = consumer_calls(graph, {use.path for group in groups for use in group.consumers})
-    every = {node: False for nodes in calls.values() for node in nodes}
-    return input_moments(
-        graph,
-        named_tensors(graph),
-        images,
-        every,
-        rows=32768,
-        batch_size=batch_size_for(graph),
-        generator=generator,
-        progress=progress,
-    )
-
-
 def _merge(
     graph: ChannelGraph, compared: Compared, labels: np.ndarray, kind: str, survivors: str, moments: dict[str, Tensor]
 ) -> Merge | None:
@@ -266,20 +241,15 @@ def _merge(
             members = np.flatnonzero(labels == cluster)
             medoid[cluster] = members[distances[members][:, members].sum(1).argmin()]
         kept, representative = np.sort(medoid), medoid[labels]
+    if kind in ("least_squares", "refit"):
+        return take_over(graph, group, kept, moments)
     mixing: dict[str, Tensor] = {}
-    offset: dict[str, Tensor] = {}
     for use in group.consumers:
-        node = next(call.node for call in graph.calls if call.weight == use.path)
         if kind == "drop":
             mixing[use.path] = drop(group.width, kept)
         elif kind == "add":
             mixing[use.path] = add(representative, kept)
-        elif kind == "scaled_add":
-            index = torch.from_numpy(use.positions[:, 0])
-            mixing[use.path] = scaled_add(representative, kept, moments[node][index][:, index])
         else:
-            home = bias_home(graph, use.path)
-            mixing[use.path], constant = mixing_matrix(moments[node], use, kept, offset=home is not None)
-            if home is not None:
-                offset[use.path] = constant
-    return Merge(group.name, kept, mixing, offset)
+            index = torch.from_numpy(use.positions[:, 0])
+            mixing[use.path] = scaled_add(representative, kept, moments[use.path][index][:, index])
+    return Merge(group.name, kept, mixing)

@@ -20,7 +20,6 @@ from clusterprune import checkpoint, evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods.pipeline import METHODS, Report, Task, Watch, compress
-from clusterprune.surgery import apply
 from clusterprune.train import TrainConfig
 from clusterprune.train.checkpoint import replace_file
 
@@ -79,7 +78,8 @@ class Entry:
     params, macs
         Of the compact network; multiply-adds for one image.
     accuracy_cut
-        Percent of the test images right after the one cut, before any training; None where there is no such moment.
+        Percent of the test images right after the last cut, before the training that follows it; None where training
+        comes first.
     accuracy
         Percent of the test images in the end.
     seconds
@@ -191,7 +191,7 @@ def _run(
     def accuracy(model: nn.Module) -> float:
         return evaluate.accuracy(model, test, mean=task.mean, std=task.std, topk=(1,)).top1
 
-    cut = None if made.plan is None else accuracy(apply(task.model, made.plan).eval())
+    cut = None if made.cut is None else accuracy(made.cut)
     size = evaluate.params(made.model), evaluate.macs(made.model, task.example)
     entry = Entry(str(contender), seed, *size, cut, accuracy(made.model), seconds)
     if not (folder / COMPACT_NAME).exists():

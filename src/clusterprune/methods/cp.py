@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from clusterprune import train as training
 from clusterprune.budget import CostModel, check_fraction
@@ -30,8 +30,9 @@ from clusterprune.clustering import Clustering, Clusters, KMeans
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.evaluate.mode import device_of, dtype_of
-from clusterprune.graph import ChannelGraph, Group, Use, trace
+from clusterprune.graph import ChannelGraph, Use, trace
 from clusterprune.methods.cp_addition import finish, norms_of, rows_of
+from clusterprune.methods.cp_layers import target_groups, without_batch_norm
 from clusterprune.methods.cp_rates import (
     SCHEDULES,
     Adaptive,
@@ -41,9 +42,7 @@ from clusterprune.methods.cp_rates import (
     pruning_rate,
     replaced_count,
 )
-from clusterprune.methods.layers import inner_groups
 from clusterprune.plans import Plan
-from clusterprune.record import Stage, add_stage
 from clusterprune.surgery import apply
 
 __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]
@@ -74,6 +73,9 @@ class CP:
         norm of a replaced filter is replaced too, by the mean over its cluster.
     layers
         Names of groups to prune; None is the paper's choice, :func:`clusterprune.methods.layers.inner_groups`.
+    widths
+        Filters that each layer is left with, in order of depth. After the last epoch as few are then replaced as it
+        takes, where the paper's rate only says how many go at least (Eq. 9). None follows the rate to the end.
     seed
         Of the first k-means.
 
@@ -90,6 +92,7 @@ class CP:
     clustering: Clustering | None = None
     batch_norm: Literal["tied", "removed"] = "tied"
     layers: tuple[str, ...] | None = None
+    widths: tuple[int, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -167,10 +170,10 @@ def cluster_prune(
 
 
 def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
-    """Return `config` with the goal and the adaptive clusters that leave at most this share of the MACs.
+    """Return `config` with the goal, the adaptive clusters and the widths that leave this share of the MACs.
 
     One number is solved for, the real rate P_r (Eq. 9). Below 0.5, P_goal is 1.5 · P_r; above, half way from P_r to 1.
-    The network ends below the target where some clusters have no filter that is replaced.
+    What the rounding of widths leaves of the budget goes to the deepest layers.
 
     Raises
     ------
@@ -181,33 +184,47 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
     """
     check_fraction("keep_macs", keep_macs)
     cost = CostModel(graph)
-    groups = _targets(graph, config.layers)
+    groups = target_groups(graph, config.layers)
     index = {group.name: number for number, group in enumerate(graph.groups)}
+
+    def share(widths: list[int]) -> float:
+        every = cost.widths.copy()
+        for group, width in zip(groups, widths, strict=True):
+            every[index[group.name]] = width
+        return cost.total("macs", every) / cost.total("macs")
 
     def at(real: float) -> tuple[float, CP]:
         goal = min(1.5 * real, (1 + real) / 2)
-        made = replace(config, goal=goal, clusters=Adaptive(real))
-        widths = cost.widths.copy()
+        clusters, widths = Adaptive(real), []
         for layer, group in enumerate(groups, 1):
-            count = made.clusters.of(torch.empty(group.width, 0), layer, len(groups), goal)
-            widths[index[group.name]] = min(group.width, group.width - replaced_count(group.width, goal) + count)
-        return cost.total("macs", widths) / cost.total("macs"), made
+            count = clusters.of(torch.empty(group.width, 0), layer, len(groups), goal)
+            widths.append(min(group.width, group.width - replaced_count(group.width, goal) + count))
+        return share(widths), replace(config, goal=goal, clusters=clusters, widths=tuple(widths))
 
     low, high = 0.0, 0.99
-    share, best = at(high)
-    if share > keep_macs:
+    kept, best = at(high)
+    if kept > keep_macs:
         raise BudgetError(
             f"keep_macs={keep_macs:g} cannot be reached in {len(groups)} layers: at a real rate of {high} they leave "
-            f"{share:.4g}. Ask for keep_macs>={math.ceil(share * 1e4) / 1e4:g}, or name more layers."
+            f"{kept:.4g}. Ask for keep_macs>={math.ceil(kept * 1e4) / 1e4:g}, or name more layers."
         )
     for _ in range(30):
         middle = (low + high) / 2
-        share, made = at(middle)
-        if share <= keep_macs:
+        kept, made = at(middle)
+        if kept <= keep_macs:
             high, best = middle, made
         else:
             low = middle
-    return best
+    widths = list(best.widths or ())
+    for layer in reversed(range(len(groups))):
+        while widths[layer] < groups[layer].width and share(_with(widths, layer)) <= keep_macs:
+            widths = _with(widths, layer)
+    return replace(best, widths=tuple(widths))
+
+
+def _with(widths: list[int], layer: int) -> list[int]:
+    """Return widths with one more filter in a layer."""
+    return [width + (number == layer) for number, width in enumerate(widths)]
 
 
 class ClusterPruning:
@@ -226,7 +243,7 @@ class ClusterPruning:
 
     def __init__(self, graph: ChannelGraph, config: CP) -> None:
         self.config = config
-        self.groups = _targets(graph, config.layers)
+        self.groups = target_groups(graph, config.layers)
         self._counts: dict[str, int] = {}
         self._centroids: dict[str, Tensor] = {}
         left = [group.name for group in self.groups if norms_of(graph, group)]
@@ -250,7 +267,11 @@ class ClusterPruning:
             centroids = clusters.centroids(filters)
             distances = (filters - centroids[torch.tensor(clusters.labels)]).norm(dim=1)
             # A filter alone in its cluster is at distance 0 and counts among them, as it does in Eq. 9.
-            closest = distances.argsort(stable=True)[: replaced_count(group.width, rate)]
+            order = distances.argsort(stable=True)
+            count = replaced_count(group.width, rate)
+            if config.widths is not None and epoch == epochs:
+                count = _fewest(clusters.labels[order.numpy()], config.widths[layer - 1])
+            closest = order[:count]
             for use in (*group.producers, *group.carriers):
                 _replace(tensors, use, clusters, closest)
             self._centroids[group.name] = centroids.to(tensors[group.producers[0].path].dtype)
@@ -292,17 +313,20 @@ class ClusterPruning:
         self._centroids = {name: value.cpu().clone() for kind, name, value in parts if kind == "centroids"}
 
 
-def _targets(graph: ChannelGraph, layers: Sequence[str] | None) -> list[Group]:
-    """Return the groups to prune, in order of depth."""
-    names = inner_groups(graph) if layers is None else layers
-    possible = {group.name for group in graph.prunable if group.n_blocks == 1}
-    if not names or not possible.issuperset(names):
-        wrong = ", ".join(sorted(set(names) - possible)) or "nothing"
-        raise ArgumentError(
-            f"layers={wrong} cannot be pruned; name groups of this network, such as "
-            f"{', '.join(sorted(possible)[:8]) or 'none'}. Print the graph to see all, and why some are frozen."
-        )
-    return [group for group in graph.prunable if group.name in names]
+def _fewest(labels: np.ndarray, width: int) -> int:
+    """Return how many of the first filters must be replaced so that `width` different ones are left.
+
+    Parameters
+    ----------
+    labels
+        Cluster of each filter, in the order in which they are replaced: shape (N,).
+    """
+    # A cluster's first replaced filter becomes its centroid and stays; every further one goes.
+    first = np.zeros(len(labels), dtype=bool)
+    first[np.unique(labels, return_index=True)[1]] = True
+    left = len(labels) - np.cumsum(~first)
+    enough = np.flatnonzero(left <= width)
+    return 0 if width >= len(labels) else int(enough[0]) + 1 if len(enough) else len(labels)
 
 
 def _replace(tensors: dict[str, Tensor], use: Use, clusters: Clusters, closest: Tensor) -> None:
@@ -311,59 +335,3 @@ def _replace(tensors: dict[str, Tensor], use: Use, clusters: Clusters, closest: 
     positions = torch.from_numpy(use.positions)[closest].to(stored.device)
     means = clusters.centroids(rows_of(tensors, use))[torch.tensor(clusters.labels)[closest]]
     stored[positions] = means.view(*positions.shape, *stored.shape[1:]).to(stored.device, stored.dtype)
-
-
-def without_batch_norm(model: nn.Module, graph: ChannelGraph, layers: Sequence[str] | None = None) -> nn.Module:
-    """Return a copy without the batch norms behind its target layers, as the paper trains it.
-
-    Each is folded into its convolution, which gets a bias: in evaluation the copy computes what `model` does.
-
-    Parameters
-    ----------
-    model, graph
-        A network and its graph.
-    layers
-        Names of groups; None is the paper's choice.
-
-    Raises
-    ------
-    ArgumentError
-        If a layer is no group that may be cut, or its batch norm is not directly behind it.
-    """
-    smaller = copy.deepcopy(model)
-    folded: list[str] = []
-    added: list[str] = []
-    for group in _targets(graph, layers):
-        for norm in norms_of(graph, group):
-            path = next(graph.inputs[a.name] for a in norm.args[1:5] if a is not None)  # type: ignore[union-attr]
-            owner = path.rpartition(".")[0]
-            layer = group.producers[0].path.rpartition(".")[0]
-            batch_norm, convolution = smaller.get_submodule(owner), smaller.get_submodule(layer)
-            made = [call.node for call in graph.calls if call.weight == group.producers[0].path]
-            behind = made == [norm.args[0].name] and len(norm.args[0].users) == 1  # type: ignore[union-attr]
-            if (
-                not behind
-                or not isinstance(convolution, nn.modules.conv._ConvNd)
-                or not isinstance(batch_norm, nn.modules.batchnorm._BatchNorm)
-                or batch_norm.running_mean is None
-                or batch_norm.running_var is None
-            ):
-                raise ArgumentError(
-                    f"the batch norm {owner} cannot be removed: it does not alone read {layer}, or has no running "
-                    f"statistics. Leave {group.name} out of layers, or pass batch_norm='tied'."
-                )
-            folded.append(owner)
-            added += [f"{layer}.bias"] if convolution.bias is None else []
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight,
-                convolution.bias,
-                batch_norm.running_mean,
-                batch_norm.running_var,
-                batch_norm.eps,
-                batch_norm.weight,
-                batch_norm.bias,
-                transpose=convolution.transposed,
-            )
-            convolution.bias.requires_grad_(convolution.weight.requires_grad)
-            smaller.set_submodule(owner, nn.Identity())
-    return add_stage(smaller, model, Stage(rewired=False, added=added, folded=folded)) if folded else smaller

@@ -17,7 +17,6 @@ from clusterprune.budget import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
-from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import (
     Images,
@@ -25,23 +24,19 @@ from clusterprune.merge.statistics import (
     as_inputs,
     batch_size_for,
     batches,
-    consumer_calls,
     gradient_batch_size,
-    input_moments,
     whole_batches,
 )
+from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.targets import check_images, plan_for_latency, read_target
 from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import bias_home, named_tensors
+from clusterprune.surgery import named_tensors
 from clusterprune.train.losses import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Scope = Literal["local", "global"]
 Handover = Literal["drop", "least_squares", "refit"]
-
-MOMENT_ROWS = 32768
-"""Rows from which least squares estimates second moments, as in the other methods."""
 
 
 def scores(
@@ -367,34 +362,12 @@ def hand_over(
 ) -> Plan:
     """Return the plan that keeps the given channels, and gives them the work of the others if asked to."""
     cut = [group for group in graph.prunable if len(kept[group.name]) < group.width]
-    moments: dict[str, Tensor] = {}
-    calls = consumer_calls(graph, {use.path for group in cut for use in group.consumers})
-    if merge != "drop" and images is not None and cut:
-        moments = input_moments(
-            graph,
-            named_tensors(graph),
-            images,
-            {node: False for nodes in calls.values() for node in nodes},
-            rows=MOMENT_ROWS,
-            batch_size=batch_size_for(graph),
-            generator=generator,
-            progress=progress,
-        )
-    merges = []
-    for group in cut:
-        mixing: dict[str, Tensor] = {}
-        offset: dict[str, Tensor] = {}
-        for use in group.consumers:
-            if merge == "drop":
-                break  # a consumer without a matrix drops the removed channels
-            home = bias_home(graph, use.path)
-            measured = moments[calls[use.path][0]]
-            mixing[use.path], constant = mixing_matrix(measured, use, kept[group.name], offset=home is not None)
-            if home is not None:
-                offset[use.path] = constant
-        merges.append(Merge(group.name, kept[group.name], mixing, offset))
-    plan = Plan.of(graph, tuple(merges))
-    if merge == "refit" and merges and images is not None:
+    if merge == "drop" or images is None:
+        # A consumer without a matrix drops the removed channels.
+        return Plan.of(graph, tuple(Merge(group.name, kept[group.name]) for group in cut))
+    moments = channel_moments(graph, cut, images, generator, progress) if cut else {}
+    plan = Plan.of(graph, tuple(take_over(graph, group, kept[group.name], moments) for group in cut))
+    if merge == "refit" and cut:
         size = batch_size_for(graph)
         plan = refit(graph, plan, images, batch_size=size, generator=generator, progress=progress)
     return plan

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, evaluate, train
+from clusterprune import checkpoint, data, evaluate, train
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.graph import ChannelGraph, trace
@@ -76,6 +76,9 @@ class Outcome:
     ----------
     model
         The compact network, in evaluation mode.
+    cut
+        The network right after its last cut, before the training that followed; None where training came first (CP,
+        soft pruning).
     plan
         From the task's network to it; None where several plans followed one another (ICP), or the cut network was
         another than the task's (CP, soft pruning).
@@ -84,6 +87,7 @@ class Outcome:
     """
 
     model: nn.Module
+    cut: nn.Module | None
     plan: Plan | None
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -209,14 +213,11 @@ def _cut(call: _Call, method: str) -> Outcome:
         return prune_by(part, method, images=images, labels=labels, **more, **common)  # type: ignore[arg-type]
 
     plan = _kept(call, choose)
-    small = apply(call.task.model, plan, graph=graph)
-    return _trained(call, small, plan)
-
-
-def _trained(call: _Call, small: nn.Module, plan: Plan) -> Outcome:
-    record = _once(call.folder / RECORD_NAME, lambda: {"accuracy_cut": _accuracy(call.task, small)})
+    cut = apply(call.task.model, plan, graph=graph).eval()
+    record = _once(call.folder / RECORD_NAME, lambda: {"accuracy_cut": _accuracy(call.task, cut)})
+    small = copy.deepcopy(cut)
     history = call.train(small, "train")
-    return Outcome(small.eval(), plan, {**record, **_training_record(history)})
+    return Outcome(small.eval(), cut, plan, {**record, **_training_record(history)})
 
 
 def _sfp(call: _Call) -> Outcome:
@@ -231,7 +232,7 @@ def _sfp(call: _Call) -> Outcome:
     )  # fmt: skip
     history = call.train(network, "train and prune", hook=hook)
     small = apply(network.eval(), hook.finish(), graph=trace(network, call.task.example))
-    return Outcome(small.eval(), None, _training_record(history))
+    return Outcome(small.eval(), None, None, _training_record(history))
 
 
 def _icp(call: _Call) -> Outcome:
@@ -242,7 +243,9 @@ def _icp(call: _Call) -> Outcome:
         task.model, task.train, task.validation, config=config, training=training, mean=task.mean, std=task.std,
         out=call.folder / "icp", resume=True, progress=call.watch,
     )  # fmt: skip
-    return Outcome(made.model, None, {"steps": [vars(step) for step in made.steps]})
+    last = call.folder / "icp" / f"step-{config.steps}" / "cut" / "compact"
+    cut = checkpoint.load(last, lambda: copy.deepcopy(task.model).cpu()).to(task.example.device)
+    return Outcome(made.model, cut, None, {"steps": [vars(step) for step in made.steps]})
 
 
 def _acp(call: _Call) -> Outcome:
@@ -270,7 +273,8 @@ def _acp(call: _Call) -> Outcome:
         **common, out=call.folder / "training", resume=True, progress=call.watching("retrain"),
     )  # fmt: skip
     record = {name: plan.notes[name] for name in ("start", "best", "fitness", "evaluations")}
-    return Outcome(small, plan, {**record, **_training_record(result.history)})
+    cut = apply(task.model, plan, graph=graph).eval()
+    return Outcome(small, cut, plan, {**record, **_training_record(result.history)})
 
 
 def _cp(call: _Call) -> Outcome:
@@ -287,7 +291,7 @@ def _cp(call: _Call) -> Outcome:
         network, task.train, task.validation, config=config, train_config=training, mean=task.mean, std=task.std,
         out=call.folder / "training", resume=True, progress=call.watching("train and cluster"),
     )  # fmt: skip
-    return Outcome(made.compact.eval(), None, {"config": repr(config), **_training_record(made.history)})
+    return Outcome(made.compact.eval(), None, None, {"config": repr(config), **_training_record(made.history)})
 
 
 def _network(call: _Call, *, scratch: bool) -> nn.Module:

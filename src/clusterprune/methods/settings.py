@@ -94,7 +94,7 @@ class BesideCP:
     Attributes
     ----------
     keep_macs
-        In place of `goal` and `clusters`: see :func:`clusterprune.methods.cp.for_macs`.
+        In place of `goal`, `clusters` and `widths`: see :func:`clusterprune.methods.cp.for_macs`.
     scratch
         Train from random weights.
     """
@@ -156,7 +156,7 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
             names = ", ".join(sorted(set(known) - fixed.keys()))
             raise ArgumentError(f"{name}={value!r} is no setting of method={method!r}, which has {names}")
     if given.get("keep_macs") is not None and beside is BesideCP:
-        for name in ("goal", "clusters"):
+        for name in ("goal", "clusters", "widths"):
             if name in given:
                 raise ArgumentError(
                     f"{name}={given[name]!r} and keep_macs={given['keep_macs']!r} exclude each other; give one"
