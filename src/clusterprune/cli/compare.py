@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clusterprune.cli import options
-from clusterprune.cli.command import Stopped, command
-from clusterprune.cli.presets import chosen, remember_out, remember_resume
+from clusterprune.cli.command import command
+from clusterprune.cli.presets import chosen
+from clusterprune.cli.resuming import stopped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,6 @@ clusterprune compare --out runs/compare --resume
 """
 TRAINING = "Training"
 ALL = "oneshot,icp,acp,cp,l1,fpgm,bn_scale,taylor"
-_MAY_CHANGE = frozenset({"data", "device"})
 
 
 def register(app: typer.Typer) -> None:
@@ -90,37 +89,18 @@ def compare(
             rich_help_panel=TRAINING,
         ),
     ] = "auto",
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for the runs and their comparison. It must be new or empty.",
-            rich_help_panel="Run",
-            is_eager=True,
-            callback=remember_out,
-            show_default=False,
-        ),
-    ],
+    out: options.Out,
     device: options.Device = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the comparison in --out; its other options are read from there.",
-            rich_help_panel="Run",
-            is_eager=True,
-            callback=remember_resume,
-        ),
-    ] = False,
+    resume: options.Resume = False,
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
     """Run every method with every seed, and print who keeps the most accuracy."""
     from clusterprune import run
     from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute
+    from clusterprune.cli.opening import absolute, open_task, require
     from clusterprune.cli.progress import Display
+    from clusterprune.train.config import resolve_device
 
     wanted = chosen(context)
     folder = out.expanduser()
@@ -130,14 +110,16 @@ def compare(
     with Display() as display:
         timeline = run.Timeline(display)
         with timeline.phase("open data and model"):
-            subject, task, test = _open(wanted, training)
+            subject, task, test = open_task(wanted, resolve_device(training))
+            test = require(test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
             run.write_config(folder, "compare", absolute(wanted))
         entries: list[Entry] = []
         try:
             _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
         except KeyboardInterrupt:
-            raise _stopped(folder, len(entries), len(contenders) * len(numbers)) from None
+            done = f"{len(entries)} of {len(contenders) * len(numbers)} runs are done."
+            raise stopped("compare", folder, done) from None
     whole = _whole(subject, task, test)
     result = {
         "command": "compare",
@@ -171,37 +153,6 @@ def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainCon
     return contenders, seeds, training
 
 
-def _open(wanted: dict[str, Any], training: "TrainConfig") -> "tuple[Subject, Task, Split]":
-    import functools
-
-    from clusterprune import data, models
-    from clusterprune.cli.opening import check_classes, locate, open_data, open_model
-    from clusterprune.errors import ArgumentError
-    from clusterprune.methods.pipeline import Task
-    from clusterprune.train.config import resolve_device
-
-    if wanted["weights"] is None and ".py:" not in wanted["model"]:
-        raise ArgumentError(
-            f"weights is missing: model={wanted['model']!r} would have random weights; give --weights FILE"
-        )
-    spec = models.resolve(wanted["model"])
-    dataset = open_data(wanted["data"], spec, wanted["image_size"])
-    classes = wanted["num_classes"] = wanted["num_classes"] or len(dataset.classes)
-    subject = open_model(
-        spec,
-        locate(Path(wanted["weights"])) if wanted["weights"] is not None else None,
-        image_size=wanted["image_size"],
-        num_classes=classes,
-        device=resolve_device(training),
-        seed=0,
-    )
-    check_classes(subject, dataset)
-    train, held_out = data.holdout(dataset.train, wanted["validation"])
-    factory = functools.partial(spec.build, classes)
-    task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
-    return subject, task, dataset.test
-
-
 def _compete(
     folder: Path,
     wanted: dict[str, Any],
@@ -213,6 +164,7 @@ def _compete(
     display: Any,
     entries: "list[Entry]",
 ) -> None:
+    from clusterprune.cli.watching import Watch
     from clusterprune.methods.comparison import compare as compete
 
     def done(entry: "Entry") -> None:
@@ -220,15 +172,9 @@ def _compete(
         cut = "" if entry.accuracy_cut is None else f"  after the cut {entry.accuracy_cut:5.2f} %"
         display.line(f"{entry.contender}, seed {entry.seed}: {entry.accuracy:5.2f} %{cut}")
 
-    def watch(phase: str, event: Any) -> None:
-        if event.kind == "step":
-            done_steps = (event.epoch - 1) * event.steps + event.step
-            note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}"
-            display(phase, done_steps, event.epochs * event.steps, note)
-
     compete(
         task, test, contenders, keep_macs=wanted["keep_macs"], training=training, seeds=seeds, out=folder,
-        report=display, watch=watch, done=done,
+        report=display, watch=Watch(display, lines=False), done=done,
     )  # fmt: skip
 
 
@@ -277,8 +223,3 @@ def ranking(model: str, keep_macs: float, whole: dict[str, Any], entries: "Seque
     if any(abs(e.macs / whole["macs"] / keep_macs - 1) > 0.01 for e in entries):
         found.caption = "* more than 1 % off the budget"
     return found
-
-
-def _stopped(folder: Path, done: int, total: int) -> Stopped:
-    where = shlex.quote(str(folder))
-    return Stopped(f"{done} of {total} runs are done. Go on with:\n  clusterprune compare --out {where} --resume")

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.graph.export import evaluating
 from clusterprune.models import ModelSpec
+
+if TYPE_CHECKING:
+    from clusterprune.data import Split
+    from clusterprune.methods.pipeline import Task
 
 STRUCTURE_NAME = "structure.json"
 
@@ -159,6 +163,66 @@ def check_classes(subject: Subject, dataset: Dataset) -> None:
         )
 
 
+def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, Task, Split | None]":
+    """Open what a method that trains works on, and the test images where there are any.
+
+    Parameters
+    ----------
+    wanted
+        The options `model`, `weights`, `data`, `image_size`, `num_classes` and `validation`; the number of classes is
+        noted there, so that the run's folder is enough to build the model again.
+
+    Raises
+    ------
+    ArgumentError
+        If a named network has no weights.
+    ClusterpruneError
+        If model, weights and data do not go together.
+    """
+    from clusterprune.methods.pipeline import Task
+
+    check_weights(wanted)
+    spec = models.resolve(wanted["model"])
+    dataset = open_data(wanted["data"], spec, wanted["image_size"])
+    classes = wanted["num_classes"] = wanted["num_classes"] or len(dataset.classes)
+    located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    subject = open_model(
+        spec, located, image_size=wanted["image_size"], num_classes=classes, device=device, seed=0
+    )  # fmt: skip
+    check_classes(subject, dataset)
+    train, held_out = dataset.train, None
+    if wanted["validation"]:
+        # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
+        train, held_out = data.holdout(train, wanted["validation"])
+    factory = functools.partial(_new_network, spec, classes, located)
+    task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
+    return subject, task, dataset.splits.get("test")
+
+
+def _new_network(spec: ModelSpec, classes: int, located: Located | None) -> nn.Module:
+    """Return the network with random weights drawn from PyTorch's generator, compact if its weights are."""
+    if located is None or not located.compact:
+        return spec.build(classes)
+    from clusterprune import load
+    from clusterprune.methods.acp_structures import reinitialise_
+
+    return reinitialise_(load(located.path, functools.partial(spec.build, classes)), torch.initial_seed())
+
+
+def check_weights(wanted: dict[str, Any]) -> None:
+    """Check that a network that is not the user's own comes with weights.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not.
+    """
+    if wanted["weights"] is None and ".py:" not in wanted["model"]:
+        raise ArgumentError(
+            f"weights is missing: model={wanted['model']!r} would have random weights; give --weights FILE"
+        )
+
+
 def absolute_model(name: str) -> str:
     """Return a model's name such that it means the same from every folder."""
     path, colon, factory = name.rpartition(":")
@@ -171,6 +235,12 @@ def absolute_data(name: str) -> str:
     return f"{kind}:{Path(folder).expanduser().resolve()}" if colon and folder else name
 
 
+def absolute_storage(name: str) -> str:
+    """Return a storage's name such that it means the same from every folder; a server's URL is left as it is."""
+    file = name.removeprefix("sqlite:///")
+    return name if "://" in file else f"sqlite:///{Path(file).expanduser().resolve()}"
+
+
 def absolute(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run such that they mean the same from every folder."""
     found = dict(options)
@@ -181,6 +251,8 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("weights", "calibration"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).expanduser().resolve())
+    if found.get("storage"):
+        found["storage"] = absolute_storage(found["storage"])
     return found
 
 

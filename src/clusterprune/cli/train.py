@@ -2,21 +2,22 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
-import shlex
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clusterprune.cli import options
-from clusterprune.cli.command import Stopped, command
-from clusterprune.cli.presets import chosen, given, remember_out, remember_resume
+from clusterprune.cli.command import command
+from clusterprune.cli.presets import chosen
+from clusterprune.cli.resuming import MAY_CHANGE, check_same, stopped, tidy
 
 if TYPE_CHECKING:
     from clusterprune.cli.opening import Subject
     from clusterprune.cli.progress import Display
     from clusterprune.data import Dataset, Split
-    from clusterprune.train import Progress, TrainConfig, TrainResult
+    from clusterprune.train import Processes, TrainConfig, TrainResult
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -27,8 +28,6 @@ clusterprune train --out runs/base --resume
 clusterprune train --model resnet56 --weights runs/small --data cifar10:DIR --epochs 40 --lr 0.01 --out runs/tuned
 """
 TRAINING = "Training"
-# Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
-_MAY_CHANGE = frozenset({"data", "device", "checkpoint_minutes", "latency_batch"})
 
 
 def _training(name: str, text: str, **more: Any) -> Any:
@@ -68,7 +67,9 @@ def train(
     lr: Annotated[float, _training("--lr", "Peak learning rate.", metavar="RATE")] = 0.1,
     momentum: Annotated[float, _training("--momentum", "Nesterov momentum.", metavar="FACTOR")] = 0.9,
     weight_decay: Annotated[float, _training("--weight-decay", "Decay of all weights.", metavar="FACTOR")] = 5e-4,
-    schedule: Annotated[str, _training("--schedule", "How the rate falls.", metavar="cosine|step")] = "cosine",
+    schedule: Annotated[
+        str, _training("--schedule", "How the rate falls.", metavar="cosine|step|onecycle|constant")
+    ] = "cosine",
     milestones: Annotated[
         str,
         _training(
@@ -88,21 +89,22 @@ def train(
         _training(
             "--precision",
             "auto takes bfloat16 where the processor computes in it.",
-            metavar="auto|float32|bfloat16",
+            metavar="auto|float32|bfloat16|float16",
         ),
     ] = "auto",
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for the checkpoint, the log, the weights and the result. It must be new or empty.",
-            rich_help_panel="Run",
-            is_eager=True,
-            callback=remember_out,
-            show_default=False,
+    ema_decay: Annotated[
+        float | None,
+        _training(
+            "--ema-decay",
+            "Average the weights with this factor per step, such as 0.999; the average is what remains.",
+            metavar="FACTOR",
+            show_default="none",
         ),
-    ],
+    ] = None,
+    compile: Annotated[  # noqa: A002 (the option's name)
+        bool, _training("--compile", "Compile the network; the first step then takes long.")
+    ] = False,
+    out: options.Out,
     seed: options.Seed = 0,
     device: options.Device = None,
     checkpoint_minutes: Annotated[
@@ -112,16 +114,7 @@ def train(
         ),
     ] = 10.0,
     latency_batch: options.LatencyBatch = 1,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --out; its other options are read from there.",
-            rich_help_panel="Run",
-            is_eager=True,
-            callback=remember_resume,
-        ),
-    ] = False,
+    resume: options.Resume = False,
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
@@ -129,39 +122,59 @@ def train(
     from clusterprune import run
     from clusterprune.cli.console import console, duration, single
     from clusterprune.cli.progress import Display
+    from clusterprune.train.processes import join
 
     wanted = chosen(context)
     folder = out.expanduser()
+    settings = _train_config(wanted)
+    processes, _ = join(settings)
     if resume:
-        _check_same(context, folder, wanted)
+        check_same(context, folder, wanted, MAY_CHANGE | {"checkpoint_minutes"})
         finished = run.read_result(folder)
         if finished is not None:
-            console().print(single(f"{folder} was finished before", finished["trained"]))
+            if processes.is_main:
+                console().print(single(f"{folder} was finished before", finished["trained"]))
             return
     else:
         run.check_out(out)
-    settings = _train_config(wanted)
-    with Display() as display:
-        result = _run(folder, wanted, settings, display, resume=resume)
+    processes.wait()  # whoever looks at the folder later would find what the main process writes
+    with Display(quiet=not processes.is_main) as display:
+        result = _run(folder, wanted, settings, processes, display, resume=resume)
+    if result is None:
+        return
     console().print(single(f"trained in {duration(result['seconds']['train'])}", result["trained"]))
     console().print(f"Written to {folder}: {run.WEIGHTS_NAME}, {run.RESULT_NAME}, {run.CONFIG_NAME}, {run.LOG_NAME}")
 
 
 def _run(
-    folder: Path, wanted: dict[str, Any], settings: "TrainConfig", display: "Display", *, resume: bool
-) -> dict[str, Any]:
-    """Train, test and write; return the content of ``result.json``."""
+    folder: Path,
+    wanted: dict[str, Any],
+    settings: "TrainConfig",
+    processes: "Processes",
+    display: "Display",
+    *,
+    resume: bool,
+) -> dict[str, Any] | None:
+    """Train, test and write; return the content of ``result.json``, which is of the main process alone."""
     from clusterprune import run
     from clusterprune.cli.opening import absolute
+    from clusterprune.errors import ClusterpruneError
 
     timeline = run.Timeline(display)
     with timeline.phase("open data and model"):
         subject, dataset = _open(wanted, settings)
         parts = _parts(dataset, wanted)
-    if not resume:
+    if not resume and processes.is_main:
         run.write_config(folder, "train", absolute(wanted))
-    trained = _fit(folder, settings, subject, parts, display, resume=resume)
+    try:
+        trained = _fit(folder, settings, subject, parts, display, resume=resume)
+    except ClusterpruneError:
+        if processes.is_main:
+            tidy(folder)
+        raise
     timeline.seconds["train"] = round(trained.seconds, 3)
+    if not processes.is_main:
+        return None
     subject.model.eval()
     try:
         _save(folder, subject)
@@ -176,7 +189,7 @@ def _run(
                 progress=tell,
             )
     except KeyboardInterrupt:
-        raise _stopped(folder, "The training is done, but not its test.") from None
+        raise stopped("train", folder, "The training is done, but not its test.") from None
     if measured.accuracy is None:
         display.line(f"{wanted['data']} has no test images, so no accuracy was measured.", "yellow")
     result = {
@@ -195,9 +208,9 @@ def _run(
 def _open(wanted: dict[str, Any], settings: "TrainConfig") -> "tuple[Subject, Dataset]":
     from clusterprune import models
     from clusterprune.cli.opening import check_classes, locate, open_data, open_model
-    from clusterprune.train.config import resolve_device
+    from clusterprune.train.processes import join
 
-    device = resolve_device(settings)
+    _, device = join(settings)
     spec = models.resolve(wanted["model"])
     dataset = open_data(wanted["data"], spec, wanted["image_size"])
     classes = wanted["num_classes"] or len(dataset.classes)
@@ -225,9 +238,9 @@ def _fit(
     resume: bool,
 ) -> "TrainResult":
     from clusterprune import train
-    from clusterprune.errors import ClusterpruneError
+    from clusterprune.cli.watching import Watch
 
-    watch = _Watch(display)
+    watch = Watch(display)
     try:
         return train.fit(
             subject.model,
@@ -237,13 +250,11 @@ def _fit(
             std=subject.spec.std,
             out=folder,
             resume=resume,
-            progress=watch,
+            progress=functools.partial(watch, "train"),
         )
-    except ClusterpruneError:
-        _tidy(folder)
-        raise
     except KeyboardInterrupt:
-        raise _stopped(folder, f"{watch.epoch} of {settings.epochs} epochs are done and on disk.") from None
+        done = f"{watch.epoch} of {settings.epochs} epochs are done and on disk."
+        raise stopped("train", folder, done) from None
 
 
 def _parts(dataset: "Dataset", wanted: dict[str, Any]) -> "tuple[Split, Split | None]":
@@ -253,50 +264,6 @@ def _parts(dataset: "Dataset", wanted: dict[str, Any]) -> "tuple[Split, Split | 
     if wanted["validation"] == 0:
         return dataset.train, None
     return data.holdout(dataset.train, wanted["validation"], wanted["seed"])
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the options of a run that never began, so that the corrected command may use the folder."""
-    from clusterprune.run import CONFIG_NAME
-
-    if [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
-        (folder / CONFIG_NAME).unlink()
-        folder.rmdir()
-
-
-class _Watch:
-    """Turn what training reports into bars and one line per epoch."""
-
-    def __init__(self, display: "Display") -> None:
-        self.epoch = 0
-        self._display = display
-
-    def __call__(self, event: "Progress") -> None:
-        if event.kind == "note":
-            # "… 3 epochs and 0 steps are done"; the epoch in the event is the one in progress.
-            self.epoch = event.epoch - 1
-            self._display.line(event.message, "dim")
-            return
-        if event.record is None and event.step == event.steps:
-            return  # the event of the epoch follows
-        done = (event.epoch - 1) * event.steps + event.step
-        note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}"
-        if event.record is not None:
-            self.epoch = event.epoch
-            self._display.line(_epoch_line(event.record, event.epochs))
-        self._display("train", done, event.epochs * event.steps, note)
-
-
-def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    from clusterprune.cli.console import duration
-
-    accuracy = record["validation_accuracy"]
-    watched = "" if accuracy is None else f"  validation {accuracy:6.2f} %"
-    return (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  loss {record['loss']:.4f}  "
-        f"train {record['train_accuracy']:6.2f} %{watched}  rate {record['learning_rate']:.2g}  "
-        f"{duration(record['seconds'])}"
-    )
 
 
 def _train_config(wanted: dict[str, Any]) -> "TrainConfig":
@@ -326,27 +293,3 @@ def _save(folder: Path, subject: "Subject") -> None:
 
     run.remove_folder(folder / run.COMPACT_NAME)
     save(subject.model, folder / run.COMPACT_NAME)
-
-
-def _check_same(context: typer.Context, folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse options on the command line that contradict the run being resumed."""
-    from clusterprune.cli.opening import absolute
-    from clusterprune.errors import ArgumentError
-    from clusterprune.run import CONFIG_NAME, read_config
-
-    before, wanted = absolute(read_config(folder / CONFIG_NAME)), absolute(wanted)
-    different = [
-        f"{name}={wanted[name]!r} (the run has {before.get(name)!r})"
-        for name in wanted
-        if name not in _MAY_CHANGE and given(context, name) and wanted[name] != before.get(name)
-    ]
-    if different:
-        raise ArgumentError(
-            f"--resume with other options than the run in {folder}: {', '.join(different)}; leave them out, or "
-            "train into another folder"
-        )
-
-
-def _stopped(folder: Path, done: str) -> Stopped:
-    where = shlex.quote(str(folder))
-    return Stopped(f"{done} Go on with:\n  clusterprune train --out {where} --resume")

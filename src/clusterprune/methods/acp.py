@@ -170,6 +170,7 @@ def acp(
     storage: str | Path | None = None,
     name: str = "acp",
     out: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> ACPResult:
     """Plan a compression by clustering and a search for the best widths.
@@ -190,7 +191,7 @@ def acp(
         Per channel, of images in [0, 1].
     factory
         Makes a new network with random weights; None: see :func:`reinitialise_`.
-    storage, name, out
+    storage, name, out, about
         Of the study, as in :func:`clusterprune.search.search`.
     progress
         Called with (phase, structures done, structures).
@@ -225,6 +226,7 @@ def acp(
         seed=config.seed,
         repair=fitness.repair,
         out=out,
+        about=about,
         progress=None if progress is None else lambda _, done, total: progress("structures", done, total),
     )
     best, value = dict(found.best), found.value
@@ -233,6 +235,12 @@ def acp(
     plan = plan_for_widths(graph, best, fitness.images, merge=config.merge, seed=config.seed)
     plan = replace(plan, notes={"method": "acp", "config": repr(config), "widths": best, "study": found.name})
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
+
+
+def candidate_training(training: TrainConfig, epochs: int) -> TrainConfig:
+    """Return how a candidate of a run is trained: as published, on the run's device and with its augmentation."""
+    same = {name: getattr(training, name) for name in ("device", "precision", "augment", "seed")}
+    return TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": epochs, **same})
 
 
 def clustered_widths(graph: ChannelGraph, images: Images, config: ACP) -> dict[str, int]:
@@ -258,7 +266,7 @@ class StructureFitness:
     images
         The normalised samples.
     start
-        C'.
+        C'; one that is given, as a worker takes it from the search, is not looked for again.
     limit
         Most multiply-adds that a structure may have; :meth:`repair` sees to it.
     """
@@ -274,6 +282,7 @@ class StructureFitness:
         mean: Sequence[float],
         std: Sequence[float],
         factory: Factory | None = None,
+        start: Mapping[str, int] | None = None,
     ) -> None:
         for name, split in (("train", train), ("validation", validation)):
             if split.labels is None or not len(split):
@@ -287,7 +296,7 @@ class StructureFitness:
         device = next(iter(graph.model.parameters())).device
         pixels = data.sample(train, config.samples, config.seed).load()[0]
         self.images: Tensor = data.normalize(pixels, mean, std).to(device)
-        self.start = clustered_widths(self.graph, self.images, config)
+        self.start = dict(start) if start is not None else clustered_widths(self.graph, self.images, config)
         self.limit = math.inf
         if config.keep_macs is not None:
             self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)

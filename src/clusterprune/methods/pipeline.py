@@ -25,19 +25,18 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.files import run_folder
 from clusterprune.graph import ChannelGraph, trace
-from clusterprune.methods.cp import CP, cluster_prune, for_macs, without_batch_norm
-from clusterprune.methods.criteria import CRITERIA, Handover, Scope, prune_by
-from clusterprune.methods.icp import ICP, icp
+from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
+from clusterprune.methods.criteria import prune_by
+from clusterprune.methods.icp import icp
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
-from clusterprune.methods.settings import read_cluster_count, read_clustering, read_settings
+from clusterprune.methods.settings import METHODS, read_method
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
 from clusterprune.train import TrainConfig
 from clusterprune.train.checkpoint import replace_file
 
-METHODS = ("oneshot", "icp", "acp", "cp", "sfp", *CRITERIA)
 RECORD_NAME = "method.json"
 
 
@@ -92,40 +91,6 @@ class Outcome:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Settings of the methods that cut once: `oneshot` and the criteria.
-
-    Attributes
-    ----------
-    keep_macs, keep_params, keep_latency
-        Exactly one: the fraction to keep.
-    images
-        Training images to look at; their labels are used by `taylor` alone.
-    layers
-        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
-    scope, merge
-        Of the criteria, as in :func:`clusterprune.prune_by`.
-    round_to, min_width, ignore
-        As in :func:`clusterprune.oneshot`.
-    """
-
-    keep_macs: float | None = None
-    keep_params: float | None = None
-    keep_latency: float | None = None
-    images: int = 1024
-    layers: str = "all"
-    scope: Scope = "local"
-    merge: Handover = "drop"
-    round_to: int = 1
-    min_width: int = 1
-    ignore: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.layers not in ("all", "inner"):
-            raise ArgumentError(f"layers must be 'all' or 'inner', but got layers={self.layers!r}")
-
-
 Report = Callable[[str, int, int], None]
 Watch = Callable[[str, train.Progress], None]
 
@@ -141,6 +106,11 @@ class _Call:
     folder: Path
     report: Report
     watch: Watch
+    about: Mapping[str, Any] | None = None
+
+    def read(self, method: str) -> tuple[Any, Any]:
+        epochs = None if self.training is None else self.training.epochs
+        return read_method(method, self.settings, seed=self.seed, epochs=epochs)
 
     def graph(self) -> ChannelGraph:
         return trace(self.task.model, self.task.example)
@@ -177,6 +147,7 @@ def compress(
     out: str | Path | None = None,
     report: Report | None = None,
     watch: Watch | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Compress a network by any method.
 
@@ -185,10 +156,7 @@ def compress(
     method
         One of `METHODS`.
     settings
-        By name, as plain values: the fields of :class:`Cut`, :class:`clusterprune.ICP`, :class:`clusterprune.ACP` or
-        :class:`clusterprune.CP`; CP also takes `keep_macs` in place of `goal` and `clusters`, and `scratch`: train
-        from random weights. ACP takes `storage`, `study`, `equal_macs` (see :func:`clusterprune.methods.acp.retrain`)
-        and `fitness_epochs`.
+        By name, as plain values: what :func:`clusterprune.methods.settings.read_method` accepts.
     training
         The training of the method's own, or after the cut: of ICP the last one, whose settings but the epochs hold
         for those between as well. None is allowed where a method can do without.
@@ -200,6 +168,8 @@ def compress(
         Called with (phase, done, total) where there is no training to watch.
     watch
         Called with the name of a phase, and what :func:`clusterprune.train.fit` reports in it.
+    about
+        What ACP tells those who want to join its search (:func:`clusterprune.search.begun`), as JSON has it.
 
     Raises
     ------
@@ -219,13 +189,13 @@ def compress(
     ways: dict[str, Callable[[_Call], Outcome]] = {"icp": _icp, "acp": _acp, "cp": _cp, "sfp": _sfp}
     way = ways.get(method, lambda call: _cut(call, method))
     with run_folder(out) as folder:
-        call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched)
+        call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched, about)
         return way(call)
 
 
 def _cut(call: _Call, method: str) -> Outcome:
     """Cut once by a criterion or in one shot, then train if asked to."""
-    settings = read_settings(Cut, call.settings)
+    settings, _ = call.read(method)
     graph = call.graph()
 
     def choose() -> Plan:
@@ -251,9 +221,8 @@ def _cut(call: _Call, method: str) -> Outcome:
 
 def _sfp(call: _Call) -> Outcome:
     """Train with soft pruning, then drop what is zero."""
-    given = dict(call.settings)
-    network = _network(call, scratch=given.pop("scratch", False))
-    settings = read_settings(Cut, given)
+    settings, _ = call.read("sfp")
+    network = _network(call, scratch=settings.scratch)
     graph = trace(network, call.task.example)
     part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
     hook = SoftPruning(
@@ -268,7 +237,7 @@ def _sfp(call: _Call) -> Outcome:
 def _icp(call: _Call) -> Outcome:
     """Iterative clustering pruning."""
     task, training = call.task, _needed(call.training)
-    config = read_settings(ICP, {**call.settings, "final_epochs": training.epochs, "seed": call.seed})
+    config, _ = call.read("icp")
     made = icp(
         task.model, task.train, task.validation, config=config, training=training, mean=task.mean, std=task.std,
         out=call.folder / "icp", resume=True, progress=call.watch,
@@ -280,33 +249,27 @@ def _icp(call: _Call) -> Outcome:
 
 def _acp(call: _Call) -> Outcome:
     """Automatic channel pruning: search, cut, retrain."""
-    from clusterprune.methods.acp import ACP, FITNESS_TRAINING, acp, retrain  # Optuna takes a while to import
+    from clusterprune.methods.acp import acp, candidate_training, retrain  # Optuna takes a while to import
 
     task, training = call.task, _needed(call.training)
     if task.validation is None:
         raise ArgumentError("method='acp' compares structures on validation images; hold some out of the training set")
-    validation = task.validation
-    settings = dict(call.settings)
-    storage, study = settings.pop("storage", None), settings.pop("study", "acp")
-    equal_macs = settings.pop("equal_macs", True)
-    fitness = {**FITNESS_TRAINING.model_dump(), "epochs": settings.pop("fitness_epochs", FITNESS_TRAINING.epochs)}
-    fitness |= {"device": training.device, "precision": training.precision, "seed": call.seed}
-    config = read_settings(ACP, {**settings, "seed": call.seed})
-    graph = call.graph()
-    common = {"mean": task.mean, "std": task.std, "factory": task.factory}
+    config, more = call.read("acp")
+    validation, graph, candidates = task.validation, call.graph(), candidate_training(training, more.fitness_epochs)
+    common: dict[str, Any] = {"mean": task.mean, "std": task.std, "factory": task.factory}
 
     def choose() -> Plan:
         found = acp(
-            task.model, graph, task.train, validation, config=config, training=TrainConfig(**fitness), **common,
-            storage=storage, name=study, out=call.folder, progress=call.report,
+            task.model, graph, task.train, validation, config=config, training=candidates, **common,
+            storage=more.storage, name=more.study, about=call.about, out=call.folder, progress=call.report,
         )  # fmt: skip
         facts = {"start": dict(found.start), "best": dict(found.best), "fitness": found.value}
         return replace(found.plan, notes={**found.plan.notes, **facts, "evaluations": len(found.history)})
 
     plan = _kept(call, choose)
     small, result = retrain(
-        graph, plan, task.train, validation, training=training, equal_macs=equal_macs, inherit=config.inherit, **common,
-        out=call.folder / "training", resume=True, progress=call.watching("retrain"),
+        graph, plan, task.train, validation, training=training, equal_macs=more.equal_macs, inherit=config.inherit,
+        **common, out=call.folder / "training", resume=True, progress=call.watching("retrain"),
     )  # fmt: skip
     record = {name: plan.notes[name] for name in ("start", "best", "fitness", "evaluations")}
     cut = apply(task.model, plan, graph=graph).eval()
@@ -316,16 +279,13 @@ def _acp(call: _Call) -> Outcome:
 def _cp(call: _Call) -> Outcome:
     """Cluster pruning: train, then channel addition."""
     task, training = call.task, _needed(call.training)
-    settings = dict(call.settings)
-    scratch, keep_macs = settings.pop("scratch", False), settings.pop("keep_macs", None)
-    readers = {"clusters": read_cluster_count, "clustering": read_clustering}
-    config = read_settings(CP, {**settings, "seed": call.seed}, readers=readers)
-    network = _network(call, scratch=scratch)
-    if keep_macs is not None:
+    config, more = call.read("cp")
+    network = _network(call, scratch=more.scratch)
+    if more.keep_macs is not None:
         graph = trace(network, task.example)
         if config.batch_norm == "removed":
             graph = trace(without_batch_norm(network, graph, config.layers), task.example)
-        config = for_macs(graph, keep_macs, config)
+        config = for_macs(graph, more.keep_macs, config)
     made = cluster_prune(
         network, task.train, task.validation, config=config, train_config=training, mean=task.mean, std=task.std,
         out=call.folder / "training", resume=True, progress=call.watching("train and cluster"),

@@ -2,18 +2,187 @@
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from clusterprune import clustering
 from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError
+from clusterprune.methods.cp import CP
 from clusterprune.methods.cp_rates import Adaptive, ClusterCount, Constant, Silhouette
+from clusterprune.methods.criteria import CRITERIA, Handover, Scope
+from clusterprune.methods.icp import ICP
+from clusterprune.methods.targets import read_target
+
+METHODS = ("oneshot", "icp", "acp", "cp", "sfp", *CRITERIA)
 
 Settings = TypeVar("Settings")
 Reader = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Settings of `oneshot`, which cuts once.
+
+    Attributes
+    ----------
+    keep_macs, keep_params, keep_latency
+        Exactly one: the fraction to keep.
+    images
+        Training images to look at; their labels are used by `taylor` alone.
+    layers
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+    round_to, min_width, ignore
+        As in :func:`clusterprune.oneshot`.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    keep_latency: float | None = None
+    images: int = 1024
+    layers: Literal["all", "inner"] = "all"
+    round_to: int = 1
+    min_width: int = 1
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the target; the rest is checked by whoever cuts."""
+        read_target(self.keep_macs, self.keep_params, self.keep_latency)
+
+
+@dataclass(frozen=True)
+class CriterionCut(Cut):
+    """Settings of the criteria, which cut once too: those of `oneshot`, and two of :func:`clusterprune.prune_by`."""
+
+    scope: Scope = "local"
+    merge: Handover = "drop"
+
+
+@dataclass(frozen=True)
+class SoftCut:
+    """Settings of `sfp`.
+
+    Attributes
+    ----------
+    keep_macs, keep_params
+        Exactly one: the fraction to keep.
+    layers, round_to, min_width, ignore
+        As in :class:`Cut`.
+    scratch
+        Train from random weights.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    layers: Literal["all", "inner"] = "all"
+    round_to: int = 1
+    min_width: int = 1
+    ignore: tuple[str, ...] = ()
+    scratch: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the target."""
+        read_target(self.keep_macs, self.keep_params, None)
+
+
+@dataclass(frozen=True)
+class BesideCP:
+    """Settings of `cp` beside those of :class:`clusterprune.CP`.
+
+    Attributes
+    ----------
+    keep_macs
+        In place of `goal`, `clusters` and `widths`: see :func:`clusterprune.methods.cp.for_macs`.
+    scratch
+        Train from random weights.
+    """
+
+    keep_macs: float | None = None
+    scratch: bool = False
+
+
+@dataclass(frozen=True)
+class BesideACP:
+    """Settings of `acp` beside those of :class:`clusterprune.methods.acp.ACP`.
+
+    Attributes
+    ----------
+    storage, study
+        Where the search is kept; None is a file in the run's folder.
+    equal_macs
+        As in :func:`clusterprune.methods.acp.retrain`.
+    fitness_epochs
+        How long a candidate is trained.
+    """
+
+    storage: str | None = None
+    study: str = "acp"
+    equal_macs: bool = True
+    fitness_epochs: int = 3
+
+
+def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs: int | None = None) -> tuple[Any, Any]:
+    """Make the settings of a method from plain values.
+
+    Parameters
+    ----------
+    method
+        One of `METHODS`.
+    given
+        Values by name.
+    seed, epochs
+        Of the run and of its last training: no settings of a method, though some of their classes have them.
+
+    Returns
+    -------
+    The settings, and what stands beside them: a :class:`BesideCP`, a :class:`BesideACP` or None.
+
+    Raises
+    ------
+    ArgumentError
+        If the method or a setting does not exist, a value is not accepted, or two do not go together.
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method={method!r} is not known; choose from {', '.join(METHODS)}")
+    kind, beside = _kinds(method)
+    fixed: dict[str, Any] = {"seed": seed} if _has(kind, "seed") else {}
+    if _has(kind, "final_epochs"):
+        fixed["final_epochs"] = epochs or kind.final_epochs
+    known = [field.name for each in (kind, beside) if each is not None for field in fields(each)]
+    for name, value in given.items():
+        if name in fixed or name not in known:
+            names = ", ".join(sorted(set(known) - fixed.keys()))
+            raise ArgumentError(f"{name}={value!r} is no setting of method={method!r}, which has {names}")
+    if given.get("keep_macs") is not None and beside is BesideCP:
+        for name in ("goal", "clusters", "widths"):
+            if name in given:
+                raise ArgumentError(
+                    f"{name}={given[name]!r} and keep_macs={given['keep_macs']!r} exclude each other; give one"
+                )
+    own = {name: value for name, value in given.items() if _has(kind, name)}
+    readers = {"clusters": read_cluster_count, "clustering": read_clustering}
+    settings = read_settings(kind, {**own, **fixed}, readers=readers)
+    if beside is None:
+        return settings, None
+    return settings, read_settings(beside, {name: value for name, value in given.items() if name not in own})
+
+
+def _kinds(method: str) -> tuple[type[Any], type[Any] | None]:
+    """Return the class of a method's settings, and of those beside them."""
+    if method == "acp":
+        from clusterprune.methods.acp import ACP  # Optuna takes a while to import
+
+        return ACP, BesideACP
+    if method in CRITERIA:
+        return CriterionCut, None
+    kinds = {"oneshot": (Cut, None), "icp": (ICP, None), "cp": (CP, BesideCP), "sfp": (SoftCut, None)}
+    return kinds[method]
+
+
+def _has(kind: type[Any], name: str) -> bool:
+    return name in {field.name for field in fields(kind)}
 
 
 def read_settings(
@@ -66,7 +235,7 @@ def read_cluster_count(value: Any) -> ClusterCount:
     ArgumentError
         For anything else.
     """
-    if not isinstance(value, str | Mapping):
+    if hasattr(value, "check"):
         return value
     if value == "silhouette":
         return Silhouette()
@@ -95,7 +264,7 @@ def read_clustering(value: Any) -> Clustering | None:
     ArgumentError
         If there is no clustering of that name.
     """
-    if not isinstance(value, str):
+    if value is None or hasattr(value, "fit"):
         return value
     try:
         return clustering.create(value, n_clusters=2)

@@ -1,8 +1,8 @@
 """Searching for the widths of a network: a particle swarm as an Optuna sampler, and studies that workers share."""
 
 from clusterprune.search.searcher import Progress
-from clusterprune.search.study import search, work
+from clusterprune.search.study import Begun, begun, search, work
 from clusterprune.search.swarm import ParticleSwarmSampler
 from clusterprune.search.trials import Evaluation, SearchResult
 
-__all__ = ["Evaluation", "ParticleSwarmSampler", "Progress", "SearchResult", "search", "work"]
+__all__ = ["Begun", "Evaluation", "ParticleSwarmSampler", "Progress", "SearchResult", "begun", "search", "work"]

@@ -18,6 +18,8 @@ SamplerName = Literal["swarm", "tpe", "nsga2", "random"]
 
 _SETTINGS = "clusterprune"
 """User attribute of a study: what a worker must know to join."""
+_ABOUT = "clusterprune.about"
+"""User attribute of a study: what whoever began it wanted to tell workers."""
 
 
 def check_settings(
@@ -72,7 +74,22 @@ def check_settings(
     }
 
 
-def open_study(storage: BaseStorage, name: str, settings: dict[str, Any] | None) -> tuple[optuna.Study, dict[str, Any]]:
+def read_study(storage: BaseStorage, name: str) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+    """Return the settings of a study and what was told about it; None where there is none, or not yet."""
+    try:
+        with quiet():
+            study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+    attributes = study.user_attrs
+    if _SETTINGS not in attributes and study.get_trials(deepcopy=False):
+        raise ArgumentError(f"the study {name!r} was not begun by search; name another")
+    return (attributes[_SETTINGS], attributes.get(_ABOUT)) if _SETTINGS in attributes else None
+
+
+def open_study(
+    storage: BaseStorage, name: str, settings: dict[str, Any] | None, about: Mapping[str, Any] | None = None
+) -> tuple[optuna.Study, dict[str, Any]]:
     """Open a study, create it where `settings` are given, and return it with the settings it was created with."""
     with quiet():
         if settings is None:
@@ -89,6 +106,9 @@ def open_study(storage: BaseStorage, name: str, settings: dict[str, Any] | None)
             )
     found = study.user_attrs.get(_SETTINGS)
     if found is None and settings is not None and not study.get_trials(deepcopy=False):
+        if about is not None:
+            study.set_user_attr(_ABOUT, dict(about))
+        # Last: whoever finds the settings finds all.
         study.set_user_attr(_SETTINGS, settings)
         found = settings
     if found is None:

@@ -18,6 +18,7 @@ from clusterprune.errors import ArgumentError, OutputError
 _SECONDS_FOR_LOCK = 60
 """How long a worker waits for another to finish writing to a SQLite file."""
 _ATTEMPTS = 20
+_FILE = "sqlite:///"
 
 _quiet_lock = threading.Lock()
 
@@ -30,7 +31,12 @@ def storage_url(storage: str | Path | None, out: str | Path | None) -> str:
         storage = Path(out) / "search.db"
     if isinstance(storage, str) and "://" in storage:
         return storage
-    return f"sqlite:///{Path(storage).absolute()}"
+    return f"{_FILE}{Path(storage).absolute()}"
+
+
+def is_missing_file(url: str) -> bool:
+    """Tell whether a URL is that of a SQLite file that does not exist; opening it would make it."""
+    return url.startswith(_FILE) and not Path(url.removeprefix(_FILE)).exists()
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -46,9 +52,9 @@ def open_storage(url: str) -> BaseStorage:
     if not url:
         return InMemoryStorage()
     options = {}
-    if url.startswith("sqlite:///"):
+    if url.startswith(_FILE):
         options = {"connect_args": {"timeout": _SECONDS_FOR_LOCK}}
-        folder = Path(url.removeprefix("sqlite:///")).parent
+        folder = Path(url.removeprefix(_FILE)).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,14 +1,15 @@
 """Searching as an Optuna study: every structure a trial, shared by any number of workers, resumed after any kill."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from optuna.samplers import BaseSampler
 
 from clusterprune.search.searcher import Fitness, Progress, Repair, Searcher
-from clusterprune.search.settings import SamplerName, check_settings, open_study, sampler_of_slot
-from clusterprune.search.storage import close_storage, open_storage, storage_url
+from clusterprune.search.settings import SamplerName, check_settings, open_study, read_study, sampler_of_slot
+from clusterprune.search.storage import close_storage, is_missing_file, open_storage, storage_url
 from clusterprune.search.trials import SearchResult
 
 
@@ -25,6 +26,7 @@ def search(
     seed: int = 0,
     repair: Repair | None = None,
     out: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search for the widths of greatest fitness, or go on with a search that was stopped.
@@ -55,6 +57,8 @@ def search(
         One per objective; "swarm" knows one objective only.
     repair
         Maps a sampled structure to the nearest permitted one, which is evaluated and reported in its place.
+    about
+        What a worker must know besides, as JSON has it; kept with a study that this call begins (:func:`begun`).
     progress
         Called with an :class:`Evaluation`, the number of settled places and their total.
 
@@ -76,7 +80,42 @@ def search(
     """
     settings = check_settings(space, start, sampler, evaluations, directions, seed)
     url = storage_url(storage, out)
-    return _run(url, name, fitness, sampler, settings, progress, repair)
+    return _run(url, name, fitness, sampler, settings, progress, repair, about)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A search as whoever wants to join it finds it.
+
+    Attributes
+    ----------
+    start
+        The structure that it starts from.
+    about
+        What :func:`search` was given to tell; None if it was given nothing.
+    """
+
+    start: Mapping[str, int]
+    about: Mapping[str, Any] | None
+
+
+def begun(storage: str | Path, name: str) -> Begun | None:
+    """Look for a search; None while there is no such study, or no such file.
+
+    Raises
+    ------
+    ArgumentError
+        If the storage cannot be opened, or the study is none of :func:`search`.
+    """
+    url = storage_url(storage, None)
+    if is_missing_file(url):
+        return None
+    opened = open_storage(url)
+    try:
+        found = read_study(opened, name)
+    finally:
+        close_storage(opened)
+    return None if found is None else Begun(found[0]["start"], found[1])
 
 
 def work(
@@ -115,10 +154,11 @@ def _run(
     settings: dict[str, Any] | None,
     progress: Progress | None,
     repair: Repair | None,
+    about: Mapping[str, Any] | None = None,
 ) -> SearchResult:
     storage = open_storage(url)
     try:
-        study, agreed = open_study(storage, name, settings)
+        study, agreed = open_study(storage, name, settings, about)
         worker = Searcher(storage, study, agreed, sampler_of_slot(sampler, agreed), fitness, progress, repair)
         worker.run()
         return worker.result(url)
