@@ -81,6 +81,10 @@ def compare(
     weight_decay: Annotated[
         float, typer.Option(metavar="FACTOR", help="Decay of all weights.", rich_help_panel=TRAINING)
     ] = 5e-4,
+    augment: Annotated[
+        str,
+        typer.Option(metavar="crop_flip|crop|none", help="Random shifts and mirror images.", rich_help_panel=TRAINING),
+    ] = "crop_flip",
     precision: Annotated[
         str,
         typer.Option(
