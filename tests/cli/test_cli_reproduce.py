@@ -59,7 +59,7 @@ def test_published_stands_beside_measured(own: Path, cli: Cli):
     assert re.search(r"top-1, points lost 0\.25 -?\d+\.\d\d ±", text)
     assert re.search(r"parameters, original - 0\.00 M parameters removed - \d+\.\d\d ±\d+\.\d\d % ", text)
     assert re.search(r"MACs removed 40\.00 % \d+\.\d\d ±\d+\.\d\d % ", text)
-    assert "Nobody (2026), table 1" in text
+    assert "Published in Nobody (2026), table 1." in text
     assert "trial" not in text
 
     written = json.loads(Path("run/result.json").read_text())

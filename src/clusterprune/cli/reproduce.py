@@ -74,8 +74,8 @@ def reproduce(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="Of all trainings.",
+            metavar="NAME",
+            help="Of all trainings: auto, float32, bfloat16 or float16.",
             rich_help_panel="Run",
             show_default="the recipe's, else auto",
         ),
@@ -143,6 +143,8 @@ def reproduce(
     result = _result(made, {**timeline.seconds, **made.seconds}, more)
     run.write_result(folder, result)
     console().print(comparison(made))
+    if found.published is not None:
+        console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)
     if made.trial:
         console().print(f"This is a trial and no reproduction: {made.trial}.", style="yellow", soft_wrap=True)
     console().print(f"Written to {folder}: baseline/, method/, {run.RESULT_NAME}, {run.CONFIG_NAME}")
@@ -241,11 +243,10 @@ def comparison(made: "Reproduction") -> "Table":
     from clusterprune.cli.console import table
 
     recipe, paper, base = made.recipe, made.recipe.published, made.baseline
-    network, seeds = recipe.model.rpartition(":")[2], ", ".join(map(str, recipe.seeds))
-    title = ", ".join(filter(None, [f"{recipe.method} on {network}", recipe.data, recipe.knob, f"seeds {seeds}"]))
+    network = recipe.model.rpartition(":")[2]
+    seeds = f"seed{'s' if len(recipe.seeds) > 1 else ''} {', '.join(map(str, recipe.seeds))}"
+    title = ", ".join(filter(None, [f"{recipe.method} on {network}", recipe.data, recipe.knob, seeds]))
     found = table(title, ("", "published", "measured"))
-    if paper is not None:
-        found.caption = f"{paper.paper}, table {paper.table}"
 
     def add(name: str, unit: str, published: float | None, figure: Any) -> None:
         mean, spread = made.over_seeds(figure)
