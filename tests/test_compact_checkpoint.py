@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import clusterprune as cp
 from clusterprune import models, record
 from clusterprune.errors import ModelError, OutputError, WeightsError
+from clusterprune.methods.cp import without_batch_norm
 
 
 def images(count: int = 2) -> Tensor:
@@ -298,3 +299,36 @@ def test_weights_that_do_not_fit_are_named(saved, kind: str):
     save_file(tensors, path)
     with pytest.raises(WeightsError, match="surprise" if kind == "unexpected" else r"bn1\.running_mean"):
         cp.load(folder, lambda: models.build("resnet20"))
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(2))
+    model[1].running_mean.add_(0.3)
+    model[1].running_var.mul_(2)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("factory", "layers"), [(normed, ("0", "3")), (HardCoded, ("stem",))])
+def test_folded_batch_norms_stay_gone(factory, layers: tuple[str, ...], tmp_path: Path):
+    model = factory().eval()
+    smaller = without_batch_norm(model, cp.trace(model, images(1)), layers)
+    torch.testing.assert_close(smaller(images()), model(images()))
+    for name, saved in (("whole", smaller), ("cut", cut(smaller)), ("twice", cut(cut(smaller)))):
+        cp.save(saved, tmp_path / name)
+        loaded = cp.load(tmp_path / name, factory)
+        assert torch.equal(loaded(images()), saved.eval()(images()))
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
+
+
+def test_only_batch_norms_can_be_folded(tmp_path: Path):
+    model = normed()
+    cp.save(without_batch_norm(model, cp.trace(model, images(1)), ("0",)), tmp_path / "model")
+    file = tmp_path / "model" / "structure.json"
+    for norm, message in (("0", "but it is a Conv2d"), ("9", "lacks a batch norm that was folded")):
+        document = json.loads(file.read_text())
+        document["stages"][0]["folded"] = [norm]
+        file.write_text(json.dumps(document))
+        with pytest.raises(WeightsError, match=message):
+            cp.load(tmp_path / "model", normed)

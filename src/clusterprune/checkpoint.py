@@ -40,6 +40,7 @@ class _StageDocument(BaseModel):
     kept: dict[str, list[int]]
     example: list[dict[str, Any]]
     added: list[str]
+    folded: list[str] = []
 
 
 class _Document(BaseModel):
@@ -76,6 +77,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
             "kept": stage.kept,
             "example": stage.example,
             "added": stage.added,
+            "folded": stage.folded,
         }
         for stage in stages(model)
     ]
@@ -152,6 +154,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _fit(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor]) -> None:
     """Give a freshly built model the recorded widths, without tracing it."""
     for stage in history:
+        _fold(model, stage)
         _set_widths(model, stage.attributes)
     added = {path for stage in history for path in stage.added}
     if lost := sorted(added - tensors.keys()):
@@ -179,6 +182,23 @@ def _fit(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor
                 raise WeightsError(f"the factory's model has no place for {path}; it builds another model") from error
     if history:
         _check_widths(model)
+
+
+def _fold(model: nn.Module, stage: Stage) -> None:
+    """Take out the batch norms that are gone."""
+    for path in stage.folded:
+        try:
+            norm = model.get_submodule(path)
+        except AttributeError as error:
+            raise WeightsError(
+                f"the factory's model lacks a batch norm that was folded ({error}); it builds another model"
+            ) from error
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            raise WeightsError(
+                f"the file says that the batch norm {path} was folded, but it is a {type(norm).__name__}; the file was "
+                "altered, or the factory builds another model"
+            )
+        model.set_submodule(path, nn.Identity())
 
 
 def _set_widths(model: nn.Module, attributes: dict[str, dict[str, Any]]) -> None:
@@ -213,6 +233,12 @@ def _check_widths(model: nn.Module) -> None:
 def _replay(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
     """Trace and cut again, stage by stage, with the recorded channels."""
     for stage in history:
+        if stage.folded:
+            _fold(model, stage)
+            for path in stage.added:
+                layer = model.get_submodule(path.rpartition(".")[0])
+                layer.register_parameter("bias", nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0])))
+            continue
         try:
             graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
             merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())

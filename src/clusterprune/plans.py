@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterprune.errors import PlanError
 from clusterprune.files import atomic_folder
@@ -220,15 +220,18 @@ class _Document(BaseModel):
 
 def fingerprint(graph: ChannelGraph) -> tuple[dict[str, tuple[int, ...]], str]:
     """Return the shapes of a model's tensors and a digest of their values."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {path: tuple(tensor.shape) for path, tensor in graph.model.state_dict().items()}, digest_of(graph.model)
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return a digest of the values of a model's parameters and buffers."""
     digest = hashlib.sha256()
-    for path, tensor in graph.model.state_dict().items():
-        shapes[path] = tuple(tensor.shape)
+    for path, tensor in model.state_dict().items():
         # Viewing the bytes works for every dtype, also those that NumPy lacks.
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(path.encode())
         digest.update(data.numpy().data)
-    return shapes, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def describe_example(graph: ChannelGraph) -> tuple[dict[str, Any], ...]:

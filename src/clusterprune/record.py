@@ -10,7 +10,7 @@ _KEY = "clusterprune_stages"
 
 @dataclass(frozen=True)
 class Stage:
-    """One application of a plan.
+    """One application of a plan, or what came before it.
 
     Attributes
     ----------
@@ -23,7 +23,9 @@ class Stage:
     example
         Description of the example input of the trace.
     added
-        Parameters that the original does not have (biases that took up an offset).
+        Parameters that the original does not have (biases that took up an offset, or a batch norm).
+    folded
+        Batch norms that are gone, because the layers before them took them up.
     """
 
     rewired: bool
@@ -31,6 +33,7 @@ class Stage:
     kept: dict[str, list[int]] = field(default_factory=dict)
     example: list[dict[str, Any]] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
 
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:

@@ -100,13 +100,6 @@ def test_groups_can_be_left_alone(tiny: str, trained: Path, cli: Cli):
     assert "0" not in {merge.group for merge in Plan.load("run/plan").merges if len(merge.kept) < 12}
 
 
-@pytest.mark.parametrize("method", ["cp", "acp", "icp"])
-def test_methods_to_come_are_announced(tiny: str, trained: Path, cli: Cli, method: str):
-    message = cli.fails(*arguments(tiny, trained, "--data", "digits", "--keep-macs", 0.5, "--method", method))
-
-    assert message == f"Error: method={method!r} is not in this release, which has oneshot only; leave --method out."
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import clusterprune
 from clusterprune.cli import app
 
-COMMANDS = ("demo", "inspect", "train", "compress", "evaluate")
+COMMANDS = ("demo", "inspect", "train", "compress", "compare", "worker", "evaluate")
 
 
 def test_help_lists_the_commands():

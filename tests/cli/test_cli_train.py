@@ -1,9 +1,11 @@
 import inspect
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -177,6 +179,72 @@ def test_diverging_training_says_what_to_change(tiny: str, cli: Cli):
 
     assert "training diverged in epoch 1" in message
     assert "lower lr=" in message
+
+
+def test_the_other_schedules_and_the_average_of_weights(tiny: str, cli: Cli):
+    common = ("train", "--model", tiny, "--data", "digits", "--epochs", 2, "--augment", "none")
+    assert cli(*common, "--schedule", "onecycle", "--out", "cycle").exit_code == 0
+    assert cli(*common, "--schedule", "constant", "--ema-decay", 0.9, "--out", "average").exit_code == 0
+    assert cli(*common, "--schedule", "constant", "--out", "last").exit_code == 0
+
+    rates = {
+        name: [json.loads(line)["learning_rate"] for line in Path(name, "log.jsonl").read_text().splitlines()]
+        for name in ("cycle", "average")
+    }
+    assert rates["average"] == [0.1, 0.1]
+    assert rates["cycle"][1] < rates["cycle"][0] < 0.1
+    average, last = (load_file(Path(name, "model.safetensors")) for name in ("average", "last"))
+    assert not average["0.weight"].equal(last["0.weight"])
+
+
+def test_float16_is_for_cuda(tiny: str, cli: Cli):
+    message = cli.fails(
+        "train", "--model", tiny, "--data", "digits", "--out", "run", "--precision", "float16", "--device", "cpu"
+    )
+
+    assert "precision='float16' needs a CUDA device, but got cpu" in message
+    assert not Path("run").exists()
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes, on the CPU: Accelerate's own --cpu starts several only through MPI."""
+    started = "--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 --mixed_precision no"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *started.split(), "--dynamo_backend", "no"]
+    return subprocess.run(
+        [*command, "--module", "clusterprune.cli", *(str(a) for a in arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        timeout=170,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_writes_and_speaks(tiny: str, cli: Cli):
+    options = ("--model", tiny, "--data", "digits", "--epochs", 2, "--augment", "none", "--device", "cpu")
+    done = launch("train", *options, "--out", "two")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1 accuracy") == 1
+    assert done.stdout.count("Written to two") == 1
+    assert len(re.findall(r"epoch [12]/2  loss", done.stderr)) == 2
+    assert len(Path("two/log.jsonl").read_text().splitlines()) == 2
+    assert cli("train", *options, "--out", "one").exit_code == 0
+    records = [[json.loads(line) for line in Path(n, "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for alone, both in zip(*records, strict=True):
+        # Batch norm sees half the batch in each process.
+        assert both["loss"] == pytest.approx(alone["loss"], rel=0.1)
+    accuracy = json.loads(Path("two/result.json").read_text())["trained"]["accuracy"]
+    assert accuracy > 50
+    assert cli("evaluate", "two", "--data", "digits").exit_code == 0
+
+    again = launch("train", "--out", "two", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("two was finished before") == 1
+    refused = launch("train", *options, "--out", "two")
+    assert refused.returncode != 0
+    assert "exists and is not empty" in refused.stderr
 
 
 def test_defaults_are_those_of_the_library():

@@ -28,10 +28,16 @@ clusterprune compress --model resnet56 --weights resnet56.safetensors --data cif
 clusterprune compress --model torchvision:resnet50 --weights W --calibration photos/ --keep-latency 0.7 --out runs/fast
 
 clusterprune compress --model my_net.py:build --weights W --data-free --keep-params 0.3 --out runs/small
+
+clusterprune compress --model resnet56 --weights W --data cifar10:DIR --method icp --eps 0.025 --out runs/icp
+
+clusterprune compress --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --epochs 40 --out runs/tuned
+
+clusterprune compress --out runs/icp --resume
 """
+OF_RUNS = (*"epochs lr batch_size weight_decay schedule precision augment eps steps set storage study".split(),)
+"""Options that oneshot has no use for when it does not train; with any of them it is a run of its own folder."""
 BUDGETS = ("keep_macs", "keep_params", "keep_latency")
-METHODS = ("oneshot",)
-LATER = ("cp", "acp", "icp")
 
 
 def _budget(name: str, what: str) -> Any:
@@ -41,7 +47,10 @@ def _budget(name: str, what: str) -> Any:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    text = "Make a trained model smaller, with a few unlabelled images or none, without training."
+    text = (
+        "Make a trained model smaller: in one shot with a few unlabelled images or none, or with training. "
+        "A stopped training goes on where it was."
+    )
     app.command("compress", help=text, epilog=EXAMPLES)(compress)
 
 
@@ -62,7 +71,7 @@ def compress(
         typer.Option(
             min=1,
             metavar="N",
-            help="Images to learn from, drawn from the training split. Their labels are never used.",
+            help="Images to learn from, drawn from the training split. Their labels are used by taylor alone.",
             rich_help_panel="Data",
         ),
     ] = 1024,
@@ -89,8 +98,16 @@ def compress(
         typer.Option(help="Measure the accuracy before and after on the test split.", rich_help_panel="Data"),
     ] = True,
     method: Annotated[
-        str, typer.Option(metavar="oneshot", help="How to compress.", rich_help_panel="Method")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="oneshot; icp, acp, cp or sfp, which train; l1, l2, fpgm, bn_scale, hrank, taylor or random.",
+            rich_help_panel="Method",
+        ),
     ] = "oneshot",
+    eps: options.Eps = None,
+    steps: options.Steps = None,
+    set: options.Set = None,  # noqa: A002 (the option's name)
     round_to: Annotated[
         int, typer.Option(min=1, metavar="N", help="Keep multiples of N channels.", rich_help_panel="Method")
     ] = 1,
@@ -106,32 +123,62 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    epochs: options.Epochs = None,
+    lr: Annotated[float | None, options.training("--lr", "RATE", "Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, options.training("--batch-size", "N", "Images per step.")] = None,
+    weight_decay: Annotated[float | None, options.training("--weight-decay", "FACTOR", "Decay of all weights.")] = None,
+    schedule: Annotated[
+        str | None, options.training("--schedule", "cosine|step|onecycle|constant", "How the rate goes.")
+    ] = None,
+    precision: Annotated[
+        str | None, options.training("--precision", "auto|float32|bfloat16|float16", "Of the forward pass.")
+    ] = None,
+    augment: Annotated[
+        str | None, options.training("--augment", "crop_flip|crop|none", "Random shifts and mirror images.")
+    ] = None,
+    validation: options.Validation = 0.1,
+    storage: options.Storage = None,
+    study: options.Study = None,
     out: options.Out,
+    resume: options.Resume = False,
     seed: options.Seed = 0,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
+    """Compress in one shot, or by a run of its own folder that trains and can be stopped."""
+    wanted = chosen(context)
+    if any(given(context, name) for name in (*BUDGETS, "eps")):
+        # A budget on the command line takes the place of the one in the file.
+        wanted |= {name: None for name in (*BUDGETS, "eps") if not given(context, name)}
+    if resume or method != "oneshot" or any(wanted[name] for name in OF_RUNS):
+        from clusterprune.cli.compress_training import compress_training
+
+        compress_training(context, out, wanted, resume=resume)
+        return
+    _at_once(out, wanted)
+
+
+def _at_once(out: Path, wanted: dict[str, Any]) -> None:
     """Plan, apply, measure and write; nothing is written before all of it has succeeded."""
     from clusterprune import run
     from clusterprune.cli.console import comparison, console, duration
+    from clusterprune.cli.measuring import measure_both
     from clusterprune.cli.progress import Display
 
     folder = run.check_out(out)
-    wanted = chosen(context)
-    if any(given(context, name) for name in BUDGETS):
-        # A budget on the command line takes the place of the one in the file.
-        wanted |= {name: None for name in BUDGETS if not given(context, name)}
     _check(wanted)
     with Display() as display:
         timeline = run.Timeline(display)
         job = _open(wanted, timeline)
         work = _compress(job, wanted, timeline, display)
-        result = _measure(job, work, wanted, timeline, display)
+        result = measure_both(job.subject, work.compact, job.test, wanted, timeline, display)
+        result["budget"] = {name: wanted[name] for name in BUDGETS if wanted[name] is not None}
+        result["images"] = work.plan.notes["images"]
         _write(folder, work, wanted, result, timeline)
     planning = sum(timeline.seconds.get(name, 0.0) for name in ("trace", "read images", "plan", "apply"))
-    title = f"{model}: compressed in {duration(planning)}"
+    title = f"{wanted['model']}: compressed in {duration(planning)}"
     console().print(comparison(title, result["baseline"], result["compressed"]))
     console().print(
         f"Written to {folder}: the model in {run.COMPACT_NAME}/, its plan in {run.PLAN_NAME}/, all numbers in "
@@ -167,13 +214,9 @@ def _check(wanted: dict[str, Any]) -> None:
         If they make no sense together.
     """
     from clusterprune.budget import check_fraction
+    from clusterprune.cli.opening import check_weights
     from clusterprune.errors import ArgumentError
 
-    method = wanted["method"]
-    if method in LATER:
-        raise ArgumentError(f"method={method!r} is not in this release, which has oneshot only; leave --method out")
-    if method not in METHODS:
-        raise ArgumentError(f"method={method!r} is not known; this release has oneshot")
     budgets = {name: wanted[name] for name in BUDGETS if wanted[name] is not None}
     names = ", ".join(f"--{name.replace('_', '-')}" for name in BUDGETS)
     if len(budgets) != 1:
@@ -187,10 +230,7 @@ def _check(wanted: dict[str, Any]) -> None:
         raise ArgumentError(
             "there are no images to learn from; give --data, --calibration DIR (any folder of images), or --data-free"
         )
-    if wanted["weights"] is None and ".py:" not in wanted["model"]:
-        raise ArgumentError(
-            f"weights is missing: model={wanted['model']!r} would have random weights; give --weights FILE"
-        )
+    check_weights(wanted)
 
 
 def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
@@ -264,43 +304,6 @@ def _draw(job: _Job, split: "Split", wanted: dict[str, Any], display: "Display",
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(wanted["seed"]))
     pixels, _ = split.subset(order[:count]).load(progress=tell)
     return normalize(pixels, job.subject.spec.mean, job.subject.spec.std).to(job.subject.example.device)
-
-
-def _measure(
-    job: _Job, work: _Work, wanted: dict[str, Any], timeline: "Timeline", display: "Display"
-) -> dict[str, Any]:
-    """Measure both models in the same way; the test split is read here alone, after every choice."""
-    from clusterprune import run
-
-    subject = job.subject
-    models = {"baseline": subject.model, "compressed": work.compact}
-    with timeline.phase("time both"):
-        latencies = run.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
-    measured = {}
-    for (name, model), latency in zip(models.items(), latencies, strict=True):
-        with timeline.phase(f"measure {name}") as tell:
-            measured[name] = run.measure(
-                model,
-                subject.example,
-                job.test,
-                mean=subject.spec.mean,
-                std=subject.spec.std,
-                latency=latency,
-                progress=tell,
-            ).to_dict()
-    if job.test is None and wanted["evaluate"]:
-        display.line("There are no test images, so no accuracy was measured.", "yellow")
-    return {
-        "command": "compress",
-        "method": wanted["method"],
-        **measured,
-        "budget": {name: wanted[name] for name in BUDGETS if wanted[name] is not None},
-        "images": work.plan.notes["images"],
-        "seconds": timeline.seconds,
-        "seed": wanted["seed"],
-        "input": list(subject.example.shape[1:]),
-        **run.environment(subject.example.device),
-    }
 
 
 def _write(folder: Path, work: _Work, wanted: dict[str, Any], result: dict[str, Any], timeline: "Timeline") -> None:

@@ -194,9 +194,19 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
     if wanted["validation"]:
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
         train, held_out = data.holdout(train, wanted["validation"])
-    factory = functools.partial(spec.build, classes)
+    factory = functools.partial(_new_network, spec, classes, located)
     task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
     return subject, task, dataset.splits.get("test")
+
+
+def _new_network(spec: ModelSpec, classes: int, located: Located | None) -> nn.Module:
+    """Return the network with random weights drawn from PyTorch's generator, compact if its weights are."""
+    if located is None or not located.compact:
+        return spec.build(classes)
+    from clusterprune import load
+    from clusterprune.methods.acp_structures import reinitialise_
+
+    return reinitialise_(load(located.path, functools.partial(spec.build, classes)), torch.initial_seed())
 
 
 def check_weights(wanted: dict[str, Any]) -> None:
@@ -225,6 +235,12 @@ def absolute_data(name: str) -> str:
     return f"{kind}:{Path(folder).expanduser().resolve()}" if colon and folder else name
 
 
+def absolute_storage(name: str) -> str:
+    """Return a storage's name such that it means the same from every folder; a server's URL is left as it is."""
+    file = name.removeprefix("sqlite:///")
+    return name if "://" in file else f"sqlite:///{Path(file).expanduser().resolve()}"
+
+
 def absolute(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run such that they mean the same from every folder."""
     found = dict(options)
@@ -235,6 +251,8 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("weights", "calibration"):
         if found.get(name) is not None:
             found[name] = str(Path(found[name]).expanduser().resolve())
+    if found.get("storage"):
+        found["storage"] = absolute_storage(found["storage"])
     return found
 
 

@@ -1,7 +1,7 @@
 """The options that several commands share: one name, one meaning, one help text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +53,80 @@ Data = Annotated[
 ]
 OptionalData = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
+]
+METHOD, TRAINING, SEARCH = "Method", "Training", "Search"
+
+
+def training(name: str, metavar: str, text: str) -> Any:
+    """Return an option of a training that has a default of its own for every method."""
+    shown = "the method's own"
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=TRAINING, show_default=shown)
+
+
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        metavar="N",
+        help="Epochs of the training; of icp after the last cut, of methods that cut once after the cut.",
+        rich_help_panel=TRAINING,
+        show_default="icp, cp, sfp 200, acp 160, others none",
+    ),
+]
+Validation = Annotated[
+    float,
+    typer.Option(
+        "--validation",
+        min=0.0,
+        max=0.9,
+        metavar="SHARE",
+        help="Share of the training images held out to watch the training on, and for what acp chooses; 0 for none.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Eps = Annotated[
+    float | None,
+    typer.Option(
+        "--eps",
+        metavar="DISTANCE",
+        help="Of icp and acp, in place of a budget: how near channels of one cluster are. Published: 0.005 to 0.3.",
+        rich_help_panel=METHOD,
+        show_default=False,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="How often icp cuts.", rich_help_panel=METHOD, show_default="3"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting of the method, such as merge=refit; may be repeated. A wrong name lists them all.",
+        rich_help_panel=METHOD,
+        show_default=False,
+    ),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Where acp keeps its search, so that 'clusterprune worker' can join: a file, sqlite:///… or postgresql://…",
+        rich_help_panel=SEARCH,
+        show_default="search.db in --out",
+    ),
+]
+Study = Annotated[
+    str | None,
+    typer.Option(
+        "--study",
+        metavar="NAME",
+        help="Name of the search in the storage.",
+        rich_help_panel=SEARCH,
+        show_default="acp",
+    ),
 ]
 Out = Annotated[
     Path,

@@ -38,7 +38,8 @@ class Watch:
         if event.kind == "note":
             # "… 3 epochs and 0 steps are done"; the epoch in the event is the one in progress.
             self.epoch = event.epoch - 1
-            self._line(event.message, "dim")
+            if self.epoch or event.step:
+                self._line(event.message, "dim")
             return
         if event.record is None and event.step == event.steps:
             return  # the event of the epoch follows

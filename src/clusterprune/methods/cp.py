@@ -43,6 +43,7 @@ from clusterprune.methods.cp_rates import (
 )
 from clusterprune.methods.layers import inner_groups
 from clusterprune.plans import Plan
+from clusterprune.record import Stage, add_stage
 from clusterprune.surgery import apply
 
 __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]
@@ -330,6 +331,8 @@ def without_batch_norm(model: nn.Module, graph: ChannelGraph, layers: Sequence[s
         If a layer is no group that may be cut, or its batch norm is not directly behind it.
     """
     smaller = copy.deepcopy(model)
+    folded: list[str] = []
+    added: list[str] = []
     for group in _targets(graph, layers):
         for norm in norms_of(graph, group):
             path = next(graph.inputs[a.name] for a in norm.args[1:5] if a is not None)  # type: ignore[union-attr]
@@ -349,6 +352,8 @@ def without_batch_norm(model: nn.Module, graph: ChannelGraph, layers: Sequence[s
                     f"the batch norm {owner} cannot be removed: it does not alone read {layer}, or has no running "
                     f"statistics. Leave {group.name} out of layers, or pass batch_norm='tied'."
                 )
+            folded.append(owner)
+            added += [f"{layer}.bias"] if convolution.bias is None else []
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,
@@ -361,4 +366,4 @@ def without_batch_norm(model: nn.Module, graph: ChannelGraph, layers: Sequence[s
             )
             convolution.bias.requires_grad_(convolution.weight.requires_grad)
             smaller.set_submodule(owner, nn.Identity())
-    return smaller
+    return add_stage(smaller, model, Stage(rewired=False, added=added, folded=folded)) if folded else smaller

@@ -155,16 +155,18 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
         if name in fixed or name not in known:
             names = ", ".join(sorted(set(known) - fixed.keys()))
             raise ArgumentError(f"{name}={value!r} is no setting of method={method!r}, which has {names}")
+    if given.get("keep_macs") is not None and beside is BesideCP:
+        for name in ("goal", "clusters"):
+            if name in given:
+                raise ArgumentError(
+                    f"{name}={given[name]!r} and keep_macs={given['keep_macs']!r} exclude each other; give one"
+                )
     own = {name: value for name, value in given.items() if _has(kind, name)}
     readers = {"clusters": read_cluster_count, "clustering": read_clustering}
     settings = read_settings(kind, {**own, **fixed}, readers=readers)
     if beside is None:
         return settings, None
-    more = read_settings(beside, {name: value for name, value in given.items() if name not in own})
-    if isinstance(more, BesideCP) and more.keep_macs is not None:
-        for name in own.keys() & {"goal", "clusters"}:
-            raise ArgumentError(f"{name}={own[name]!r} and keep_macs={more.keep_macs!r} exclude each other; give one")
-    return settings, more
+    return settings, read_settings(beside, {name: value for name, value in given.items() if name not in own})
 
 
 def _kinds(method: str) -> tuple[type[Any], type[Any] | None]:
@@ -233,7 +235,7 @@ def read_cluster_count(value: Any) -> ClusterCount:
     ArgumentError
         For anything else.
     """
-    if not isinstance(value, str | Mapping):
+    if hasattr(value, "check"):
         return value
     if value == "silhouette":
         return Silhouette()
@@ -262,7 +264,7 @@ def read_clustering(value: Any) -> Clustering | None:
     ArgumentError
         If there is no clustering of that name.
     """
-    if not isinstance(value, str):
+    if value is None or hasattr(value, "fit"):
         return value
     try:
         return clustering.create(value, n_clusters=2)

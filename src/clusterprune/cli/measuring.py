@@ -1,0 +1,55 @@
+"""A network and its compact successor, measured alike."""
+
+from typing import TYPE_CHECKING, Any
+
+from clusterprune import run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clusterprune.cli.opening import Subject
+    from clusterprune.cli.progress import Display
+    from clusterprune.data import Split
+
+
+def measure_both(
+    subject: "Subject",
+    compact: "nn.Module",
+    test: "Split | None",
+    wanted: dict[str, Any],
+    timeline: run.Timeline,
+    display: "Display",
+) -> dict[str, Any]:
+    """Return what every ``result.json`` of a compression holds; the test split is read here alone, after every choice.
+
+    Parameters
+    ----------
+    wanted
+        The run's options; `latency_batch`, `evaluate`, `method` and `seed` are read.
+    """
+    models = {"baseline": subject.model, "compressed": compact}
+    with timeline.phase("time both"):
+        latencies = run.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
+    measured = {}
+    for (name, model), latency in zip(models.items(), latencies, strict=True):
+        with timeline.phase(f"measure {name}") as tell:
+            measured[name] = run.measure(
+                model,
+                subject.example,
+                test,
+                mean=subject.spec.mean,
+                std=subject.spec.std,
+                latency=latency,
+                progress=tell,
+            ).to_dict()
+    if test is None and wanted["evaluate"]:
+        display.line("There are no test images, so no accuracy was measured.", "yellow")
+    return {
+        "command": "compress",
+        "method": wanted["method"],
+        **measured,
+        "seconds": timeline.seconds,
+        "seed": wanted["seed"],
+        "input": list(subject.example.shape[1:]),
+        **run.environment(subject.example.device),
+    }
