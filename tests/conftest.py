@@ -1,3 +1,42 @@
+"""Counting without storage: networks on the meta device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, and multiply-adds of the convolutions and linear layers for one image.
+
+    The papers' counter adds four operations for each element that a batch norm writes.
+    """
+
+    params: int
+    macs: int
+    macs_with_batch_norm: int
+
+
+@pytest.fixture
+def measure() -> Callable[..., Size]:
+    def count(factory: Callable[[], nn.Module], side: int = 32) -> Size:
+        with torch.device("meta"):
+            model = factory().eval()
+            example = torch.empty(1, 3, side, side)
+        written = []
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(lambda _m, _i, output: written.append(output.numel()))
+        with FlopCounterMode(display=False) as counter:
+            model(example)
+        macs = counter.get_total_flops() // 2
+        params = sum(parameter.numel() for parameter in model.parameters())
+        return Size(params, macs, macs + 4 * sum(written))
+
+    return count

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clusterprune.cli import compare, compress, demo, evaluate, inspect, train, worker
+from clusterprune.cli import compare, compress, demo, evaluate, inspect, reproduce, train, worker
 
 app = typer.Typer(
     name="clusterprune",
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, train, compress, compare, worker, evaluate):
+for command in (demo, inspect, train, compress, compare, reproduce, worker, evaluate):
     command.register(app)
 
 

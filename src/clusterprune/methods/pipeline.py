@@ -56,6 +56,8 @@ class Task:
         Per channel, of images in [0, 1].
     factory
         Makes the network anew, with random weights drawn from PyTorch's generator.
+    whole
+        `train` and `validation` together, for what trains after all is chosen (ACP's last training); None is `train`.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Task:
     mean: Sequence[float]
     std: Sequence[float]
     factory: Callable[[], nn.Module]
+    whole: Split | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,8 +270,9 @@ def _acp(call: _Call) -> Outcome:
         return replace(found.plan, notes={**found.plan.notes, **facts, "evaluations": len(found.history)})
 
     plan = _kept(call, choose)
+    images, watched = (task.train, validation) if task.whole is None else (task.whole, None)
     small, result = retrain(
-        graph, plan, task.train, validation, training=training, equal_macs=more.equal_macs, inherit=config.inherit,
+        graph, plan, images, watched, training=training, equal_macs=more.equal_macs, inherit=config.inherit,
         **common, out=call.folder / "training", resume=True, progress=call.watching("retrain"),
     )  # fmt: skip
     record = {name: plan.notes[name] for name in ("start", "best", "fitness", "evaluations")}

@@ -1,0 +1,273 @@
+"""``clusterprune reproduce``: a row of a paper's table, published beside measured."""
+
+# ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clusterprune.cli import options
+from clusterprune.cli.command import command
+from clusterprune.cli.presets import chosen, remember_out, remember_resume
+from clusterprune.cli.resuming import check_same, stopped, tidy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clusterprune.data import Dataset
+    from clusterprune.recipes import Recipe, Reproduction
+
+EXAMPLES = """[bold]Examples[/bold]
+
+clusterprune reproduce --list
+
+clusterprune reproduce acp-resnet56-cifar10-0.035 --data cifar10:DIR --out runs/row
+
+clusterprune reproduce icp-vgg16-cifar10-0.010 --data cifar10:DIR --weights runs/vgg16 --epochs-scale 0.1 --out runs/try
+
+clusterprune reproduce --out runs/row --resume
+"""
+SCALE = "Size (anything but the defaults makes a trial of it)"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    text = "Run a row of the papers' tables, and show published beside measured. A stopped run goes on where it was."
+    app.command("reproduce", help=text, epilog=EXAMPLES)(reproduce)
+
+
+@command
+def reproduce(
+    context: typer.Context,
+    *,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file of your own.", show_default=False),
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the recipes, and do nothing else.")] = False,
+    data: options.OptionalData = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Weights of the original network, or the folder of an earlier run, baseline/ of a reproduction too.",
+            rich_help_panel="Model",
+            show_default="trained as the recipe says",
+        ),
+    ] = None,
+    epochs_scale: Annotated[
+        float,
+        typer.Option(metavar="FACTOR", help="Times every number of epochs; one stays at least.", rich_help_panel=SCALE),
+    ] = 1.0,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Use N training and N test images.", rich_help_panel=SCALE, show_default="all"),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="Repeat the method with each.", rich_help_panel="Run", show_default="the recipe's"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of all trainings: auto, float32, bfloat16 or float16.",
+            rich_help_panel="Run",
+            show_default="the recipe's, else auto",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for everything that the run writes. It must be new or empty.",
+            rich_help_panel="Run",
+            is_eager=True,
+            callback=remember_out,
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out; its other options are read from there.",
+            rich_help_panel="Run",
+            is_eager=True,
+            callback=remember_resume,
+        ),
+    ] = False,
+    config: options.Config = None,
+    debug: options.Debug = False,
+) -> None:
+    """Train the original network, run the method, measure both, and compare with the paper."""
+    from clusterprune import recipes, run
+    from clusterprune.cli.console import console
+    from clusterprune.cli.opening import absolute, require
+    from clusterprune.cli.progress import Display
+    from clusterprune.errors import ClusterpruneError
+
+    if listing:
+        console().print(table_of([recipes.read(name) for name in recipes.names()]))
+        return
+    wanted = chosen(context)
+    del wanted["listing"]
+    name = require(recipe, "RECIPE", "name one; 'clusterprune reproduce --list' shows them")
+    require(data, "data", "give --data KIND:DIR with the images of the recipe")
+    folder = require(out, "out", "give --out DIR, a new folder for the run").expanduser()
+    if name.endswith((".yaml", ".yml")):
+        wanted["recipe"] = str(Path(name).expanduser().resolve())
+    if resume:
+        check_same(context, folder, wanted)
+    else:
+        run.check_out(folder)
+    found = recipes.read(name)
+    more = _arguments(wanted, found)
+    with Display() as display:
+        timeline = run.Timeline(display)
+        with timeline.phase("open data"):
+            dataset = _open(wanted, found)
+        if not resume:
+            run.write_config(folder, "reproduce", absolute(wanted))
+        try:
+            made = _run(folder, found, dataset, display, more)
+        except ClusterpruneError:
+            tidy(folder)
+            raise
+    result = _result(made, {**timeline.seconds, **made.seconds}, more)
+    run.write_result(folder, result)
+    console().print(comparison(made))
+    if found.published is not None:
+        console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)
+    if made.trial:
+        console().print(f"This is a trial and no reproduction: {made.trial}.", style="yellow", soft_wrap=True)
+    console().print(f"Written to {folder}: baseline/, method/, {run.RESULT_NAME}, {run.CONFIG_NAME}")
+
+
+def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
+    """Return the arguments of the run, having checked what can be checked before the data are opened."""
+    from clusterprune.cli.opening import locate
+    from clusterprune.errors import ArgumentError
+    from clusterprune.train import TrainConfig
+    from clusterprune.train.config import resolve_device
+
+    more = {name: wanted[name] for name in ("epochs_scale", "limit", "precision", "device")}
+    more |= {"seeds": None, "weights": None}
+    if wanted["seeds"] is not None:
+        try:
+            more["seeds"] = [int(seed) for seed in wanted["seeds"].split(",")]
+        except ValueError:
+            raise ArgumentError(
+                f"seeds must be whole numbers with commas between them, but got seeds={wanted['seeds']!r}"
+            ) from None
+    if wanted["weights"] is not None:
+        located = locate(Path(wanted["weights"]))
+        if located.compact:
+            raise ArgumentError(f"weights={wanted['weights']} is a compact network; a recipe begins with a whole one")
+        more["weights"] = located.path
+    resolve_device(TrainConfig(device=wanted["device"]))
+    recipe.changed(**{name: more[name] for name in ("epochs_scale", "seeds", "precision")})
+    return more
+
+
+def _open(wanted: dict[str, Any], recipe: "Recipe") -> "Dataset":
+    from clusterprune import models
+    from clusterprune.cli.opening import open_data
+    from clusterprune.recipes.reproduction import check_data
+
+    dataset = open_data(wanted["data"], models.resolve(recipe.model), None)
+    check_data(recipe, dataset, wanted["limit"])
+    return dataset
+
+
+def _run(folder: Path, recipe: "Recipe", dataset: "Dataset", display: Any, more: dict[str, Any]) -> "Reproduction":
+    from clusterprune import recipes
+    from clusterprune.cli.watching import Watch
+
+    watch = Watch(display, lines=False)
+    try:
+        return recipes.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
+    except KeyboardInterrupt:
+        done = f"{watch.phase}: {watch.epoch} of {watch.epochs} epochs are done." if watch.phase else "Little is done."
+        raise stopped("reproduce", folder, done) from None
+
+
+def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of ``result.json``."""
+    from clusterprune import run
+    from clusterprune.train import TrainConfig
+    from clusterprune.train.config import resolve_device
+
+    figures = [name for name, value in made.baseline.to_dict().items() if value is not None]
+    over = {name: made.over_seeds(lambda one, name=name: getattr(one, name)) for name in figures}
+    return {
+        "command": "reproduce",
+        "recipe": made.recipe.model_dump(mode="json", exclude={"published"}),
+        "trial": made.trial or None,
+        "published": None if made.recipe.published is None else made.recipe.published.model_dump(exclude_none=True),
+        "baseline": made.baseline.to_dict(),
+        "compressed": {name: round(mean, 4) for name, (mean, _) in over.items()},
+        "deviation": {name: round(spread, 4) for name, (_, spread) in over.items() if spread is not None},
+        "seeds": {str(seed): one.to_dict() for seed, one in made.compressed.items()},
+        "seconds": seconds,
+        **run.environment(resolve_device(TrainConfig(device=more["device"]))),
+    }
+
+
+def table_of(recipes: "list[Recipe]") -> "Table":
+    """Return what ``--list`` shows."""
+    from clusterprune.cli.console import table
+
+    columns = ("recipe", "network", "data", "method", "knob", "top-1", "drop", "MACs")
+    found = table(f"{len(recipes)} recipes, with what was published", columns, left=5)
+    found.collapse_padding = True
+    found.columns[0].no_wrap = True
+    found.caption = "top-1 percent before and after, points lost, percent of the MACs removed"
+    for one in recipes:
+        row = [one.name, one.model.rpartition(":")[2], one.data, one.method, one.knob]
+        if (paper := one.published) is not None:
+            row += [f"{paper.baseline.accuracy:.2f} → {paper.compressed.accuracy:.2f}", f"{paper.drop:.2f}"]
+            row += ["-" if paper.macs_removed is None else f"{paper.macs_removed:.1f}"]
+        found.add_row(*row)
+    return found
+
+
+def comparison(made: "Reproduction") -> "Table":
+    """Return the closing table: published beside measured, over the seeds."""
+    from clusterprune.cli.console import table
+
+    recipe, paper, base = made.recipe, made.recipe.published, made.baseline
+    network = recipe.model.rpartition(":")[2]
+    seeds = f"seed{'s' if len(recipe.seeds) > 1 else ''} {', '.join(map(str, recipe.seeds))}"
+    title = ", ".join(filter(None, [f"{recipe.method} on {network}", recipe.data, recipe.knob, seeds]))
+    found = table(title, ("", "published", "measured"))
+
+    def add(name: str, unit: str, published: float | None, figure: Any) -> None:
+        mean, spread = made.over_seeds(figure)
+        measured = f"{mean:.2f}{'' if spread is None else f' ±{spread:.2f}'}{unit}"
+        found.add_row(name, "-" if published is None else f"{published:.2f}{unit}", measured)
+
+    def add_original(name: str, unit: str, published: float | None, measured: float) -> None:
+        found.add_row(name, "-" if published is None else f"{published:.2f}{unit}", f"{measured:.2f}{unit}")
+
+    for key, name in (("accuracy", "top-1"), ("accuracy_top5", "top-5")):
+        before, after = (getattr(one, key) for one in (paper.baseline, paper.compressed)) if paper else (None, None)
+        if key == "accuracy_top5" and before is None:
+            continue
+        whole = getattr(base, key)
+        lost = None if before is None or after is None else before - after
+        add_original(f"{name}, original", " %", before, whole)
+        add(f"{name}, compact", " %", after, lambda one, key=key: getattr(one, key))
+        add(f"{name}, points lost", "", lost, lambda one, key=key, whole=whole: whole - getattr(one, key))
+    for key, name in (("params", "parameters"), ("macs", "MACs")):
+        before, gone = (getattr(paper.baseline, key), getattr(paper, f"{key}_removed")) if paper else (None, None)
+        whole = getattr(base, key)
+        add_original(f"{name}, original", " M", before, whole / 1e6)
+        add(f"{name} removed", " %", gone, lambda one, key=key, whole=whole: 100 * (1 - getattr(one, key) / whole))
+    return found

@@ -1,0 +1,276 @@
+"""Run a recipe: train the original network, run the method on it, measure both on the test images."""
+
+import functools
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clusterprune import checkpoint, data, models, run, train
+from clusterprune.data import Dataset, Split
+from clusterprune.errors import ArgumentError, DataError, OutputError
+from clusterprune.methods.pipeline import Report, Task, Watch, compress
+from clusterprune.models import ModelSpec
+from clusterprune.recipes.recipe import CLASSES, Recipe
+from clusterprune.run import Measurement
+from clusterprune.train import TrainConfig
+from clusterprune.train.checkpoint import replace_file
+from clusterprune.train.config import Precision, resolve_device
+
+ASKED_NAME = "asked.json"
+MEASURED_NAME = "measured.json"
+VALIDATION = 0.1
+"""Share of the training images on which ACP compares structures."""
+# Images whose feature maps a method compares, where its settings do not say.
+_SAMPLES = {"icp": 256, "acp": 256}
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """What came out.
+
+    Attributes
+    ----------
+    recipe
+        As it was run.
+    trial
+        In what this is less than the recipe; empty for a reproduction.
+    baseline
+        The original network.
+    compressed
+        The compact one, by seed.
+    seconds
+        Of each phase, as far as this call has spent them.
+    """
+
+    recipe: Recipe
+    trial: str
+    baseline: Measurement
+    compressed: Mapping[int, Measurement]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def over_seeds(self, figure: Callable[[Measurement], float]) -> tuple[float, float | None]:
+        """Return mean and standard deviation of a figure of the compact networks; of one, there is no deviation."""
+        values = [figure(one) for one in self.compressed.values()]
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def reproduce(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    out: str | Path,
+    weights: str | Path | None = None,
+    epochs_scale: float = 1.0,
+    limit: int | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    report: Report | None = None,
+    watch: Watch | None = None,
+) -> Reproduction:
+    """Run a recipe. What is finished in `out` is not done again.
+
+    Parameters
+    ----------
+    dataset
+        Images of the size that the model reads. The test images are read when a network is finished, and never for
+        a choice: ACP compares structures on a tenth of the training images.
+    out
+        Folder: ``baseline/`` has the original network, ``method/seed-N/`` the run with a seed.
+    weights
+        Of the original network; None trains it.
+    epochs_scale, seeds, precision
+        As :meth:`Recipe.changed`.
+    limit
+        Use that many training images, spread over the classes, and as many test images; the method then compares
+        the feature maps of no more than it may train on.
+    device
+        As in :class:`clusterprune.train.TrainConfig`.
+    report, watch
+        As :func:`clusterprune.methods.pipeline.compress`.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument or a setting of the recipe is not accepted.
+    DataError
+        If the data are not of the recipe's kind.
+    OutputError
+        If `out` was begun with other arguments.
+    BudgetError, ModelError, TrainingError, WeightsError
+        As :func:`clusterprune.methods.pipeline.compress`.
+    """
+    check_data(recipe, dataset, limit)
+    wanted = recipe.changed(epochs_scale=epochs_scale, seeds=seeds, precision=precision)
+    place, spec = resolve_device(TrainConfig(device=device)), models.resolve(wanted.model)
+    folder, timeline = Path(out), run.Timeline(report)
+    # Weights that do not fit are refused before anything is written.
+    model = models.build(spec, num_classes=len(dataset.classes), weights=weights, seed=wanted.seeds[0])
+    _same(folder, {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)})
+    images, test = _limited(dataset, limit)
+    work = _Work(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
+    original, baseline = work.original(model.to(place), trained=weights is not None)
+    compressed = {seed: work.compressed(original, seed) for seed in wanted.seeds}
+    return Reproduction(wanted, _trial(epochs_scale, limit), baseline, compressed, timeline.seconds)
+
+
+def check_data(recipe: Recipe, dataset: Dataset, limit: int | None = None) -> None:
+    """Refuse data of another kind than the recipe's; a folder may hold any.
+
+    Raises
+    ------
+    DataError
+        If kind or number of classes differ.
+    ArgumentError
+        If a limit leaves too few images to a class.
+    """
+    kind, found = dataset.name.partition(":")[0], len(dataset.classes)
+    expected = CLASSES.get(recipe.data, found)
+    if found != expected or kind not in (recipe.data, "folder"):
+        raise DataError(
+            f"recipe={recipe.name!r} is for {recipe.data} with its {expected} classes, but data={dataset.name!r} has "
+            f"{found}; give {recipe.data}:DIR, or the same images as folder:DIR"
+        )
+    if limit is not None and limit < 2 * found:
+        raise ArgumentError(f"limit={limit} is less than two images for each of {found} classes; give {2 * found}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A recipe, its images, and where it is done."""
+
+    recipe: Recipe
+    spec: ModelSpec
+    images: Split
+    test: Split
+    limited: bool
+    folder: Path
+    device: torch.device
+    timeline: run.Timeline
+    report: Report | None
+    watch: Watch | None
+
+    def original(self, model: nn.Module, *, trained: bool) -> tuple[nn.Module, Measurement]:
+        """Return the original network, trained, and its figures."""
+        folder = self.folder / "baseline"
+        if not trained and (folder / run.WEIGHTS_NAME).exists():
+            models.load_weights(model, folder / run.WEIGHTS_NAME)
+        elif not trained:
+            config = self._training(self.recipe.baseline, self.recipe.seeds[0])
+            with self.timeline.phase("baseline", announce=False):
+                train.fit(
+                    model, self.images, config=config, mean=self.spec.mean, std=self.spec.std, out=folder, resume=True,
+                    progress=self._watch_baseline,
+                )  # fmt: skip
+            run.write_weights(folder, model)
+        return model.eval(), self._measured(folder, model, "test of the baseline")
+
+    def compressed(self, original: nn.Module, seed: int) -> Measurement:
+        """Return the figures of the compact network, having made it if there is none."""
+        folder = self.folder / "method" / f"seed-{seed}"
+        if (folder / MEASURED_NAME).exists():
+            return _read(folder)
+        recipe, spec, classes = self.recipe, self.spec, len(self.images.classes)
+        # Whoever chooses nothing may train on all images, as the papers do.
+        parts = data.holdout(self.images, VALIDATION) if recipe.method == "acp" else (self.images, None)
+        factory = functools.partial(spec.build, classes)
+        task = Task(original, self._example, *parts, spec.mean, spec.std, factory, whole=self.images)
+        training = None if recipe.training is None else self._training(recipe.training, seed)
+        settings = dict(recipe.settings)
+        if self.limited and recipe.method in _SAMPLES:
+            settings["samples"] = min(len(parts[0]), settings.get("samples", _SAMPLES[recipe.method]))
+        with self.timeline.phase(f"{recipe.method}, seed {seed}", announce=False):
+            made = compress(
+                task, recipe.method, settings, training=training, seed=seed, out=folder, report=self.report,
+                watch=self.watch,
+            )  # fmt: skip
+        run.remove_folder(folder / run.COMPACT_NAME)
+        checkpoint.save(made.model, folder / run.COMPACT_NAME)
+        return self._measured(folder, made.model, f"test, seed {seed}")
+
+    def _measured(self, folder: Path, model: nn.Module, phase: str) -> Measurement:
+        """Return what was measured before a run was stopped; measure if nothing was."""
+        if not (folder / MEASURED_NAME).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            mean, std = self.spec.mean, self.spec.std
+            with self.timeline.phase(phase) as tell:
+                found = run.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
+            _write(folder / MEASURED_NAME, found.to_dict())
+        return _read(folder)
+
+    def _training(self, training: TrainConfig, seed: int) -> TrainConfig:
+        return TrainConfig(**{**training.model_dump(), "seed": seed, "device": str(self.device)})
+
+    def _watch_baseline(self, event: train.Progress) -> None:
+        if self.watch is not None:
+            self.watch("baseline", event)
+
+    @property
+    def _example(self) -> torch.Tensor:
+        return self.spec.example().to(self.device)
+
+
+def _limited(dataset: Dataset, limit: int | None) -> tuple[Split, Split]:
+    def some(split: Split) -> Split:
+        return split if limit is None else data.sample(split, min(limit, len(split)), 0)
+
+    return some(dataset.train), some(dataset.test)
+
+
+def _trial(epochs_scale: float, limit: int | None) -> str:
+    """Say in what a run is less than its recipe."""
+    less = [] if epochs_scale == 1 else [f"{epochs_scale:g} times the epochs"]
+    return ", ".join(less + ([] if limit is None else [f"{limit:,} training images"]))
+
+
+def _digest(weights: str | Path | None) -> str | None:
+    """Return the SHA-256 of a file."""
+    if weights is None:
+        return None
+    try:
+        return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ArgumentError(f"weights={str(weights)!r} cannot be read ({error.strerror}); check the path") from error
+
+
+def _same(folder: Path, asked: dict[str, Any]) -> None:
+    """Note what is asked for in a run's folder; if that was done before, compare.
+
+    Raises
+    ------
+    OutputError
+        If it was asked for something else, or the folder cannot be written.
+    """
+    path = folder / ASKED_NAME
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, asked)
+        except OSError as error:
+            raise OutputError(f"out={str(folder)!r} cannot be written ({error.strerror}); choose another") from error
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(asked))
+        differ = [f"{name} of the recipe" for name, value in now["recipe"].items() if before["recipe"][name] != value]
+        differ += [name for name in ("limit", "weights") if before[name] != now[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}); choose another folder, or remove this one") from error
+    if differ:
+        raise OutputError(
+            f"out={str(folder)!r} was begun with another {', another '.join(differ)}; choose another folder"
+        )
+
+
+def _read(folder: Path) -> Measurement:
+    return Measurement(**json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8")))
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,147 @@
+"""The recipes as files: complete, true to the tables, and readable."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clusterprune import models, recipes
+from clusterprune.errors import ArgumentError
+from clusterprune.methods.settings import read_method
+from clusterprune.recipes.recipe import CLASSES
+
+NAMES = recipes.names()
+
+
+def test_every_row_of_the_papers_but_those_of_detection():
+    # ICP has 12 rows, ACP 27 and CP 5; 2 and 3 are of SSD.
+    assert Counter(name.partition("-")[0] for name in NAMES) == {"icp": 10, "acp": 24, "cp": 5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_what_its_name_says(name: str):
+    recipe = recipes.read(name)
+
+    assert recipe.name == name
+    method, network, data, knob = name.split("-")
+    assert (recipe.method, recipe.model.rpartition(":")[2], recipe.data) == (method, network, data)
+    if method != "cp":
+        assert recipe.settings["eps"] == float(knob)
+        assert recipe.knob == f"ε = {knob}"
+    assert recipe.training is not None
+    config, _ = read_method(method, recipe.settings, epochs=recipe.training.epochs)
+    if method == "icp":
+        assert config.final_epochs == (90 if data == "imagenet" else 200)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_figures_agree_with_one_another(name: str):
+    paper = recipes.read(name).published
+
+    assert paper is not None
+    # Papers subtract before they round.
+    assert paper.drop == pytest.approx(paper.baseline.accuracy - paper.compressed.accuracy, abs=0.0101)
+    for key, removed in (("params", paper.params_removed), ("macs", paper.macs_removed)):
+        before, after = getattr(paper.baseline, key), getattr(paper.compressed, key)
+        if after is not None:
+            assert removed == pytest.approx(100 * (1 - after / before), abs=0.25)
+
+
+def test_base_networks_have_the_published_size_and_the_classes_of_their_data(measure):
+    published = {(recipe.model, recipe.data): recipes.Figures(accuracy=0) for recipe in map(recipes.read, NAMES)}
+    for recipe in map(recipes.read, NAMES):
+        assert recipe.published is not None
+        if recipe.published.baseline.params is not None:
+            published[recipe.model, recipe.data] = recipe.published.baseline
+
+    assert sum(figures.params is not None for figures in published.values()) == len(published) == 10
+    for (name, data), figures in published.items():
+        spec, made = models.resolve(name), []
+
+        def build(spec=spec, data=data, made=made):
+            made.append(spec.factory(num_classes=CLASSES[data]))
+            return made[0]
+
+        size = measure(build, spec.input_shape[-1])
+        assert list(made[0].parameters())[-1].shape == (CLASSES[data],)
+        assert size.params == pytest.approx(figures.params * 1e6, rel=0.01)
+        # The papers count batch norm.
+        assert size.macs_with_batch_norm == pytest.approx(figures.macs * 1e6, rel=0.01)
+
+
+def test_a_trial_shortens_every_training_and_keeps_the_rest():
+    recipe = recipes.read("icp-resnet18-imagenet-0.080")
+    short = recipe.changed(epochs_scale=0.1, seeds=[3, 4], precision="float32")
+
+    assert short.training is not None
+    assert recipe.training is not None
+    assert (short.baseline.epochs, short.training.epochs, short.settings["epochs_between"]) == (10, 9, 1)
+    assert short.baseline.warmup_epochs == pytest.approx(0.5)
+    assert short.seeds == (3, 4)
+    assert short.training.precision == "float32"
+    assert short.baseline.milestones == recipe.baseline.milestones
+    assert short.published == recipe.published
+    assert recipe.changed() == recipe
+    least = recipes.read("acp-vgg16-cifar10-0.010").changed(epochs_scale=1e-6)
+    assert (least.baseline.epochs, least.settings["fitness_epochs"]) == (1, 1)
+
+
+@pytest.mark.parametrize("scale", [0, -1, 1.5])
+def test_a_factor_that_lengthens_or_leaves_nothing_is_refused(scale: float):
+    with pytest.raises(ArgumentError, match="epochs_scale must be above 0 and at most 1, but got"):
+        recipes.read(NAMES[0]).changed(epochs_scale=scale)
+
+
+def test_an_unknown_name_proposes_near_ones():
+    with pytest.raises(ArgumentError, match=r"Did you mean acp-resnet56-cifar10-0\.035"):
+        recipes.read("acp-resnet56-cifar10-0.036")
+
+
+def test_a_file_of_ones_own_needs_no_published_figures(own: Path):
+    recipe = recipes.read(own)
+
+    assert (recipe.name, recipe.published, recipe.seeds) == ("own", None, (0,))
+    assert recipe.model == f"{own.parent / 'net.py'}:build"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "model: input should be a valid string, but got None"),
+        ({"colour": "red"}, "colour is no field of a recipe; the fields are name, model, data, method"),
+        ({"data": "mnist"}, "data: input should be 'cifar10', 'cifar100', 'imagenet', 'digits' or 'folder'"),
+        ({"method": "magic"}, "method='magic' is not known; choose from oneshot, icp"),
+        ({"settings": {"eps": "much"}}, "eps='much' is not accepted"),
+        ({"settings": {"goal": 0.5}}, "goal=0.5 is no setting of method='icp'"),
+        ({"training": {"epochs": 0}}, "epochs: input should be greater than or equal to 1, but got epochs=0"),
+        ({"baseline": {"seed": 1}}, "seed belongs to a run, not to its recipe; leave it out"),
+        ({"training": None}, "training is missing, but method='icp' trains"),
+        ({"seeds": []}, "seeds must be different whole numbers of at least 0, but got seeds=[]"),
+        ({"seeds": [1, 1]}, "seeds must be different whole numbers of at least 0, but got seeds=[1, 1]"),
+        ({"published": {"paper": "x"}}, "published.table is missing"),
+        (
+            {"published": {"baseline": {"accuracy": 200}}},
+            "published.baseline.accuracy: input should be less than or equal to 100, but got 200",
+        ),
+    ],
+)
+def test_faults_of_a_file_are_named(own: Path, tmp_path: Path, change: dict, message: str):
+    content = {**yaml.safe_load(own.read_text()), **change}
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ArgumentError) as caught:
+        recipes.read(file)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_files_that_are_none_are_named(tmp_path: Path):
+    with pytest.raises(ArgumentError, match=r"nowhere\.yaml' cannot be read .*check the path"):
+        recipes.read(tmp_path / "nowhere.yaml")
+    (tmp_path / "text.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ArgumentError, match="must hold fields such as"):
+        recipes.read(tmp_path / "text.yaml")
+    (tmp_path / "text.yaml").write_text("model: [")
+    with pytest.raises(ArgumentError, match="is not YAML"):
+        recipes.read(tmp_path / "text.yaml")

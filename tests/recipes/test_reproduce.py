@@ -1,0 +1,196 @@
+"""Running recipes, on a few images and for one epoch each."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from clusterprune import data, evaluate, models, recipes
+from clusterprune.errors import ArgumentError, DataError, OutputError
+from clusterprune.recipes import reproduction
+
+LEAST = 1e-6
+MACS_RESNET20 = 40_551_040
+TIMES = ("latency_ms", "latency_iqr_ms")
+
+
+class StopError(Exception):
+    """Stands for anything that ends a run."""
+
+
+def figures(measurement) -> dict:
+    return {f.name: getattr(measurement, f.name) for f in fields(measurement) if f.name not in TIMES}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def shallow(name: str) -> recipes.Recipe:
+    """Return a recipe for ResNet-56 with ResNet-20 in its place, which takes a third of the time."""
+    return recipes.read(name).model_copy(update={"model": "resnet20"})
+
+
+@pytest.mark.parametrize("name", ["icp-resnet56-cifar10-0.015", "cp-resnet56-cifar10-50"])
+def test_a_recipe_runs_from_end_to_end(ten: Path, tmp_path: Path, name: str):
+    images = data.load(f"folder:{ten}")
+    made = recipes.reproduce(
+        shallow(name), images, out=tmp_path, epochs_scale=LEAST, limit=64, seeds=[0], precision="float32"
+    )
+
+    assert made.trial == "1e-06 times the epochs, 64 training images"
+    assert made.baseline.macs == MACS_RESNET20
+    assert made.baseline.images == 20
+    (small,) = made.compressed.values()
+    assert small.params < made.baseline.params
+    assert small.macs < made.baseline.macs
+    built = models.build("resnet20", weights=tmp_path / "baseline" / "model.safetensors")
+    assert evaluate.params(built) == made.baseline.params
+
+
+def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
+    ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[str, int, int | None]] = []
+    from clusterprune.methods import acp
+
+    genuine = acp.fit
+
+    def fit(model, train, validation=None, **more):
+        phase = "retrain" if more.get("out") else "candidate"
+        seen.append((phase, len(train), None if validation is None else len(validation)))
+        return genuine(model, train, validation, **more)
+
+    monkeypatch.setattr(acp, "fit", fit)
+    recipe = shallow("acp-resnet56-cifar10-0.035")
+    # Two structures in place of 36.
+    recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
+    made = recipes.reproduce(
+        recipe, data.load(f"folder:{ten}"), out=tmp_path, epochs_scale=LEAST, limit=60, precision="float32"
+    )
+
+    assert set(seen[:-1]) == {("candidate", 54, 6)}
+    assert seen[-1] == ("retrain", 60, None)
+    assert made.compressed[0].macs < made.baseline.macs
+
+
+def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, tmp_path: Path):
+    digits, recipe = data.load("digits"), recipes.read(own)
+    whole = recipes.reproduce(recipe, digits, out=tmp_path / "whole", seeds=[0, 1], limit=200)
+
+    for at in (2, 8):
+        count = 0
+
+        def stop(_phase, event, at=at):
+            nonlocal count
+            count += event.kind == "epoch"
+            if count == at:
+                raise StopError
+
+        folder = tmp_path / f"stopped-{at}"
+        with pytest.raises(StopError):
+            recipes.reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200, watch=stop)
+        resumed = recipes.reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200)
+        assert figures(resumed.baseline) == figures(whole.baseline)
+        for seed in (0, 1):
+            assert figures(resumed.compressed[seed]) == figures(whole.compressed[seed])
+            place = Path("method") / f"seed-{seed}" / "compact"
+            assert same(weights(folder / place), weights(tmp_path / "whole" / place))
+    assert not same(*(weights(tmp_path / f"whole/method/seed-{seed}/compact") for seed in (0, 1)))
+
+
+def test_what_is_finished_is_not_done_again(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    digits, recipe = data.load("digits"), recipes.read(own)
+    first = recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    for name in ("train.fit", "run.measure", "compress"):
+        monkeypatch.setattr(reproduction, name, fail) if "." not in name else monkeypatch.setattr(
+            f"clusterprune.{name}", fail
+        )
+    again = recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+    assert again.baseline == first.baseline
+    assert again.compressed == first.compressed
+
+
+def test_a_folder_belongs_to_one_run(own: Path, tmp_path: Path):
+    digits, recipe = data.load("digits"), recipes.read(own)
+    recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+
+    with pytest.raises(OutputError, match="was begun with another limit; choose another folder"):
+        recipes.reproduce(recipe, digits, out=tmp_path, limit=99, epochs_scale=0.3)
+    with pytest.raises(OutputError, match="another training of the recipe, another baseline of the recipe"):
+        recipes.reproduce(recipe, digits, out=tmp_path, limit=100)
+    (tmp_path / reproduction.ASKED_NAME).write_text("{}")
+    with pytest.raises(OutputError, match="is damaged"):
+        recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+
+
+def test_weights_take_the_place_of_the_training(own: Path, tmp_path: Path):
+    digits, recipe = data.load("digits"), recipes.read(own)
+    first = recipes.reproduce(recipe, digits, out=tmp_path / "a", limit=100)
+    file = tmp_path / "a" / "baseline" / "model.safetensors"
+    second = recipes.reproduce(recipe, digits, out=tmp_path / "b", limit=100, weights=file)
+
+    assert figures(second.baseline) == figures(first.baseline)
+    assert figures(second.compressed[0]) == figures(first.compressed[0])
+    assert [path.name for path in (tmp_path / "b" / "baseline").iterdir()] == ["measured.json"]
+
+
+def test_the_test_images_decide_nothing(own: Path, tmp_path: Path):
+    digits, recipe = data.load("digits"), recipes.read(own)
+    wrong = data.Split.from_tensors(digits.test.images(), (digits.test.labels + 1) % 10, digits.classes)
+    other = data.Dataset("digits", digits.classes, {"train": digits.train, "test": wrong})
+    a = recipes.reproduce(recipe, digits, out=tmp_path / "a", limit=400)
+    b = recipes.reproduce(recipe, other, out=tmp_path / "b", limit=400)
+
+    place = Path("method/seed-0/compact")
+    assert same(weights(tmp_path / "a" / place), weights(tmp_path / "b" / place))
+    assert a.baseline.accuracy != b.baseline.accuracy
+
+
+def test_data_of_another_kind_are_refused_before_any_work(own: Path, ten: Path, hundred: Path, tmp_path: Path):
+    recipe = recipes.read("icp-resnet56-cifar10-0.015")
+    with pytest.raises(DataError, match=r"is for cifar10 with its 10 classes, but data=.* has 100; give cifar10:DIR"):
+        recipes.reproduce(recipe, data.load(f"folder:{hundred}"), out=tmp_path / "run")
+    with pytest.raises(DataError, match=r"is for cifar10 .* but data='digits' has 10"):
+        recipes.reproduce(recipe, data.load("digits"), out=tmp_path / "run")
+    with pytest.raises(ArgumentError, match="limit=19 is less than two images for each of 10 classes; give 20"):
+        recipes.reproduce(recipe, data.load(f"folder:{ten}"), out=tmp_path / "run", limit=19)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_are_written_down(own: Path, tmp_path: Path):
+    recipes.reproduce(recipes.read(own), data.load("digits"), out=tmp_path, limit=100, epochs_scale=0.3)
+    asked = json.loads((tmp_path / reproduction.ASKED_NAME).read_text())
+
+    assert asked["limit"] == 100
+    assert asked["recipe"]["baseline"]["epochs"] == 1
+    assert asked["recipe"]["settings"]["eps"] == yaml.safe_load(own.read_text())["settings"]["eps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_runs(ten: Path, hundred: Path, tmp_path: Path, name: str):
+    recipe = recipes.read(name)
+    if recipe.method == "acp":  # two structures in place of 36, each of which takes as long as the rest of the run
+        recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
+    if recipe.data == "imagenet":  # a thousand classes would be too many images
+        recipe = recipe.model_copy(update={"data": "folder"})
+    images, limit = {"cifar10": (ten, 64), "cifar100": (hundred, 200), "folder": (ten, 20)}[recipe.data]
+    size = models.resolve(recipe.model).input_shape[-1]
+    made = recipes.reproduce(
+        recipe, data.load(f"folder:{images}", image_size=size), out=tmp_path, epochs_scale=LEAST, limit=limit, seeds=[0]
+    )
+
+    assert made.compressed[0].macs <= made.baseline.macs
