@@ -75,5 +75,40 @@ def test_padding_is_four_at_32_pixels_and_in_proportion(size: int, padding: int)
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(ArgumentError, match="'crop_flip', 'crop' or 'none', but got 'rotate'"):
+    with pytest.raises(ArgumentError, match="'crop', 'resized_crop_flip' or 'none', but got 'rotate'"):
         train.augment(torch.zeros(1, 1, 4, 4), "rotate", generator())  # pyright: ignore[reportArgumentType]
+
+
+def ramp(size: int) -> Tensor:
+    """An image whose two channels say where each pixel is, from -1 to 1."""
+    places = (2 * torch.arange(size) + 1) / size - 1
+    return torch.stack([places.expand(size, size), places[:, None].expand(size, size)])
+
+
+def test_a_resized_crop_is_a_window_of_the_image_stretched_to_its_size() -> None:
+    size = 64
+    out = train.augment(ramp(size).expand(400, 2, size, size), "resized_crop_flip", generator())
+    x, y = out[:, 0].diff(dim=2), out[:, 1].diff(dim=1)
+    inside = slice(1, -1)  # the outermost pixel may lie beyond the last centre
+    across, down = x[:, :, inside].mean((1, 2)) * size / 2, y[:, inside].mean((1, 2)) * size / 2
+    assert (x[:, :, inside] * across.sign()[:, None, None] > 0).all()  # straight, in one direction
+    assert torch.allclose(out[:, 0], out[:, 0, :1].expand_as(out[:, 0]), atol=1e-5)
+    area, stretch = across.abs() * down, across.abs() / down
+    assert 0.07 < area.min() < 0.2
+    assert 0.8 < area.max() <= 1.001
+    assert 0.7 < stretch.min() < 0.8
+    assert 1.25 < stretch.max() < 1.4
+    assert 150 < (across < 0).sum() < 250
+    assert (down > 0).all()
+
+
+def test_resized_crops_are_drawn_per_image_and_alike_in_every_process() -> None:
+    images = torch.randint(256, (8, 3, 16, 16), generator=generator(1)).to(torch.uint8)
+    whole = train.augment(images, "resized_crop_flip", generator(3))
+    assert whole.dtype == torch.uint8
+    assert torch.equal(whole, train.augment(images, "resized_crop_flip", generator(3)))
+    for rank in range(2):
+        share = slice(rank, 8, 2)
+        mine = train.augment(images[share], "resized_crop_flip", generator(3), 8, share)
+        assert torch.equal(mine, whole[share])
+    assert len(train.augment(images[:0], "resized_crop_flip", generator())) == 0

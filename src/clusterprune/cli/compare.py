@@ -83,7 +83,11 @@ def compare(
     ] = 5e-4,
     augment: Annotated[
         str,
-        typer.Option(metavar="crop_flip|crop|none", help="Random shifts and mirror images.", rich_help_panel=TRAINING),
+        typer.Option(
+            metavar="crop_flip|crop|resized_crop_flip|none",
+            help="Random shifts and mirror images.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "crop_flip",
     precision: Annotated[
         str,

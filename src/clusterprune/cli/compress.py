@@ -134,7 +134,8 @@ def compress(
         str | None, options.training("--precision", "auto|float32|bfloat16|float16", "Of the forward pass.")
     ] = None,
     augment: Annotated[
-        str | None, options.training("--augment", "crop_flip|crop|none", "Random shifts and mirror images.")
+        str | None,
+        options.training("--augment", "crop_flip|crop|resized_crop_flip|none", "Random shifts and mirror images."),
     ] = None,
     validation: options.Validation = 0.1,
     storage: options.Storage = None,

@@ -60,7 +60,11 @@ def train(
     ] = 0.1,
     augment: Annotated[
         str,
-        typer.Option(metavar="crop_flip|crop|none", help="Random shifts and mirror images.", rich_help_panel="Data"),
+        typer.Option(
+            metavar="crop_flip|crop|resized_crop_flip|none",
+            help="Random shifts and mirror images.",
+            rich_help_panel="Data",
+        ),
     ] = "crop_flip",
     epochs: Annotated[int, _training("--epochs", "Passes over the training images.", metavar="N")] = 200,
     batch_size: Annotated[int, _training("--batch-size", "Images per step.", metavar="N")] = 128,

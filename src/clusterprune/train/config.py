@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clusterprune.errors import ArgumentError
 
 Schedule = Literal["cosine", "step", "onecycle", "constant"]
-Augmentation = Literal["crop_flip", "crop", "none"]
+Augmentation = Literal["crop_flip", "crop", "resized_crop_flip", "none"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -47,7 +47,7 @@ class TrainConfig(BaseModel):
         what validation measures and what the model holds at the end.
     augment
         ``"crop_flip"``, ``"crop"`` (for images whose mirror image means something else, such as
-        digits) or ``"none"``.
+        digits), ``"resized_crop_flip"`` (for ImageNet) or ``"none"``; see :func:`clusterprune.train.augment`.
     precision
         ``"bfloat16"`` runs the forward pass in bfloat16 autocast; weights stay as they are.
         ``"auto"`` takes it where the processor computes in it, else float32. ``"float16"`` is for
