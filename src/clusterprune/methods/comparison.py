@@ -103,12 +103,8 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
     """
     settings: dict[str, Any] = {"keep_macs": keep_macs}
     if contender.method == "icp":
-        settings |= {
-            "steps": 3,
-            "epochs_between": max(1, training.epochs // 5),
-            "merge": "refit",
-            "survivors": "medoid",
-        }
+        settings |= {"by": "oneshot", "layers": "all", "samples": 1024}
+        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5)}
     if contender.method == "acp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
         settings |= {"inherit": True, "equal_macs": False}
