@@ -19,7 +19,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from clusterprune import data, evaluate
-from clusterprune.budget import check_fraction
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
@@ -30,6 +29,7 @@ from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.targets import check_knob
 from clusterprune.plans import Plan
 from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
@@ -104,20 +104,7 @@ class ACP:
 
     def __post_init__(self) -> None:
         """Check what nothing else checks."""
-        if (self.eps is None) == (self.keep_macs is None):
-            raise ArgumentError(
-                f"give either eps or keep_macs, but got eps={self.eps!r} and keep_macs={self.keep_macs!r}; the paper's "
-                "eps is between 0.005 and 0.3"
-            )
-        if self.keep_macs is not None:
-            check_fraction("keep_macs", self.keep_macs)
-        if self.by not in ("clusters", "oneshot") or (self.by == "oneshot" and self.keep_macs is None):
-            raise ArgumentError(
-                f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={self.by!r} and "
-                f"keep_macs={self.keep_macs!r}"
-            )
-        if self.layers not in ("inner", "all"):
-            raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={self.layers!r}")
+        check_knob(self.eps, self.keep_macs, self.by, self.layers, "between 0.005 and 0.3")
         if self.fitness not in ("train", "merge"):
             raise ArgumentError(f"fitness must be 'train' or 'merge', but got fitness={self.fitness!r}")
         for name in ("merge", "fitness_merge"):

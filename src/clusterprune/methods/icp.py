@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clusterprune import checkpoint, data, evaluate
-from clusterprune.budget import check_fraction
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
@@ -31,6 +30,7 @@ from clusterprune.graph import ChannelGraph, trace
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
+from clusterprune.methods.targets import check_knob
 from clusterprune.plans import Plan
 from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import apply
@@ -110,20 +110,7 @@ class ICP:
 
     def __post_init__(self) -> None:
         """Check the knob and the numbers; what clustering, merging and guidance are given is checked by them."""
-        if (self.eps is None) == (self.keep_macs is None):
-            raise ArgumentError(
-                f"give either eps or keep_macs, but got eps={self.eps!r} and keep_macs={self.keep_macs!r}; the papers' "
-                "eps is between 0.005 and 0.12"
-            )
-        if self.keep_macs is not None:
-            check_fraction("keep_macs", self.keep_macs)
-        if self.by not in ("clusters", "oneshot") or (self.by == "oneshot" and self.keep_macs is None):
-            raise ArgumentError(
-                f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={self.by!r} and "
-                f"keep_macs={self.keep_macs!r}"
-            )
-        if self.layers not in ("inner", "all"):
-            raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={self.layers!r}")
+        check_knob(self.eps, self.keep_macs, self.by, self.layers, "between 0.005 and 0.12")
         DBSCAN(eps=0.5 if self.eps is None else self.eps, min_samples=self.min_samples)
         for name in ("steps", "epochs_between", "final_epochs", "samples"):
             value = getattr(self, name)

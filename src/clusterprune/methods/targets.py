@@ -31,6 +31,33 @@ def read_target(macs: float | None, params: float | None, latency: float | None)
     return quantity, keep
 
 
+def check_knob(eps: float | None, keep_macs: float | None, by: str, layers: str, usual: str) -> None:
+    """Check what says how much ICP and ACP cut, and where.
+
+    Parameters
+    ----------
+    usual
+        The values of ε in the method's paper, in words.
+
+    Raises
+    ------
+    ArgumentError
+        If not exactly one of `eps` and `keep_macs` is given, or `by` or `layers` is not known.
+    """
+    if (eps is None) == (keep_macs is None):
+        raise ArgumentError(
+            f"give either eps or keep_macs, but got eps={eps!r} and keep_macs={keep_macs!r}; the paper's eps is {usual}"
+        )
+    if keep_macs is not None:
+        check_fraction("keep_macs", keep_macs)
+    if by not in ("clusters", "oneshot") or (by == "oneshot" and keep_macs is None):
+        raise ArgumentError(
+            f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={by!r} and keep_macs={keep_macs!r}"
+        )
+    if layers not in ("inner", "all"):
+        raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={layers!r}")
+
+
 def check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
     """Raise :class:`ArgumentError` for images that do not fit the traced example."""
     examples = [a for a in (*graph.args, *graph.kwargs.values()) if isinstance(a, Tensor)]
