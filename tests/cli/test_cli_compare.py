@@ -62,7 +62,7 @@ def test_a_stopped_comparison_goes_on(tiny: str, trained: Path, cli: Cli, monkey
         ("l1,magic", (), "methods='magic' names no method"),
         ("icp", (), "epochs=1 are too few for icp"),
         ("l1", ("--keep-macs", 5), "keep_macs must be a fraction in (0, 1]"),
-        ("l1", ("--seeds", "a"), "seeds must be whole numbers with commas between them, not 'a'"),
+        ("l1", ("--seeds", "a"), "such as 0,1,2, but got seeds='a'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -70,3 +70,10 @@ def test_what_makes_no_sense_is_refused(
 ):
     assert expected in cli.fails(*arguments(tiny, trained, methods, *more))
     assert list(Path().iterdir()) == []
+
+
+def test_several_processes_are_refused(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "compare runs in one process" in cli.fails(*arguments(tiny, trained, "l1"))
+    message = cli.fails("reproduce", "icp-vgg16-cifar10-0.010", "--data", "digits", "--out", "run")
+    assert "reproduce runs in one process" in message

@@ -136,7 +136,7 @@ def test_a_killed_run_ends_like_one_that_was_not(own: Path, tiny: str, cli: Cli)
         (["OWN", "--data", "digits", "--epochs-scale", 2], "epochs_scale must be above 0 and at most 1"),
         (["OWN", "--data", "digits", "--seeds", "a"], "seeds must be whole numbers with commas between them"),
         (["OWN", "--data", "digits", "--seeds", "1,1"], "seeds must be different whole numbers"),
-        (["OWN", "--data", "digits", "--seeds", "-1"], "at least 0, but got seeds=[-1]"),
+        (["OWN", "--data", "digits", "--seeds", "-1"], "but got seeds='-1'"),
         (["OWN", "--data", "digits", "--precision", "float8"], "precision: input should be 'auto', 'float32'"),
         (["OWN", "--data", "digits", "--device", "abacus"], "device='abacus' cannot be used here"),
         (["OWN", "--data", "digits", "--weights", "nowhere"], "nowhere"),

@@ -106,10 +106,11 @@ def compare(
     """Run every method with every seed, and print who keeps the most accuracy."""
     from clusterprune import run
     from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute, open_task, require
+    from clusterprune.cli.opening import absolute, alone, open_task, require
     from clusterprune.cli.progress import Display
     from clusterprune.train.config import resolve_device
 
+    alone("compare", "Seeds can be compared apart, each into a folder of its own.")
     wanted = chosen(context)
     folder = out.expanduser()
     if not resume:
@@ -143,16 +144,13 @@ def compare(
 def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainConfig]":
     """Read and check what can be checked before any data is opened."""
     from clusterprune.budget import check_fraction
-    from clusterprune.errors import ArgumentError
+    from clusterprune.cli.opening import read_seeds
     from clusterprune.methods.comparison import TRAINING as BASE
     from clusterprune.methods.comparison import Contender, settings_of
     from clusterprune.train import TrainConfig
 
     check_fraction("keep_macs", wanted["keep_macs"])
-    try:
-        seeds = [int(seed) for seed in str(wanted["seeds"]).split(",")]
-    except ValueError:
-        raise ArgumentError(f"seeds must be whole numbers with commas between them, not {wanted['seeds']!r}") from None
+    seeds = read_seeds(wanted["seeds"])
     fields = {name: wanted[name] for name in TrainConfig.model_fields if name in wanted}
     training = TrainConfig(**{**BASE.model_dump(), **fields})
     contenders = [Contender.read(text) for text in wanted["methods"].split(",")]

@@ -1,7 +1,6 @@
 """``clusterprune compress`` as a run of its own folder: the methods that train, and all that can be stopped."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from clusterprune import run, save
 from clusterprune.cli.console import comparison, console, duration
 from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
-from clusterprune.cli.opening import absolute, absolute_storage, check_weights, open_task, require
+from clusterprune.cli.opening import absolute, absolute_storage, alone, check_weights, open_task, require
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, stopped, tidy
 from clusterprune.cli.watching import Watch
@@ -102,10 +101,7 @@ def settings_of(wanted: dict[str, Any]) -> dict[str, Any]:
 def compress_training(context: typer.Context, out: Path, wanted: dict[str, Any], *, resume: bool) -> None:
     """Compress by any method, in a folder that the run can go on from."""
     folder = out.expanduser()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ArgumentError(
-            "compress runs in one process; start it without a launcher. 'clusterprune worker' helps acp to search."
-        )
+    alone("compress", "'clusterprune worker' helps acp to search.")
     if resume:
         check_same(context, folder, wanted)
         finished = run.read_result(folder)

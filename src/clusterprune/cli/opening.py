@@ -1,6 +1,7 @@
 """From what the user named to objects: data, models, and the folders of earlier runs."""
 
 import functools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,3 +273,31 @@ def require(value: Any, name: str, why: str) -> Any:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / run.CONFIG_NAME
     return run.read_config(file) if file.is_file() else {}
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read seeds with commas between them.
+
+    Raises
+    ------
+    ArgumentError
+        If one is no whole number of at least 0.
+    """
+    parts = [part.strip() for part in str(text).split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ArgumentError(
+            f"seeds must be whole numbers with commas between them, such as 0,1,2, but got seeds={text!r}"
+        )
+    return [int(part) for part in parts]
+
+
+def alone(command: str, instead: str) -> None:
+    """Check that a command was not started in several processes, which only `train` knows how to share.
+
+    Raises
+    ------
+    ArgumentError
+        If it was.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ArgumentError(f"{command} runs in one process; start it without a launcher. {instead}")

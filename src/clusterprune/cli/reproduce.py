@@ -109,7 +109,7 @@ def reproduce(
     """Train the original network, run the method, measure both, and compare with the paper."""
     from clusterprune import recipes, run
     from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute, require
+    from clusterprune.cli.opening import absolute, alone, require
     from clusterprune.cli.progress import Display
     from clusterprune.errors import ClusterpruneError
 
@@ -118,6 +118,7 @@ def reproduce(
         return
     wanted = chosen(context)
     del wanted["listing"]
+    alone("reproduce", "Train the baseline with 'accelerate launch', and give its --weights.")
     name = require(recipe, "RECIPE", "name one; 'clusterprune reproduce --list' shows them")
     require(data, "data", "give --data KIND:DIR with the images of the recipe")
     folder = require(out, "out", "give --out DIR, a new folder for the run").expanduser()
@@ -152,7 +153,7 @@ def reproduce(
 
 def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
     """Return the arguments of the run, having checked what can be checked before the data are opened."""
-    from clusterprune.cli.opening import locate
+    from clusterprune.cli.opening import locate, read_seeds
     from clusterprune.errors import ArgumentError
     from clusterprune.train import TrainConfig
     from clusterprune.train.config import resolve_device
@@ -160,12 +161,7 @@ def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
     more = {name: wanted[name] for name in ("epochs_scale", "limit", "precision", "device")}
     more |= {"seeds": None, "weights": None}
     if wanted["seeds"] is not None:
-        try:
-            more["seeds"] = [int(seed) for seed in wanted["seeds"].split(",")]
-        except ValueError:
-            raise ArgumentError(
-                f"seeds must be whole numbers with commas between them, but got seeds={wanted['seeds']!r}"
-            ) from None
+        more["seeds"] = read_seeds(wanted["seeds"])
     if wanted["weights"] is not None:
         located = locate(Path(wanted["weights"]))
         if located.compact:
