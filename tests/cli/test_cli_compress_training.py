@@ -174,7 +174,7 @@ def wait_for_epochs(process: subprocess.Popen[str], log: Path, count: int) -> No
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_resume_to_the_same_model(tiny: str, trained: Path, cli: Cli):
-    more = "oneshot --keep-macs 0.5 --epochs 24 --lr 0.02"
+    more = "oneshot --keep-macs 0.5 --epochs 120 --lr 0.02"  # long enough to be stopped twice
     assert cli(*arguments(tiny, trained, more, out="whole")).exit_code == 0
     log = Path("stopped/training/log.jsonl")
 
@@ -190,7 +190,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_model(tiny: str, trained
     _, said = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, said
     assert "Traceback" not in said
-    assert "of 24 epochs of this phase (train) are done and on disk" in said
+    assert "of 120 epochs of this phase (train) are done and on disk" in said
 
     go_on = shlex.split(said.rpartition("Go on with:")[2])
     result = cli(*go_on[1:])
