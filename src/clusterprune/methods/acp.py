@@ -55,7 +55,7 @@ class ACP:
         ε of DBSCAN.
     keep_macs
         Instead of ε: the fraction of multiply-adds that C', and any structure of the search, may have. C' has the
-        smallest ε that does it; a particle that strays beyond stands for its structure scaled down to the limit.
+        smallest ε that does it, and every structure of the search is scaled to this size before it is evaluated.
     min_samples
         MinPts of DBSCAN.
     by
@@ -71,8 +71,8 @@ class ACP:
         "swarm" as published; "tpe" or "random" search as many structures.
     fitness
         "train": accuracy after a few epochs, as published, with no bound on a structure's size but `keep_macs`.
-        "merge": accuracy right after merging. More channels are then never worse, so a structure may not have
-        more multiply-adds than C' or `keep_macs`; and C' itself, which no particle starts at, is looked at too.
+        "merge": accuracy right after merging. More channels are then never worse, so structures are scaled to the
+        multiply-adds of C' or `keep_macs`; and C' itself, which no particle starts at, is looked at too.
     fitness_merge
         How "merge" hands over the work of removed channels.
     merge
@@ -293,20 +293,33 @@ class StructureFitness:
         self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed)
 
     def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Return the structure, or if it has too many multiply-adds, the largest of its proportions that has not."""
+        """Return the structure scaled, in its proportions up to whole channels, to the multiply-adds it may have."""
+        if math.isinf(self.limit):
+            return dict(widths)
         groups = self.graph.by_name
 
         def scaled(factor: float) -> dict[str, int]:
-            whole = {name: int(width * factor) // groups[name].n_blocks for name, width in widths.items()}
-            return {name: max(1, blocks) * groups[name].n_blocks for name, blocks in whole.items()}
+            # A little more, lest rounding take a channel at a factor that is 1 but for the last digits.
+            wanted = {name: int(width * factor + 1e-6) // groups[name].n_blocks for name, width in widths.items()}
+            return {
+                name: min(groups[name].width, max(1, blocks) * groups[name].n_blocks) for name, blocks in wanted.items()
+            }
 
-        low, high = 0.0, 1.0
-        if macs_of(self.graph, widths) <= self.limit:
-            return dict(widths)
-        for _ in range(20):
+        def affordable(structure: Mapping[str, int]) -> bool:
+            return macs_of(self.graph, structure) <= self.limit
+
+        low, high = 0.0, max(groups[name].width / width for name, width in widths.items())
+        if affordable(scaled(high)):
+            return scaled(high)
+        for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if macs_of(self.graph, scaled(middle)) <= self.limit else (low, middle)
-        return scaled(low)
+            low, high = (middle, high) if affordable(scaled(middle)) else (low, middle)
+        found = scaled(low)
+        # Layers of one width grow all at once; of those that would be next, as many grow as there is room for.
+        for name, width in scaled(high).items():
+            if affordable({**found, name: width}):
+                found[name] = width
+        return found
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
         """Return the plan of a structure by which its fitness is measured."""
