@@ -24,7 +24,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.merge.statistics import Images
-from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, plan_for_widths
+from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, plan_for_widths, scaled_to
 from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import inner_groups, restrict
@@ -293,33 +293,8 @@ class StructureFitness:
         self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed)
 
     def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Return the structure scaled, in its proportions up to whole channels, to the multiply-adds it may have."""
-        if math.isinf(self.limit):
-            return dict(widths)
-        groups = self.graph.by_name
-
-        def scaled(factor: float) -> dict[str, int]:
-            # A little more, lest rounding take a channel at a factor that is 1 but for the last digits.
-            wanted = {name: int(width * factor + 1e-6) // groups[name].n_blocks for name, width in widths.items()}
-            return {
-                name: min(groups[name].width, max(1, blocks) * groups[name].n_blocks) for name, blocks in wanted.items()
-            }
-
-        def affordable(structure: Mapping[str, int]) -> bool:
-            return macs_of(self.graph, structure) <= self.limit
-
-        low, high = 0.0, max(groups[name].width / width for name, width in widths.items())
-        if affordable(scaled(high)):
-            return scaled(high)
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if affordable(scaled(middle)) else (low, middle)
-        found = scaled(low)
-        # Layers of one width grow all at once; of those that would be next, as many grow as there is room for.
-        for name, width in scaled(high).items():
-            if affordable({**found, name: width}):
-                found[name] = width
-        return found
+        """Return the structure scaled to the multiply-adds it may have; without a limit, as it is."""
+        return dict(widths) if math.isinf(self.limit) else scaled_to(self.graph, widths, self.limit)
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
         """Return the plan of a structure by which its fitness is measured."""

@@ -20,12 +20,55 @@ from clusterprune.surgery import apply
 Factory = Callable[[], nn.Module]
 """Makes a new network with random weights."""
 
+ENOUGH = 0.995
+"""Share of the multiply-adds it may have at which a structure is large enough."""
+
 
 def macs_of(graph: ChannelGraph, widths: Mapping[str, int]) -> float:
     """Return the multiply-adds of the example's batch with groups of the given widths; others stay whole."""
     cost = CostModel(graph)
     every = [widths.get(group.name, group.width) for group in graph.groups]
     return cost.total("macs", np.array(every, dtype=float))
+
+
+def scaled_to(graph: ChannelGraph, widths: Mapping[str, int], limit: float) -> dict[str, int]:
+    """Return widths in the given proportions, up to whole channels, of as many multiply-adds as the limit allows.
+
+    Parameters
+    ----------
+    limit
+        Multiply-adds of the example's batch.
+    """
+    groups = graph.by_name
+
+    def scaled(factor: float) -> dict[str, int]:
+        # A little more, lest rounding take a channel at a factor that is 1 but for the last digits.
+        wanted = {name: int(width * factor + 1e-6) // groups[name].n_blocks for name, width in widths.items()}
+        return {
+            name: min(groups[name].width, max(1, blocks) * groups[name].n_blocks) for name, blocks in wanted.items()
+        }
+
+    def affordable(structure: Mapping[str, int]) -> bool:
+        return macs_of(graph, structure) <= limit
+
+    low, high = 0.0, max(groups[name].width / width for name, width in widths.items())
+    if affordable(scaled(high)):
+        return scaled(high)
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if affordable(scaled(middle)) else (low, middle)
+    found = scaled(low)
+    # Layers of one width grow all at once, and residual streams in costly steps. What that leaves goes to the layers
+    # that would be next, then to any, a channel at a time.
+    room, first = True, [name for name, width in scaled(high).items() if width > found[name]]
+    while room and macs_of(graph, found) < ENOUGH * limit:
+        room = False
+        for name in (*first, *found):
+            wider = {**found, name: found[name] + groups[name].n_blocks}
+            if wider[name] <= groups[name].width and affordable(wider):
+                found, room = wider, True
+        first = []
+    return found
 
 
 class WidthPlanner:
