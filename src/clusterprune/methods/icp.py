@@ -65,7 +65,7 @@ class ICP:
     temperature, alpha, beta, stages
         Of the guidance.
     samples
-        Training images whose mean feature maps are compared.
+        Training images whose mean feature maps are compared, and on which work is handed over; a refit wants 1,024.
     min_samples
         MinPts of DBSCAN.
     by
