@@ -76,6 +76,10 @@ class CostModel:
         widths = self.widths if widths is None else widths
         return sum(product.value(widths) for product in self._table(quantity))
 
+    def with_widths(self, widths: Mapping[str, int]) -> np.ndarray:
+        """Return the width of every group, in the graph's order: the given ones, and the others as they are."""
+        return np.array([widths.get(group.name, group.width) for group in self.graph.groups], dtype=float)
+
     def gradient(self, quantity: Quantity, widths: np.ndarray) -> np.ndarray:
         """Return the cost of one more channel in every group, at the given widths."""
         result = np.zeros(len(widths))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -27,8 +26,7 @@ ENOUGH = 0.995
 def macs_of(graph: ChannelGraph, widths: Mapping[str, int]) -> float:
     """Return the multiply-adds of the example's batch with groups of the given widths; others stay whole."""
     cost = CostModel(graph)
-    every = [widths.get(group.name, group.width) for group in graph.groups]
-    return cost.total("macs", np.array(every, dtype=float))
+    return cost.total("macs", cost.with_widths(widths))
 
 
 def scaled_to(graph: ChannelGraph, widths: Mapping[str, int], limit: float) -> dict[str, int]:

@@ -185,13 +185,10 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
     check_fraction("keep_macs", keep_macs)
     cost = CostModel(graph)
     groups = target_groups(graph, config.layers)
-    index = {group.name: number for number, group in enumerate(graph.groups)}
 
     def share(widths: list[int]) -> float:
-        every = cost.widths.copy()
-        for group, width in zip(groups, widths, strict=True):
-            every[index[group.name]] = width
-        return cost.total("macs", every) / cost.total("macs")
+        by_name = {group.name: width for group, width in zip(groups, widths, strict=True)}
+        return cost.total("macs", cost.with_widths(by_name)) / cost.total("macs")
 
     def at(real: float) -> tuple[float, CP]:
         goal = min(1.5 * real, (1 + real) / 2)

@@ -95,12 +95,9 @@ def _bisect_eps(
     cost: CostModel, compared: list[Compared], clustering: Clustering, quantity: str, keep: float, limits: Limits
 ) -> dict[str, np.ndarray]:
     """Find the smallest ε, the same for all groups, at which the target is met; then use up what it leaves."""
-    index = {group.name: i for i, group in enumerate(cost.graph.groups)}
 
     def share_of(labels: dict[str, np.ndarray]) -> float:
-        widths = cost.widths.copy()
-        for name, part in labels.items():
-            widths[index[name]] = part.max() + 1
+        widths = cost.with_widths({name: int(part.max()) + 1 for name, part in labels.items()})
         return cost.total(quantity, widths) / cost.total(quantity)  # type: ignore[arg-type]
 
     def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
