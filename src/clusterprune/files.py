@@ -1,11 +1,14 @@
-"""Writing folders so that they are whole or not there at all."""
+"""Writing files and folders so that they are whole or not there at all."""
 
+import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clusterprune.errors import OutputError
 
@@ -62,3 +65,74 @@ def run_folder(folder: str | Path | None) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot make the folder out={str(folder)!r}: {error.strerror}; choose another") from error
     yield path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to a new file beside `path`, then put it in the place of `path` in one step.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written. What was at `path` is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 (the documented atomic call)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can do it.
+
+    Without it the previous file may come back, which is whole too: no reason to fail.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in the place of what was there, in one step.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written. What was there is untouched.
+    """
+    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def begun_with(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return what a run was begun with and what is asked for now, both as JSON has them.
+
+    For a run that was not begun, what is asked for is noted in the file, and None returned.
+
+    Raises
+    ------
+    OutputError
+        If the file is damaged, or cannot be written.
+    """
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asked)
+            return None
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged ({error}); choose another folder, or remove this one") from error
+    if not isinstance(before, dict):
+        raise OutputError(f"{path} is damaged; choose another folder, or remove this one")
+    return before, json.loads(json.dumps(asked))

@@ -29,7 +29,7 @@ from clusterprune import evaluate
 from clusterprune.data import Split
 from clusterprune.errors import DataError, OutputError
 from clusterprune.evaluate import Latency
-from clusterprune.train.checkpoint import replace_file
+from clusterprune.files import replace_file
 from clusterprune.train.config import TrainConfig, resolve_device
 
 CONFIG_NAME = "config.yaml"

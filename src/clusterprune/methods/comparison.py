@@ -19,9 +19,9 @@ from torch import nn
 from clusterprune import checkpoint, evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.files import begun_with, write_json
 from clusterprune.methods.pipeline import METHODS, Report, Task, Watch, compress
 from clusterprune.train import TrainConfig
-from clusterprune.train.checkpoint import replace_file
 
 ASKED_NAME = "asked.json"
 ENTRY_NAME = "entry.json"
@@ -194,21 +194,19 @@ def _run(
     entry = Entry(str(contender), seed, *size, cut, accuracy(made.model), seconds)
     if not (folder / COMPACT_NAME).exists():
         checkpoint.save(made.model, folder / COMPACT_NAME)
-    replace_file(path, (json.dumps(asdict(entry), indent=1) + "\n").encode())
+    write_json(path, asdict(entry))
     return entry
 
 
 def _same(path: Path, settings: Mapping[str, Any], training: TrainConfig, seed: int) -> bool:
     """Note what is asked for in a run folder; if that was done before, compare, and return True."""
     asked = {"settings": dict(settings), "training": training.model_dump(mode="json"), "seed": seed}
-    if path.exists():
-        before = json.loads(path.read_text())
-        differ = [name for name in asked if json.loads(json.dumps(asked[name])) != before.get(name)]
-        if differ:
-            raise OutputError(
-                f"{path.parent} was begun with other {' and '.join(differ)}; compare in another folder, or remove it"
-            )
-        return True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(asked, indent=1) + "\n").encode())
-    return False
+    found = begun_with(path, asked)
+    if found is None:
+        return False
+    before, now = found
+    if differ := [name for name in now if now[name] != before.get(name)]:
+        raise OutputError(
+            f"{path.parent} was begun with other {' and '.join(differ)}; compare in another folder, or remove it"
+        )
+    return True

@@ -12,7 +12,6 @@ killed go on as if nothing had happened.
 """
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from clusterprune import checkpoint, data, evaluate
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.files import atomic_folder, run_folder
+from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
@@ -35,7 +34,6 @@ from clusterprune.plans import Plan
 from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import apply
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
-from clusterprune.train.checkpoint import replace_file
 from clusterprune.train.config import resolve_device
 
 SETTINGS_NAME = "icp.json"
@@ -258,21 +256,17 @@ class _Run:
             "std": self.std,
             "guidance": repr(self.guidance),  # with a digest of the original's weights
         }
-        asked = json.loads(json.dumps(asked))
-        if not path.exists():
-            replace_file(path, (json.dumps(asked, indent=1) + "\n").encode())
+        found = begun_with(path, asked)
+        if found is None:
             return
         if not resume:
             raise OutputError(f"out={str(self.folder)!r} already holds a run; pass resume=True, or another folder")
-        try:
-            before = json.loads(path.read_text())
-            differ = [name for name in asked if asked[name] != before.get(name)]
-        except (ValueError, AttributeError) as error:
-            raise OutputError(f"{path} is damaged ({error}); choose another folder, or remove this one") from error
+        before, now = found
+        differ = [name for name in now if now[name] != before.get(name)]
         if differ:
             name = differ[0]
             raise ArgumentError(
-                f"resume=True with another {name} than {path} was begun with ({asked[name]!r}, there "
+                f"resume=True with another {name} than {path} was begun with ({now[name]!r}, there "
                 f"{before.get(name)!r}); pass the same arguments, or another folder"
             )
 
@@ -356,7 +350,7 @@ class _Run:
     def note(self, step: ICPStep) -> None:
         """Write down what a step did."""
         path = self.folder / f"step-{step.step}" / RECORD_NAME
-        replace_file(path, (json.dumps(asdict(step), indent=1) + "\n").encode())
+        write_json(path, asdict(step))
 
     def measure_original(self, example: Tensor) -> ICPStep:
         """Return the record of the network that all begins with."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from clusterprune import checkpoint, data, evaluate, train
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
-from clusterprune.files import run_folder
+from clusterprune.files import run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import prune_by
@@ -35,7 +35,6 @@ from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
 from clusterprune.train import TrainConfig
-from clusterprune.train.checkpoint import replace_file
 
 RECORD_NAME = "method.json"
 
@@ -317,7 +316,7 @@ def _kept(call: _Call, choose: Callable[[], Plan]) -> Plan:
 def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what was measured before a run was stopped; measure if nothing was."""
     if not path.exists():
-        replace_file(path, (json.dumps(measure(), indent=1) + "\n").encode())
+        write_json(path, measure())
     return json.loads(path.read_text())
 
 

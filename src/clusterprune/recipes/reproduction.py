@@ -15,12 +15,12 @@ from torch import nn
 from clusterprune import checkpoint, data, models, run, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
+from clusterprune.files import begun_with, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
 from clusterprune.models import ModelSpec
 from clusterprune.recipes.recipe import CLASSES, Recipe
 from clusterprune.run import Measurement
 from clusterprune.train import TrainConfig
-from clusterprune.train.checkpoint import replace_file
 from clusterprune.train.config import Precision, resolve_device
 
 ASKED_NAME = "asked.json"
@@ -202,7 +202,7 @@ class _Work:
             mean, std = self.spec.mean, self.spec.std
             with self.timeline.phase(phase) as tell:
                 found = run.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
-            _write(folder / MEASURED_NAME, found.to_dict())
+            write_json(folder / MEASURED_NAME, found.to_dict())
         return _read(folder)
 
     def _training(self, training: TrainConfig, seed: int) -> TrainConfig:
@@ -248,20 +248,15 @@ def _same(folder: Path, asked: dict[str, Any]) -> None:
     OutputError
         If it was asked for something else, or the folder cannot be written.
     """
-    path = folder / ASKED_NAME
-    if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(path, asked)
-        except OSError as error:
-            raise OutputError(f"out={str(folder)!r} cannot be written ({error.strerror}); choose another") from error
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(asked))
-        differ = [f"{name} of the recipe" for name, value in now["recipe"].items() if before["recipe"][name] != value]
-        differ += [name for name in ("limit", "weights") if before[name] != now[name]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path} is damaged ({error}); choose another folder, or remove this one") from error
+    found = begun_with(folder / ASKED_NAME, asked)
+    if found is None:
+        return
+    before, now = found
+    was = before.get("recipe")
+    if not isinstance(was, dict):
+        raise OutputError(f"{folder / ASKED_NAME} is damaged; choose another folder, or remove this one")
+    differ = [f"{name} of the recipe" for name, value in now["recipe"].items() if was.get(name) != value]
+    differ += [name for name in ("limit", "weights") if before.get(name) != now[name]]
     if differ:
         raise OutputError(
             f"out={str(folder)!r} was begun with another {', another '.join(differ)}; choose another folder"
@@ -270,7 +265,3 @@ def _same(folder: Path, asked: dict[str, Any]) -> None:
 
 def _read(folder: Path) -> Measurement:
     return Measurement(**json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8")))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -4,10 +4,8 @@ Everything that is no tensor stands as JSON in the file's own metadata. One file
 with itself: a process killed at any moment leaves either the previous checkpoint or the new one.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, uint8
 
 from clusterprune.errors import WeightsError
+from clusterprune.files import replace_file
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = 1
@@ -113,41 +112,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], Header]:
         return tensors, Header(**fields)
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"checkpoint {path} has a header that makes no sense; {remedy}") from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to a new file beside `path`, then put it in the place of `path` in one step.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written. What was at `path` is untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 (the documented atomic call)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can do it.
-
-    Without it the previous file may come back, which is whole too: no reason to fail.
-    """
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError, OutputError, TrainingError
+from clusterprune.files import replace_file
 from clusterprune.train import checkpoint
 from clusterprune.train.config import TrainConfig
 from clusterprune.train.losses import CrossEntropy, name_of
@@ -231,7 +232,7 @@ class Recorder:
         # lost or cut short by a kill comes back, and lines of epochs to be repeated go.
         if self._writes and self.folder is not None:
             lines = "".join(json.dumps(record) + "\n" for record in state.history)
-            checkpoint.replace_file(self.folder / LOG_NAME, lines.encode())
+            replace_file(self.folder / LOG_NAME, lines.encode())
 
 
 def _reason(error: OSError) -> str:
