@@ -1,7 +1,10 @@
-"""Counting without storage: networks on the meta device."""
+"""What tests of several folders use."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,8 +26,25 @@ class Size:
     macs_with_batch_norm: int
 
 
+@pytest.fixture(scope="session")
+def script() -> Callable[[Path], ModuleType]:
+    """Return a function from a script, which tests start as a process of its own, to the module that it is."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
 @pytest.fixture
 def measure() -> Callable[..., Size]:
+    """Return a function that counts without storage: the network is made on the meta device."""
+
     def count(factory: Callable[[], nn.Module], side: int = 32) -> Size:
         with torch.device("meta"):
             model = factory().eval()

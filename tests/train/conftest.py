@@ -1,4 +1,3 @@
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,14 +13,9 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 @pytest.fixture(scope="session")
-def worker() -> ModuleType:
+def worker(script: Callable[[Path], ModuleType]) -> ModuleType:
     """The module worker.py; its attribute __file__ is the script."""
-    spec = importlib.util.spec_from_file_location("train_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(WORKER)
 
 
 @pytest.fixture(autouse=True)

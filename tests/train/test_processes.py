@@ -1,8 +1,8 @@
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,13 +18,8 @@ SCRIPT = Path(__file__).with_name("parallel_worker.py")
 
 
 @pytest.fixture(scope="module")
-def parallel() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parallel_worker", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def parallel(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(SCRIPT)
 
 
 def launch(folder: Path, norm: str, stop: int = 0) -> subprocess.CompletedProcess[str]:
