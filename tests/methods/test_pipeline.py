@@ -11,7 +11,8 @@ from torch import nn
 
 from clusterprune import evaluate
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.methods.pipeline import METHODS, Outcome, Task, compress
+from clusterprune.methods.pipeline import Outcome, Task, compress
+from clusterprune.methods.settings import METHODS, TRAINED
 from clusterprune.plans import Plan
 from clusterprune.train import Progress
 
@@ -153,7 +154,7 @@ def test_inner_layers_alone_are_cut_when_asked(task: Task) -> None:
     assert {merge.group for merge in made.plan.merges} == {"first.0", "last.0"}
 
 
-@pytest.mark.parametrize("method", ["icp", "acp", "cp", "sfp"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_methods_that_train_need_a_training(task: Task, method: str) -> None:
     with pytest.raises(ArgumentError, match=f"method='{method}' trains, but training=None; give a TrainConfig"):
         run(task, method, training=None)

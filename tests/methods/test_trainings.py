@@ -4,7 +4,7 @@ import pytest
 
 from clusterprune.errors import ArgumentError
 from clusterprune.methods import comparison
-from clusterprune.methods.pipeline import METHODS
+from clusterprune.methods.settings import METHODS, TRAINED
 from clusterprune.methods.trainings import training_for
 from clusterprune.train.schedules import learning_rate
 
@@ -33,7 +33,7 @@ def test_cp_lowers_its_rate_to_a_fifth_at_60_120_and_160_of_200() -> None:
 
 
 def test_methods_that_cut_once_train_only_when_asked_to() -> None:
-    for method in set(METHODS) - {"icp", "acp", "cp", "sfp"}:
+    for method in set(METHODS) - set(TRAINED):
         assert training_for(method) is None
         assert training_for(method, epochs=None, lr=None) is None
         assert training_for(method, epochs=3) == comparison.TRAINING.model_copy(update={"epochs": 3})

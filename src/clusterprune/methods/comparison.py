@@ -20,7 +20,8 @@ from clusterprune import checkpoint, evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files import begun_with, write_json
-from clusterprune.methods.pipeline import METHODS, Report, Task, Watch, compress
+from clusterprune.methods.pipeline import Report, Task, Watch, compress
+from clusterprune.methods.settings import METHODS
 from clusterprune.train import TrainConfig
 
 ASKED_NAME = "asked.json"
@@ -37,7 +38,7 @@ class Contender:
     Attributes
     ----------
     method
-        One of :data:`clusterprune.methods.pipeline.METHODS`.
+        One of :data:`clusterprune.methods.settings.METHODS`.
     changes
         Settings by name.
     """

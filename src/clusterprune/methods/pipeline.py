@@ -30,7 +30,7 @@ from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.icp import icp
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
-from clusterprune.methods.settings import METHODS, read_method
+from clusterprune.methods.settings import METHODS, TRAINED, read_method
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
@@ -184,7 +184,7 @@ def compress(
     """
     if method not in METHODS:
         raise ArgumentError(f"method={method!r} is not known; choose from {', '.join(METHODS)}")
-    if training is None and method in ("icp", "acp", "cp", "sfp"):
+    if training is None and method in TRAINED:
         raise ArgumentError(f"method={method!r} trains, but training=None; give a TrainConfig")
     if training is not None:
         training = TrainConfig(**{**training.model_dump(), "seed": seed})

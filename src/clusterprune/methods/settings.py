@@ -16,7 +16,9 @@ from clusterprune.methods.criteria import CRITERIA, Handover, Scope
 from clusterprune.methods.icp import ICP
 from clusterprune.methods.targets import read_target
 
-METHODS = ("oneshot", "icp", "acp", "cp", "sfp", *CRITERIA)
+TRAINED = ("icp", "acp", "cp", "sfp")
+"""Methods that train as they compress, or must afterwards."""
+METHODS = ("oneshot", *TRAINED, *CRITERIA)
 
 Settings = TypeVar("Settings")
 Reader = Callable[[Any], Any]

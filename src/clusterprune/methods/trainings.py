@@ -5,7 +5,7 @@ from typing import Any
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.comparison import TRAINING as FINE_TUNING
 from clusterprune.methods.icp import TRAINING as ICP_TRAINING
-from clusterprune.methods.pipeline import METHODS
+from clusterprune.methods.settings import METHODS
 from clusterprune.train import TrainConfig
 
 CP_TRAINING = TrainConfig(epochs=200, lr=0.1, schedule="step", milestones=(0.3, 0.6, 0.8), gamma=0.2)
@@ -23,7 +23,7 @@ def training_for(method: str, **changes: Any) -> TrainConfig | None:
     Parameters
     ----------
     method
-        One of :data:`clusterprune.methods.pipeline.METHODS`.
+        One of :data:`clusterprune.methods.settings.METHODS`.
     **changes
         Fields of :class:`clusterprune.train.TrainConfig` to have otherwise. None leaves a field as it is.
 

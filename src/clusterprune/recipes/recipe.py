@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.settings import read_method
+from clusterprune.methods.settings import TRAINED, read_method
 from clusterprune.models.sources import suggestion
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision
@@ -19,7 +19,6 @@ CLASSES: dict[str, int] = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "di
 
 # Numbers of epochs among the settings of a method, with their defaults.
 _EPOCHS = {"icp": {"epochs_between": 10}, "acp": {"fitness_epochs": 3}}
-_TRAIN = ("icp", "acp", "cp", "sfp")
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -113,7 +112,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_trains(self) -> Self:
-        if self.training is None and self.method in _TRAIN:
+        if self.training is None and self.method in TRAINED:
             raise ValueError(f"training is missing, but method={self.method!r} trains; state how")
         return self
 
