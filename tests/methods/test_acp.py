@@ -1,5 +1,6 @@
 """ACP on handwritten digits: clustered widths, the search around them, and training from random weights."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,12 @@ def test_impossible_widths_are_refused(widths: dict, message: str) -> None:
 
 def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
-    result = run(graph, digits, out=tmp_path / "run", config={"particles": 3})
+    told: list[str] = []
+    result = run(
+        graph, digits, out=tmp_path / "run", config={"particles": 3}, progress=lambda phase, *_: told.append(phase)
+    )
+    phases = [phase for phase, _ in itertools.groupby(told)]
+    assert (phases[0], phases[-1], len(phases)) == ("mean feature maps", "structures", 5)
     whole = macs_of(graph, {})
     assert len(result.history) == 6
     for evaluation in result.history:
@@ -193,8 +199,8 @@ def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: 
 def test_a_search_goes_on_and_is_repeatable(
     graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path
 ) -> None:
-    def stop(_phase: str, done: int, _total: int) -> None:
-        if done == 2:
+    def stop(phase: str, done: int, _total: int) -> None:
+        if phase == "structures" and done == 2:
             raise KeyboardInterrupt
 
     whole = run(graph, digits)

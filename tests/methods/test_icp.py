@@ -101,6 +101,16 @@ def test_a_target_is_spread_over_the_steps_and_met(run: Callable[..., ICPResult]
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("by", ["clusters", "oneshot"])
+def test_says_how_far_the_choice_of_channels_is(run: Callable[..., ICPResult], by: Any) -> None:
+    told: list[tuple[str, int, int]] = []
+    run(config=ICP(**{**QUICK, "steps": 2}, keep_macs=0.5, by=by), report=lambda *event: told.append(event))
+    for number in (1, 2):
+        mine = [(done, total) for phase, done, total in told if phase.startswith(f"cut {number} of 2: ")]
+        assert any(done == total > 0 for done, total in mine)
+    assert all(0 <= done <= total for _, done, total in told)
+
+
 def test_cuts_that_go_by_all_that_one_shot_knows(run: Callable[..., ICPResult]) -> None:
     config = ICP(**{**QUICK, "steps": 2}, keep_macs=0.5, by="oneshot", layers="all")
     result = run(config=config)

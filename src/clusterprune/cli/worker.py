@@ -152,5 +152,5 @@ def _work(
         display("structures", done, total)
 
     settings = {**job.settings, "storage": url, "study": study}
-    found = join(task, settings, training=training, seed=job.seed, start=begun.start, progress=show)
+    found = join(task, settings, training=training, seed=job.seed, start=begun.start, report=display, progress=show)
     return evaluated, found.value

@@ -23,7 +23,7 @@ from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
-from clusterprune.merge.statistics import Images
+from clusterprune.merge.statistics import Images, Progress
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, plan_for_widths, scaled_to
 from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
@@ -41,8 +41,6 @@ FITNESS_TRAINING = TrainConfig(epochs=3, schedule="constant", **_PAPER)
 """How the paper trains a candidate on CIFAR: three epochs."""
 RETRAINING = TrainConfig(epochs=160, schedule="step", milestones=(0.5, 0.75), **_PAPER)
 """How the paper trains on CIFAR; the epochs are those of the original network."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def acp(
     storage, name, out, about
         Of the study, as in :func:`clusterprune.search.search`.
     progress
-        Called with (phase, structures done, structures).
+        Called with (phase, done, total); the phase of the search is "structures".
 
     Raises
     ------
@@ -195,8 +193,9 @@ def acp(
     if graph.model is not model:
         raise ArgumentError("graph is the trace of another model; give trace(model, example)")
     fitness = StructureFitness(
-        graph, train, validation, config=config, training=training, mean=mean, std=std, factory=factory
-    )
+        graph, train, validation, config=config, training=training, mean=mean, std=std, factory=factory,
+        progress=progress,
+    )  # fmt: skip
     start, graph = fitness.start, fitness.graph
     groups = {name: graph.by_name[name] for name in start}
     sampler = ParticleSwarmSampler(
@@ -219,7 +218,7 @@ def acp(
     best, value = dict(found.best), found.value
     if config.fitness == "merge" and (untouched := fitness(start)) > value:
         best, value = start, untouched
-    plan = plan_for_widths(graph, best, fitness.images, merge=config.merge, seed=config.seed)
+    plan = plan_for_widths(graph, best, fitness.images, merge=config.merge, seed=config.seed, progress=progress)
     plan = replace(plan, notes={"method": "acp", "config": repr(config), "widths": best, "study": found.name})
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
 
@@ -230,15 +229,19 @@ def candidate_training(training: TrainConfig, epochs: int) -> TrainConfig:
     return TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": epochs, **same})
 
 
-def clustered_widths(graph: ChannelGraph, images: Images, config: ACP) -> dict[str, int]:
+def clustered_widths(
+    graph: ChannelGraph, images: Images, config: ACP, progress: Progress | None = None
+) -> dict[str, int]:
     """Return C': by group, the number of clusters and noise points of its mean feature maps (Algorithm 1, line 2)."""
     if config.by == "oneshot":
-        plan = oneshot(graph, images, keep_macs=config.keep_macs, seed=config.seed, config=OneShot(refit=None))
+        quick = OneShot(refit=None)
+        plan = oneshot(graph, images, keep_macs=config.keep_macs, seed=config.seed, config=quick, progress=progress)
     else:
         clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
         plan = plan_by_clusters(
-            graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs
-        )
+            graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs,
+            progress=progress,
+        )  # fmt: skip
     kept = {merge.group: len(merge.kept) for merge in plan.merges}
     return {group.name: kept.get(group.name, group.width) for group in graph.prunable}
 
@@ -256,6 +259,8 @@ class StructureFitness:
         C'; one that is given, as a worker takes it from the search, is not looked for again.
     limit
         Most multiply-adds that a structure may have; :meth:`repair` sees to it.
+
+    What it looks at before the first structure, it reports to `progress` as (phase, done, total).
     """
 
     def __init__(
@@ -270,6 +275,7 @@ class StructureFitness:
         std: Sequence[float],
         factory: Factory | None = None,
         start: Mapping[str, int] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         for name, split in (("train", train), ("validation", validation)):
             if split.labels is None or not len(split):
@@ -283,14 +289,16 @@ class StructureFitness:
         device = next(iter(graph.model.parameters())).device
         pixels = data.sample(train, config.samples, config.seed).load()[0]
         self.images: Tensor = data.normalize(pixels, mean, std).to(device)
-        self.start = dict(start) if start is not None else clustered_widths(self.graph, self.images, config)
+        if start is None:
+            start = clustered_widths(self.graph, self.images, config, progress)
+        self.start = dict(start)
         self.limit = math.inf
         if config.keep_macs is not None:
             self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)
         elif config.fitness == "merge":
             self.limit = macs_of(self.graph, self.start)
         by = config.fitness_merge if config.fitness == "merge" else "drop"
-        self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed)
+        self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed, progress=progress)
 
     def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the structure scaled to the multiply-adds it may have; without a limit, as it is."""

@@ -10,7 +10,7 @@ from clusterprune.budget import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph
 from clusterprune.merge.refit import refit
-from clusterprune.merge.statistics import Images, as_inputs, batch_size_for, whole_batches
+from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_size_for, whole_batches
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
 from clusterprune.methods.oneshot import OneShot, measure, merges_for, order_channels
 from clusterprune.plans import Merge, Plan
@@ -77,7 +77,13 @@ class WidthPlanner:
     """
 
     def __init__(
-        self, graph: ChannelGraph, images: Images | None = None, *, merge: Handover = "least_squares", seed: int = 0
+        self,
+        graph: ChannelGraph,
+        images: Images | None = None,
+        *,
+        merge: Handover = "least_squares",
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         if merge != "drop" and images is None:
             raise ArgumentError(f"images=None, but merge={merge!r} looks at feature maps; give images, or use 'drop'")
@@ -89,9 +95,9 @@ class WidthPlanner:
         groups, options = list(graph.prunable), OneShot(refit=None)
         generator = torch.Generator().manual_seed(seed)
         self._measured = measure(
-            graph, groups, self._images, options, data_free=False, generator=generator, progress=None
+            graph, groups, self._images, options, data_free=False, generator=generator, progress=progress
         )
-        self._paths = order_channels(graph, groups, self._measured, options, None)
+        self._paths = order_channels(graph, groups, self._measured, options, progress)
 
     def __call__(self, widths: Mapping[str, int]) -> Plan:
         """Return the plan that keeps so many channels of each group; groups without a width stay whole.
@@ -129,6 +135,7 @@ def plan_for_widths(
     *,
     merge: Handover = "least_squares",
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
     """Return a plan that keeps the given number of channels of each named group; see :class:`WidthPlanner`.
 
@@ -140,7 +147,7 @@ def plan_for_widths(
     >>> cp.apply(net, plan_for_widths(graph, {"0": 5}, merge="drop"), graph=graph)[0].out_channels
     5
     """
-    return WidthPlanner(graph, images, merge=merge, seed=seed)(widths)
+    return WidthPlanner(graph, images, merge=merge, seed=seed, progress=progress)(widths)
 
 
 def from_random(graph: ChannelGraph, plan: Plan, *, factory: Factory | None = None, seed: int = 0) -> nn.Module:

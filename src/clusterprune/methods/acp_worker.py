@@ -6,7 +6,7 @@ from typing import Any
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import trace
 from clusterprune.methods.acp import StructureFitness, candidate_training
-from clusterprune.methods.pipeline import Task
+from clusterprune.methods.pipeline import Report, Task
 from clusterprune.methods.settings import read_method
 from clusterprune.search import Progress, SearchResult, work
 from clusterprune.train import TrainConfig
@@ -19,6 +19,7 @@ def join(
     training: TrainConfig,
     seed: int = 0,
     start: Mapping[str, int] | None = None,
+    report: Report | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Join the search that :func:`clusterprune.methods.pipeline.compress` has begun; return when it is over.
@@ -29,6 +30,8 @@ def join(
         As there; `settings` names the storage and the study.
     start
         C' as the search has it (:func:`clusterprune.search.begun`); None looks for it anew.
+    report
+        Called with (phase, done, total) before the first structure.
     progress
         Called with every structure that this worker has evaluated, as in :func:`clusterprune.search.work`.
 
@@ -53,5 +56,6 @@ def join(
         std=task.std,
         factory=task.factory,
         start=start,
+        progress=report,
     )
     return work(more.storage, more.study, fitness, repair=fitness.repair, progress=progress)

@@ -74,6 +74,8 @@ def plan(
         At most one. Without any, the clustering itself decides: clusters plus noise points (its ε, or its
         number of clusters). With one, the widths are solved for: ε by bisection for clusterings that have
         one, otherwise cluster counts from the heights of an average-linkage tree, over all groups together.
+    round_to, min_width, ignore, seed, progress
+        As in :func:`clusterprune.oneshot`.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def plan(
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)
     images = None if images is None else whole_batches(graph, images)
-    compared = _compare(graph, groups, images, similarity)
+    compared = _compare(graph, groups, images, similarity, progress)
     given = {
         k: v for k, v in (("channels", keep_channels), ("macs", keep_macs), ("params", keep_params)) if v is not None
     }
@@ -142,12 +144,16 @@ def _check(images: Images | None, similarity: object, merge: str, survivors: str
 
 
 def _compare(
-    graph: ChannelGraph, groups: list[Group], images: Images | None, similarity: FeatureMaps | Filters
+    graph: ChannelGraph,
+    groups: list[Group],
+    images: Images | None,
+    similarity: FeatureMaps | Filters,
+    progress: Progress | None,
 ) -> list[Compared]:
     """Turn every group's channels into points; a channel that several layers make is one long point."""
     tensors = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     if isinstance(similarity, FeatureMaps) and images is not None:
-        points = _mean_maps(graph, groups, images, similarity)
+        points = _mean_maps(graph, groups, images, similarity, progress)
     else:
         fold = isinstance(similarity, Filters) and similarity.fold_batch_norm
         points = {group.name: _filters(graph, group, tensors, fold=fold) for group in groups}
@@ -163,7 +169,9 @@ def _compare(
     return compared
 
 
-def _mean_maps(graph: ChannelGraph, groups: list[Group], images: Images, similarity: FeatureMaps) -> dict[str, Tensor]:
+def _mean_maps(
+    graph: ChannelGraph, groups: list[Group], images: Images, similarity: FeatureMaps, progress: Progress | None
+) -> dict[str, Tensor]:
     """Average feature maps over the images (ACP Eq. 1), at conv outputs or at what consumers read."""
     program = Program(graph)
     weights = program.weights(named_tensors(graph))
@@ -180,6 +188,7 @@ def _mean_maps(graph: ChannelGraph, groups: list[Group], images: Images, similar
     wanted = {name: kind for found in places.values() for name, _, kind in found}
     last = max(program.index.get(name, 0) for name in wanted)
     sums: dict[str, Tensor] = {}
+    count, done = len(as_inputs(images)[0]), 0
     with torch.no_grad():
         for batch in batches(images, batch_size_for(graph)):
             values: dict[str, Any] = program.bind(batch) | weights
@@ -194,7 +203,9 @@ def _mean_maps(graph: ChannelGraph, groups: list[Group], images: Images, similar
                     total = value.movedim(dim, 1).sum(0).double()
                     total = total.reshape(len(total), -1)
                     sums[name] = sums.get(name, 0) + total
-    count = len(as_inputs(images)[0])
+            done += len(batch[0])
+            if progress:
+                progress("mean feature maps", done, count)
     return {
         group: torch.cat([(sums[name] / count)[torch.from_numpy(p)].flatten(1) for name, p, _ in found], 1)
         for group, found in places.items()

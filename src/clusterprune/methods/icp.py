@@ -26,6 +26,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
@@ -171,6 +172,7 @@ def icp(
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[str, Progress], None] | None = None,
+    report: Report | None = None,
 ) -> ICPResult:
     """Compress a trained classifier by iterative clustering pruning.
 
@@ -193,6 +195,8 @@ def icp(
         Go on where a run in `out` was left; begin where there is none.
     progress
         Called with the name of a phase, and what :func:`clusterprune.train.fit` reports in it.
+    report
+        Called with (phase, done, total) while channels are compared for a cut.
 
     Raises
     ------
@@ -218,7 +222,8 @@ def icp(
         original, temperature=config.temperature, alpha=config.alpha, beta=config.beta, stages=config.stages
     )
     with run_folder(out) as folder:
-        run = _Run(config, training, train, validation, tuple(mean), tuple(std), original, guidance, folder, progress)
+        where = tuple(mean), tuple(std)
+        run = _Run(config, training, train, validation, *where, original, guidance, folder, progress, report)
         run.begin(resume=resume)
         network, momentum, steps = original, {}, [run.measure_original(example)]
         for number in range(1, config.steps + 1):
@@ -245,6 +250,7 @@ class _Run:
     guidance: Guidance
     folder: Path
     progress: Callable[[str, Progress], None] | None
+    report: Report | None
 
     def begin(self, *, resume: bool) -> None:
         """Write down what is asked for, or compare it with what was."""
@@ -278,7 +284,7 @@ class _Run:
         if not folder.exists():
             config = self.config
             graph = trace(network, example, ignore=config.ignore)
-            chosen = self._choose(graph, images, self._share(number, network, example))
+            chosen = self._choose(number, graph, images, self._share(number, network, example))
             carried = carry_momentum(momentum, graph, chosen) if config.carry_momentum else {}
             with atomic_folder(folder) as temporary:
                 chosen.save(temporary / "plan")
@@ -288,9 +294,14 @@ class _Run:
         carried = {name: tensor.clone() for name, tensor in load_file(folder / "momentum.safetensors").items()}
         return small.to(example.device), carried
 
-    def _choose(self, graph: ChannelGraph, images: Tensor, keep_macs: float | None) -> Plan:
+    def _choose(self, number: int, graph: ChannelGraph, images: Tensor, keep_macs: float | None) -> Plan:
         """Return the plan of one cut."""
         config = self.config
+
+        def tell(phase: str, done: int, total: int) -> None:
+            if self.report is not None:
+                self.report(f"cut {number} of {config.steps}: {phase}", done, total)
+
         part = graph
         if config.layers == "inner":
             inner = inner_groups(graph)
@@ -301,7 +312,7 @@ class _Run:
                 )
             part = restrict(graph, inner)
         if config.by == "oneshot":
-            return oneshot(part, images, keep_macs=keep_macs, seed=config.seed)
+            return oneshot(part, images, keep_macs=keep_macs, seed=config.seed, progress=tell)
         return plan(
             part,
             images,
@@ -311,6 +322,7 @@ class _Run:
             survivors=config.survivors,
             keep_macs=keep_macs,
             seed=config.seed,
+            progress=tell,
         )
 
     def _share(self, number: int, network: nn.Module, example: Tensor) -> float | None:

@@ -25,6 +25,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.files import run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.icp import icp
@@ -93,7 +94,6 @@ class Outcome:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-Report = Callable[[str, int, int], None]
 Watch = Callable[[str, train.Progress], None]
 
 
@@ -242,7 +242,7 @@ def _icp(call: _Call) -> Outcome:
     config, _ = call.read("icp")
     made = icp(
         task.model, task.train, task.validation, config=config, training=training, mean=task.mean, std=task.std,
-        out=call.folder / "icp", resume=True, progress=call.watch,
+        out=call.folder / "icp", resume=True, progress=call.watch, report=call.report,
     )  # fmt: skip
     last = call.folder / "icp" / f"step-{config.steps}" / "cut" / "compact"
     cut = checkpoint.load(last, lambda: copy.deepcopy(task.model).cpu()).to(task.example.device)
