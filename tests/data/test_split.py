@@ -114,6 +114,22 @@ def test_bad_batches_are_refused_before_the_first(arguments):
         memory_split().batches(**arguments)
 
 
+@pytest.mark.parametrize("files", [False, True])
+def test_batches_of_windows(tree, files):
+    split = data.load(f"folder:{tree({'train': {'a': 5, 'b': 4}})}").train
+    if not files:
+        split = data.Split.from_tensors(split.images(), split.labels)
+    assert split.in_files == files
+    draws = torch.rand(9, 5, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([8, 1, 5])
+    batches = list(split.subset(order).batches(2, crops=draws[order]))
+    assert [images.shape for images, _ in batches] == [(2, 3, 12, 12), (1, 3, 12, 12)]
+    whole = torch.cat([images for images, _ in split.batches(9, crops=draws)])
+    assert torch.equal(torch.cat([images for images, _ in batches]), whole[order])
+    with pytest.raises(ArgumentError, match=r"crops must have shape \(9, 5\)"):
+        split.batches(2, crops=draws[:3])
+
+
 def test_memory_images_are_resized(digits):
     assert digits.images([0, 1], size=16).shape == (2, 1, 16, 16)
     assert digits.images([0], size=4).shape == (1, 1, 4, 4)
@@ -186,6 +202,14 @@ class TestCorrupt:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert len(list(damaged.batches(3))) == 3
+
+    def test_others_keep_their_windows(self, damaged):
+        draws = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+        with pytest.warns(data.CorruptImageWarning, match=r"b/001\.png"):
+            images = torch.cat([x for x, _ in damaged.batches(3, crops=draws)])
+        rows = torch.tensor([0, 1, 2, 3, 4, 6, 7])
+        ((alone, _),) = damaged.subset(rows).batches(8, crops=draws[rows])
+        assert torch.equal(images, alone)
 
     def test_images_stay_in_step_with_labels(self, damaged):
         with pytest.warns(data.CorruptImageWarning):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from clusterprune import data
+from clusterprune.data.crops import resized_crop
 from clusterprune.errors import ArgumentError
 from clusterprune.train.images import InMemory, Streamed, source
 
@@ -38,6 +39,20 @@ def test_memory_and_stream_give_the_same_batches(folder: data.Split) -> None:
         assert torch.equal(labels, other_labels)
     assert torch.cat([labels for (_, labels), _ in batches]).tolist() == [1, 0, 0, 0, 1]
     assert kept.shape == streamed.shape == (3, 6, 6)
+
+
+def test_windows_are_of_files_where_there_are_files(folder: data.Split) -> None:
+    common: dict[str, Any] = {"name": "train", "channels": 3, "device": CPU, "limit": 1e9, "crops": True}
+    assert isinstance(source(folder, **common), Streamed)
+    assert folder.labels is not None
+    memory = source((folder.images(), folder.labels), **common)
+    assert isinstance(memory, InMemory)
+    order, draws = torch.tensor([9, 0, 4]), torch.rand(3, 5)
+    windows = torch.cat([images for images, _ in memory.batches(order, 2, draws)])
+    assert torch.equal(windows, resized_crop(folder.images()[order], draws))
+    streamed = source((folder.images(), folder.labels), **{**common, "limit": 0})
+    assert isinstance(streamed, Streamed)
+    assert torch.equal(windows, torch.cat([images for images, _ in streamed.batches(order, 2, draws)]))
 
 
 PIXELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)

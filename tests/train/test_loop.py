@@ -1,6 +1,8 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional
 from clusterprune import data, evaluate, train
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.train import loop
+from clusterprune.train.prepare import Run
 
 Fit = Callable[..., train.TrainResult]
 
@@ -94,6 +97,43 @@ def test_a_stream_gives_the_same_result(
     model = worker.network()
     fit(model, train=data.Split.from_tensors(*worker.images()), memory_limit_gib=0)
     assert same(model, finished)
+
+
+def test_random_windows_are_those_that_augment_draws(
+    fit: Fit, worker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn for a whole epoch at once, also from its middle on, and wherever the images come from."""
+    seen: list[tuple[Run, Tensor]] = []
+    inputs = Run.inputs
+
+    def note(run: Run, pixels: Tensor) -> Tensor:
+        seen.append((run, pixels))
+        return inputs(run, pixels)
+
+    def batches(**given: Any) -> list[Tensor]:
+        seen.clear()
+        fit(**{"epochs": 1, "warmup_epochs": 0, "augment": "resized_crop_flip", "validation": None, **given})
+        return [pixels for _, pixels in seen if len(pixels) > 1]  # the first is a check of the model
+
+    monkeypatch.setattr(Run, "inputs", note)
+    whole = batches()
+    run, (images, _) = seen[0][0], worker.images()
+    order = torch.randperm(330, generator=run.generator(0)).split(32)
+    expected = [
+        train.augment(images[mine], "resized_crop_flip", run.generator(0, step)) for step, mine in enumerate(order)
+    ]
+    streamed = batches(train=data.Split.from_tensors(*worker.images()), memory_limit_gib=0)
+
+    def stop(event: train.Progress) -> None:
+        if event.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batches(out=tmp_path, checkpoint_minutes=1e-9, progress=stop)
+    rest = batches(out=tmp_path, resume=True)
+    for found, wanted in [(whole, expected), (streamed, expected), (rest, expected[-len(rest) :])]:
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert len(rest) == 7
 
 
 def test_the_caller_finds_things_as_they_were(fit: Fit, worker: ModuleType) -> None:

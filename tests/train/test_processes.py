@@ -4,14 +4,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from clusterprune.errors import ArgumentError
-from clusterprune.train import Processes, TrainConfig, augment
+from clusterprune.train import Processes, TrainConfig, augment, loop
 from clusterprune.train.processes import join
 
 SCRIPT = Path(__file__).with_name("parallel_worker.py")
@@ -69,6 +70,23 @@ def test_the_draws_of_a_share_are_those_of_the_whole() -> None:
         share = Processes(rank, 3).share(10)
         part = augment(images[share], "crop_flip", torch.Generator().manual_seed(3), 10, share)
         assert torch.equal(part, whole[share])
+
+
+def test_the_crops_of_a_share_are_those_of_the_whole() -> None:
+    """Drawn for all steps that are left, in the order of this process's images."""
+
+    def crops(processes: Processes) -> torch.Tensor:
+        generator = lambda *at: torch.Generator().manual_seed(sum(at))  # noqa: E731
+        run: Any = SimpleNamespace(config=TrainConfig(batch_size=4), processes=processes, generator=generator)
+        state: Any = SimpleNamespace(epoch=7, step=1)
+        return loop._crops(run, state, 14)
+
+    whole = crops(Processes())
+    assert whole.shape == (10, 5)
+    for rank in range(3):
+        processes = Processes(rank, 3)
+        mine, _ = processes.shares(torch.arange(10), 4)
+        assert torch.equal(crops(processes), whole[mine])
 
 
 def test_one_process_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

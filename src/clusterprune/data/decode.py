@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clusterprune.data.crops import mirrored, windows
 from clusterprune.data.resize import geometry
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -57,15 +58,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(path: str, size: int | None = None) -> Tensor:
+def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Tensor:
     """Read one file as RGB ``uint8`` (3, h, w), or (3, size, size) when ``size`` is given.
+
+    With ``crop``, the draws (5,) of a :func:`~clusterprune.data.crops.resized_crop`, it is a window of the file.
 
     The orientation that cameras note in EXIF is not applied, as in torchvision's ``ImageFolder``;
     of an animation, the first frame counts.
     """
     with Image.open(path) as opened:
         image = to_rgb(opened)
-        if size is not None and image.size != (size, size):
+        if size is not None and crop is not None:
+            image = _crop(image, size, crop[None])
+        elif size is not None and image.size != (size, size):
             target = geometry(image.height, image.width, size)
             if target.height * target.width > _MAX_PIXELS:
                 raise ValueError(f"is too elongated: {image.height}x{image.width}")
@@ -76,6 +81,15 @@ def decode(path: str, size: int | None = None) -> Tensor:
         return torch.from_numpy(pixels).view(image.height, image.width, 3).permute(2, 0, 1)
 
 
+def _crop(image: Image.Image, size: int, draws: Tensor) -> Image.Image:
+    """Bring a random window of an image to a square."""
+    left, top, across, down = windows(draws, image.height, image.width)[0].tolist()
+    right, bottom = min(1.0, left + across), min(1.0, top + down)
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored(draws)[0] else image
+
+
 def explain(error: Exception) -> str:
     """One line on why a file could not be read."""
     if isinstance(error, Image.UnidentifiedImageError):
@@ -84,12 +98,14 @@ def explain(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _decode_chunk(paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None) -> dict[int, str]:
+def _decode_chunk(
+    paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None, crops: Tensor | None
+) -> dict[int, str]:
     shape = out.shape[1:]
     problems: dict[int, str] = {}
     for path, row in zip(paths, rows, strict=True):
         try:
-            image = decode(path, size)
+            image = decode(path, size, None if crops is None else crops[row])
         except Exception as error:  # damaged files make Pillow raise nearly anything
             problems[row] = explain(error)
         else:
@@ -121,6 +137,7 @@ def decode_into(
     out: Tensor,
     size: int | None,
     progress: Progress | None = None,
+    crops: Tensor | None = None,
 ) -> dict[int, str]:
     """Decode ``paths`` into ``out[rows]`` with a pool of threads.
 
@@ -134,6 +151,8 @@ def decode_into(
         Passed to :func:`decode`.
     progress
         Called as ``progress(done, total)`` from the calling thread.
+    crops
+        Draws of a random crop for every row of ``out``, (n, 5).
 
     Returns
     -------
@@ -151,14 +170,14 @@ def decode_into(
     done = 0
     if len(pieces) < 2:
         for some, where in pieces:
-            problems |= _decode_chunk(some, where, out, size)
+            problems |= _decode_chunk(some, where, out, size, crops)
             if progress:
                 progress(len(some), len(paths))
         return problems
     # A pool per call: a shared one would not survive a fork of the process.
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="clusterprune-decode")
     try:
-        tasks = [pool.submit(_decode_chunk, some, where, out, size) for some, where in pieces]
+        tasks = [pool.submit(_decode_chunk, some, where, out, size, crops) for some, where in pieces]
         for task, (some, _) in zip(tasks, pieces, strict=True):
             problems |= task.result()
             done += len(some)

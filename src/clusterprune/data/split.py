@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clusterprune.data.crops import DRAWS
 from clusterprune.data.decode import Progress
 from clusterprune.data.resize import check_size
 from clusterprune.data.store import Damage, ImageStore, MemoryStore, all_damaged
@@ -115,6 +116,11 @@ class Split:
         return self._store.shape(self.image_size)
 
     @property
+    def in_files(self) -> bool:
+        """Whether the pixels are in files, decoded when they are asked for."""
+        return not self._store.in_memory
+
+    @property
     def skipped(self) -> list[Damage]:
         """(path, reason) of the files in this split that were met and could not be read."""
         damaged = self._store.damaged
@@ -182,40 +188,47 @@ class Split:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        crops: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate once over (``uint8`` images, int64 labels), reading one batch ahead.
 
         Unreadable images are left out, so a batch may be smaller than ``batch_size``. The order
-        under ``shuffle`` depends on ``seed`` alone: give another seed every epoch.
+        under ``shuffle`` depends on ``seed`` alone: give another seed every epoch. ``crops``, draws of a
+        :func:`~clusterprune.data.crops.resized_crop` (n, 5), give random windows in place of whole images.
 
         Raises
         ------
         ArgumentError
-            When ``batch_size`` or ``size`` is below 1.
+            When ``batch_size`` or ``size`` is below 1, or ``crops`` are not as many as the images.
         """
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, but got batch_size={batch_size}.")
         check_size(size, "size")
+        if crops is not None and crops.shape != (len(self), DRAWS):
+            raise ArgumentError(f"crops must have shape {(len(self), DRAWS)}, but got {tuple(crops.shape)}.")
         order = torch.arange(len(self))
         if shuffle:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         parts = [part for part in order.split(batch_size) if len(part)]
         if drop_last and parts and len(parts[-1]) < batch_size:
             parts.pop()
-        return self._iterate(parts, size)
+        return self._iterate(parts, size, crops)
 
     def subset(self, indices: Indices) -> "Split":
         """Split of the images at ``indices``, sharing pixels with this one."""
         numbers = self._numbers[self._positions(indices)]
         return Split(self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers)
 
-    def _iterate(self, parts: list[Tensor], size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _iterate(self, parts: list[Tensor], size: int | None, crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        def read(part: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self._read(part, size, None, None if crops is None else crops[part])
+
         if self._store.in_memory:
             for part in parts:
-                yield self._settle(self._read(part, size, None))
+                yield self._settle(read(part))
             return
         with ThreadPoolExecutor(1, thread_name_prefix="clusterprune-ahead") as ahead:
-            reads = (ahead.submit(self._read, part, size, None) for part in parts)
+            reads = (ahead.submit(read, part) for part in parts)
             current = next(reads, None)
             while current is not None:
                 result = current.result()
@@ -252,12 +265,12 @@ class Split:
         return positions.to(torch.int64)
 
     def _read(
-        self, positions: Tensor, size: int | None, progress: Progress | None
+        self, positions: Tensor, size: int | None, progress: Progress | None, crops: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images, labels and which rows are good, before any complaint about the others."""
         numbers = self._numbers[positions]
         size = check_size(size, "size") or self.image_size
-        images, good = self._store.read(numbers, size, progress)
+        images, good = self._store.read(numbers, size, progress, crops)
         if self._all_labels is None:
             return images, torch.full((len(numbers),), -1), good
         return images, self._all_labels[numbers], good

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from clusterprune.data.crops import resized_crop
 from clusterprune.data.decode import MixedSizesError, Progress, decode, decode_into, explain
 from clusterprune.data.resize import empty_images, resize_batch
 from clusterprune.errors import DataError
@@ -39,8 +40,13 @@ class ImageStore(Protocol):
         """Channels, height and width of what :meth:`read` returns."""
         ...
 
-    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
-        """Images ``uint8`` (n, c, h, w) and which rows are good (bool, None when all are)."""
+    def read(
+        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images ``uint8`` (n, c, h, w) and which rows are good (bool, None when all are).
+
+        With ``crops``, the draws (n, 5) of a :func:`~clusterprune.data.crops.resized_crop`, a window of each.
+        """
         ...
 
 
@@ -62,11 +68,15 @@ class MemoryStore:
         channels, height, width = self._images.shape[1:]
         return (channels, height, width) if size is None else (channels, size, size)
 
-    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Copy the images asked for; see :class:`ImageStore`."""
         images = self._images[numbers]
         if size is not None and tuple(images.shape[-2:]) != (size, size):
             images = resize_batch(images, size)
+        if crops is not None:
+            images = resized_crop(images, crops)
         if progress:
             progress(len(numbers), len(numbers))
         return images, None
@@ -106,14 +116,16 @@ class FileStore:
                 raise DataError(all_damaged(list(self.damaged.values()), len(self)))
         return self._native
 
-    def read(self, numbers: Tensor, size: int | None, progress: Progress | None = None) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Decode the images asked for, or fetch those kept; see :class:`ImageStore`."""
         shape = self.shape(size)
-        kept = self._room(size, shape)
+        kept = self._room(size, shape) if crops is None else None
         if kept is None:
             images = empty_images(len(numbers), shape)
             wanted = [(row, n) for row, n in enumerate(numbers.tolist()) if n not in self.damaged]
-            self._decode(wanted, images, size, progress)
+            self._decode(wanted, images, size, progress, crops)
         else:
             cache, ready = kept
             todo = numbers[~ready[numbers]].unique().tolist()
@@ -132,12 +144,13 @@ class FileStore:
         out: Tensor,
         size: int | None,
         progress: Progress | None,
+        crops: Tensor | None = None,
     ) -> None:
         """Decode file ``number`` into row ``row`` of ``out`` for every (row, number) wanted."""
         numbers = dict(wanted)
         paths = [self._paths[n] for n in numbers.values()]
         try:
-            problems = decode_into(paths, list(numbers), out, size, progress)
+            problems = decode_into(paths, list(numbers), out, size, progress, crops)
         except MixedSizesError as error:
             height, width = out.shape[-2:]
             raise DataError(

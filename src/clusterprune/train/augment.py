@@ -1,17 +1,12 @@
 """Random crops and flips of a whole batch at once, each image with its own draw."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clusterprune.data.crops import DRAWS, resized_crop
 from clusterprune.errors import ArgumentError
 from clusterprune.train.config import Augmentation
-
-SMALLEST_AREA = 0.08
-MOST_STRETCHED = 4 / 3
-"""Of a resized crop: least share of the image, and greatest ratio of its sides (Szegedy et al. 2015)."""
 
 
 def padding_for(size: int) -> int:
@@ -26,7 +21,8 @@ def augment(
 
     - ``"crop_flip"``: shift it within a black border, and mirror half of the images; ``"crop"`` does not mirror.
     - ``"resized_crop_flip"``: take a part of it, between 8 and 100 % of its area and up to 4 : 3 out of proportion, to
-      the size of the whole, and mirror half of the images; the usual choice for ImageNet.
+      the size of the whole, and mirror half of the images; the usual choice for ImageNet. In training, images that are
+      files are cropped as they are decoded, at their own size and with antialiasing; here, an image is what it is.
 
     Parameters
     ----------
@@ -53,7 +49,7 @@ def augment(
     drawn = count if total is None else total
     mine = torch.arange(drawn)[share or slice(None)][:count]
     if kind == "resized_crop_flip":
-        return _resized_crop(images, torch.rand(drawn, 5, generator=generator)[mine])
+        return resized_crop(images, torch.rand(drawn, DRAWS, generator=generator)[mine])
     pad_y, pad_x = padding_for(height), padding_for(width)
     top = torch.randint(2 * pad_y + 1, (drawn, 1), generator=generator)[mine]
     left = torch.randint(2 * pad_x + 1, (drawn, 1), generator=generator)[mine]
@@ -68,27 +64,3 @@ def augment(
     padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
     picked = torch.arange(count, device=images.device)
     return padded[picked[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _resized_crop(images: Tensor, draws: Tensor) -> Tensor:
-    """Take a part of each image, bring it to the size of the whole by linear interpolation, and mirror half of them.
-
-    Parameters
-    ----------
-    draws
-        Area, proportion, place across and down, and mirroring, each in [0, 1): (n, 5).
-    """
-    if not len(images):
-        return images.clone()
-    area = SMALLEST_AREA + (1 - SMALLEST_AREA) * draws[:, 0]
-    stretch = ((2 * draws[:, 1] - 1) * math.log(MOST_STRETCHED)).exp()
-    across, down = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)
-    # In coordinates from -1 to 1: half the length of a side is its share of the image's.
-    place = (2 * draws[:, 2:4] - 1) * (1 - torch.stack([across, down], 1))
-    across = torch.where(draws[:, 4] < 0.5, -across, across)
-    zero = torch.zeros_like(down)
-    maps = torch.stack([torch.stack([across, zero, place[:, 0]], 1), torch.stack([zero, down, place[:, 1]], 1)], 1)
-    grid = functional.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
-    floating = images if images.is_floating_point() else images.float()
-    found = functional.grid_sample(floating, grid.to(floating.dtype), padding_mode="border", align_corners=False)
-    return found if images.is_floating_point() else found.round().to(images.dtype)

@@ -48,6 +48,7 @@ class TrainConfig(BaseModel):
     augment
         ``"crop_flip"``, ``"crop"`` (for images whose mirror image means something else, such as
         digits), ``"resized_crop_flip"`` (for ImageNet) or ``"none"``; see :func:`clusterprune.train.augment`.
+        Resized crops are of whole files, which are therefore read again in every epoch.
     precision
         ``"bfloat16"`` runs the forward pass in bfloat16 autocast; weights stay as they are.
         ``"auto"`` takes it where the processor computes in it, else float32. ``"float16"`` is for

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.data import Split
+from clusterprune.data.crops import resized_crop
 from clusterprune.errors import ArgumentError
 
 Images = Split | tuple[Tensor, Tensor]
@@ -26,8 +27,11 @@ class Source(Protocol):
     labels: Tensor
     shape: tuple[int, int, int]
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order."""
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order.
+
+        With the draws of a :func:`clusterprune.data.crops.resized_crop` for each, (n, 5), a window of each.
+        """
         ...
 
 
@@ -43,10 +47,14 @@ class InMemory:
         self.labels = labels
         self.shape = split.shape
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order."""
-        for indices in order.to(self._labels.device).split(batch_size):
-            yield self._images[indices], self._labels[indices]
+        for number, indices in enumerate(order.to(self._labels.device).split(batch_size)):
+            images = self._images[indices]
+            if crops is not None:
+                start = number * batch_size
+                images = resized_crop(images, crops[start : start + len(indices)])
+            yield images, self._labels[indices]
 
 
 class Streamed:
@@ -58,14 +66,16 @@ class Streamed:
         self.labels = labels
         self.shape = split.shape
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order."""
-        for images, labels in self._split.subset(order).batches(batch_size):
+        for images, labels in self._split.subset(order).batches(batch_size, crops=crops):
             yield images.to(self._device), labels.to(self._device)
 
 
-def source(images: Images, *, name: str, channels: int, device: torch.device, limit: float) -> Source:
-    """Return `images` as a source: in memory when they take at most `limit` bytes.
+def source(
+    images: Images, *, name: str, channels: int, device: torch.device, limit: float, crops: bool = False
+) -> Source:
+    """Return `images` as a source: in memory when they take at most `limit` bytes and may stay as they are.
 
     Parameters
     ----------
@@ -75,6 +85,8 @@ def source(images: Images, *, name: str, channels: int, device: torch.device, li
         The argument that errors name.
     channels
         Length of the mean; images must have as many channels, or one.
+    crops
+        Whether random windows are wanted, which are of whole files where images are files.
 
     Raises
     ------
@@ -93,7 +105,8 @@ def source(images: Images, *, name: str, channels: int, device: torch.device, li
             f"{name} has images of {split.shape[0]} channels, but mean and std have {channels} "
             "values; pass one value per channel"
         )
-    return (Streamed if size > limit else InMemory)(split, labels, device)
+    streamed = size > limit or (crops and split.in_files)
+    return (Streamed if streamed else InMemory)(split, labels, device)
 
 
 def _as_split(images: Images, name: str) -> Split:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clusterprune.data.crops import DRAWS
 from clusterprune.errors import TrainingError
 from clusterprune.train.augment import augment
 from clusterprune.train.checkpoint import Tally
@@ -112,7 +113,8 @@ def _run_epoch(run: Run, state: TrainState) -> None:
     unread: list[tuple[Tensor, Tensor, int]] = []
     order = torch.randperm(len(run.train.labels), generator=run.generator(state.epoch))[: run.steps * size]
     mine, own_size = run.processes.shares(order[state.step * size :], size)
-    for pixels, labels in run.train.batches(mine, own_size):
+    crops = _crops(run, state, len(order)) if config.augment == "resized_crop_flip" else None
+    for pixels, labels in run.train.batches(mine, own_size, crops):
         where = (state.epoch + state.step / run.steps) / config.epochs
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, where)
@@ -132,6 +134,16 @@ def _run_epoch(run: Run, state: TrainState) -> None:
     _finish_epoch(run, state, began)
 
 
+def _crops(run: Run, state: TrainState, images: int) -> Tensor:
+    """Draw the crops of this process's images in the steps that are left, as `augment` would in each step."""
+    size, drawn = run.config.batch_size, []
+    for step in range(state.step, -(-images // size)):
+        planned = min(size, images - step * size)
+        draws = torch.rand(planned, DRAWS, generator=run.generator(state.epoch, step))
+        drawn.append(draws if run.processes.alone else draws[run.processes.share(planned)])
+    return torch.cat([torch.empty(0, DRAWS), *drawn])
+
+
 def _steps_between_reads(device: torch.device) -> int:
     # Reading a loss waits for the device, which would leave an accelerator idle after every step.
     return 1 if device.type == "cpu" else 20
@@ -146,10 +158,11 @@ def _gradients(run: Run, state: TrainState, pixels: Tensor, labels: Tensor, plan
     """
     model, processes = state.model, run.processes
     draws = run.generator(state.epoch, state.step - 1)
+    kind = "none" if run.config.augment == "resized_crop_flip" else run.config.augment  # cropped where it comes from
     if processes.alone:
-        inputs = run.inputs(augment(pixels, run.config.augment, draws))
+        inputs = run.inputs(augment(pixels, kind, draws))
     else:
-        inputs = run.inputs(augment(pixels, run.config.augment, draws, planned, processes.share(planned)))
+        inputs = run.inputs(augment(pixels, kind, draws, planned, processes.share(planned)))
         # One generator for all would drop the same units in every process, and only one is saved.
         seed_everything(run.seed(state.epoch, state.step - 1, processes.rank), run.device)
     state.optimizer.zero_grad()

@@ -102,7 +102,10 @@ def prepare(
     processes, device = join(config)
     precision = resolve_precision(config.precision, device)
     limit = config.memory_limit_gib * 2**30
-    trained = source(train, name="train", channels=len(mean), device=device, limit=limit)
+    trained = source(
+        train, name="train", channels=len(mean), device=device, limit=limit,
+        crops=config.augment == "resized_crop_flip",
+    )  # fmt: skip
     validated = None
     if validation is not None:
         validated = source(validation, name="validation", channels=len(mean), device=device, limit=limit)
