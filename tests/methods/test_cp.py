@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import clusterprune as cp
 from clusterprune import evaluate, train
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.methods.cp import CP, ClusterPruning, cluster_prune, finish, for_macs, without_batch_norm
-from clusterprune.methods.cp_rates import Adaptive, Constant, Silhouette, real_rate, replaced_count
+from clusterprune.methods.cp_rates import Adaptive, Constant, Silhouette, pruning_rate, real_rate, replaced_count
 
 # Clustering and selection (Eqs. 3 and 4).
 
@@ -170,6 +171,42 @@ def test_a_target_of_macs_is_met(keep: float) -> None:
     share = evaluate.macs(small, X[:1]) / evaluate.macs(model, X[:1])
     # One filter of the smallest layer costs more than what may be left over.
     assert keep - 0.03 < share <= keep
+
+
+@pytest.mark.parametrize(
+    ("mean_of", "expected"), [("cluster", [[2, 2, 5], [3, 3, 5]]), ("replaced", [[0.5, 0.5, 5]] * 2)]
+)
+def test_what_is_not_replaced_draws_its_cluster_unless_told_not_to(mean_of: Any, expected: list[list[float]]) -> None:
+    model = points(torch.tensor([[0.0], [1.0], [5.0], [50.0]]))
+    graph = cp.trace(model, torch.zeros(1, 1, 4, 4))
+    hook = ClusterPruning(graph, CP(goal=0.75, clusters=Constant(number=2), layers=("0",), mean_of=mean_of))
+    for values in expected:  # 50 is replaced by itself
+        hook.after_epoch(model, 1, 1)
+        assert model[0].weight.detach().flatten().tolist() == [*values, 50]
+    assert len(finish(model, graph).merges) == 1
+    with pytest.raises(ArgumentError, match="mean_of must be 'cluster' or 'replaced'"):
+        CP(mean_of="some")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("schedule", "curvature"), [("linear", 5.0), ("fast-slow", 5.0), ("fast-slow", 20.0)])
+def test_widths_are_approached_as_the_rate_is(schedule: Any, curvature: float) -> None:
+    """With a steep schedule all is replaced early, and nothing is left for the last epoch."""
+    filters = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    model = points(filters)
+    config = CP(
+        goal=0.8, clusters=Constant(number=6), widths=(10,), schedule=schedule, curvature=curvature, layers=("0",)
+    )
+    hook = ClusterPruning(cp.trace(model, torch.zeros(1, 4, 4, 4)), config)
+    found, expected = [], []
+    for epoch in range(1, 7):
+        with torch.no_grad():  # what an epoch does: no two filters are the same afterwards
+            model[0].weight += 1e-3 * torch.randn(model[0].weight.shape, generator=torch.Generator().manual_seed(epoch))
+        hook.after_epoch(model, epoch, 6)
+        found.append(distinct(model[0]))
+        expected.append(24 - round(14 * pruning_rate(schedule, 1, epoch, 6, curvature)))
+    assert found == expected
+    assert found[-1] == 10
+    assert (found[2] == 10) == (curvature == 20)
 
 
 # Batch norm.

@@ -100,7 +100,9 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
     """Return a contender's settings, and its last training, such that it trains as long as all others.
 
     ICP and ACP cut here as the one-shot compressor does. As released, they cut the inner layers by clusters and drop
-    the smallest norms: `icp:by=clusters:layers=inner:survivors=l1`, `acp:by=clusters:layers=inner:merge=drop`.
+    the smallest norms: `icp:by=clusters:layers=inner:survivors=l1`, `acp:by=clusters:layers=inner:merge=drop`. CP
+    replaces its filters early, and leaves them together, so that most of a short training is for recovering; as
+    published, it is `cp:curvature=5:mean_of=cluster`.
     """
     settings: dict[str, Any] = {"keep_macs": keep_macs}
     if contender.method == "icp":
@@ -109,6 +111,8 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
     if contender.method == "acp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
         settings |= {"inherit": True, "equal_macs": False}
+    if contender.method == "cp":
+        settings |= {"curvature": 20.0, "mean_of": "replaced"}
     settings |= dict(contender.changes)
     if contender.method == "icp":
         last = training.epochs - (settings["steps"] - 1) * settings["epochs_between"]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from clusterprune import train as training
 from clusterprune.budget import CostModel, check_fraction
-from clusterprune.clustering import Clustering, Clusters, KMeans
+from clusterprune.clustering import NOISE, Clustering, Clusters, KMeans
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.evaluate.mode import device_of, dtype_of
@@ -71,11 +71,16 @@ class CP:
     batch_norm
         "removed", as published: no target layer may have one, see :func:`without_batch_norm`. "tied": the batch
         norm of a replaced filter is replaced too, by the mean over its cluster.
+    mean_of
+        What a filter is replaced by: the mean over its whole "cluster", as published, or over the "replaced" filters of
+        the cluster alone. In the first, a member that is not replaced draws the others to it after every epoch, even
+        when nothing is learnt any more; the second leaves alone what is one already, which a short training needs.
     layers
         Names of groups to prune; None is the paper's choice, :func:`clusterprune.methods.layers.inner_groups`.
     widths
-        Filters that each layer is left with, in order of depth. After the last epoch as few are then replaced as it
-        takes, where the paper's rate only says how many go at least (Eq. 9). None follows the rate to the end.
+        Filters that each layer is left with, in order of depth, where the paper's rate only says how many go at least
+        (Eq. 9). After every epoch as few are then replaced as it takes to be as far on the way there as the rate is on
+        its way to the goal. None follows the rate.
     seed
         Of the first k-means.
 
@@ -91,6 +96,7 @@ class CP:
     curvature: float = 5.0
     clustering: Clustering | None = None
     batch_norm: Literal["tied", "removed"] = "tied"
+    mean_of: Literal["cluster", "replaced"] = "cluster"
     layers: tuple[str, ...] | None = None
     widths: tuple[int, ...] | None = None
     seed: int = 0
@@ -104,6 +110,8 @@ class CP:
             raise ArgumentError(f"curvature must be above 0 and at most 100, but got curvature={self.curvature!r}")
         if self.batch_norm not in ("tied", "removed"):
             raise ArgumentError(f"batch_norm must be 'tied' or 'removed', but got batch_norm={self.batch_norm!r}")
+        if self.mean_of not in ("cluster", "replaced"):
+            raise ArgumentError(f"mean_of must be 'cluster' or 'replaced', but got mean_of={self.mean_of!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,11 +274,14 @@ class ClusterPruning:
             # A filter alone in its cluster is at distance 0 and counts among them, as it does in Eq. 9.
             order = distances.argsort(stable=True)
             count = replaced_count(group.width, rate)
-            if config.widths is not None and epoch == epochs:
-                count = _fewest(clusters.labels[order.numpy()], config.widths[layer - 1])
+            if config.widths is not None:
+                surplus = group.width - config.widths[layer - 1]
+                # Rounded, not cut off: the last filter shall not go in the last epoch, after which nothing recovers.
+                count = _fewest(clusters.labels[order.numpy()], group.width - round(surplus * rate / config.goal))
             closest = order[:count]
+            averaged = clusters if config.mean_of == "cluster" else _among(clusters, closest)
             for use in (*group.producers, *group.carriers):
-                _replace(tensors, use, clusters, closest)
+                _replace(tensors, use, averaged, closest)
             self._centroids[group.name] = centroids.to(tensors[group.producers[0].path].dtype)
 
     def _cluster(self, name: str, filters: Tensor) -> Clusters:
@@ -324,6 +335,13 @@ def _fewest(labels: np.ndarray, width: int) -> int:
     left = len(labels) - np.cumsum(~first)
     enough = np.flatnonzero(left <= width)
     return 0 if width >= len(labels) else int(enough[0]) + 1 if len(enough) else len(labels)
+
+
+def _among(clusters: Clusters, chosen: Tensor) -> Clusters:
+    """Return the clusters of the chosen filters; the others are noise."""
+    labels = np.full(clusters.n_points, NOISE)
+    labels[chosen.numpy()] = clusters.labels[chosen.numpy()]
+    return Clusters.from_labels(labels)
 
 
 def _replace(tensors: dict[str, Tensor], use: Use, clusters: Clusters, closest: Tensor) -> None:
