@@ -9,8 +9,8 @@ retraining.
 WEIGHTS is resnet20-jpeg.safetensors; CIFAR holds train/ and test/, one folder per class. Structures are drawn at
 random, each inner width between an eighth and all of its channels, and scaled to half of the network's MACs, so that
 size says nothing about which is better. Both fitnesses are measured on images held out of the training images;
-retraining starts from random weights, as published, and with `--inherit` also from what merging left. Its accuracy is
-that on the test images. Every finished number is in results/fitness_rank.json at once.
+retraining starts from random weights at a rate of 0.1, as published, or, `--inherit`, from what merging left at a rate
+of 0.01. Its accuracy is that on the test images. Every finished number is in results/fitness_rank.json at once.
 
 Kendall's τ and Spearman's ρ are over the structures; the cost is wall time, loading and planning included.
 """
@@ -34,8 +34,10 @@ from scipy.stats import kendalltau, spearmanr
 
 import clusterprune as cp
 from clusterprune import data, evaluate, models, run, train
+from clusterprune.methods import acp_structures
 from clusterprune.methods.acp import ACP, FITNESS_TRAINING, RETRAINING, StructureFitness
-from clusterprune.methods.acp_structures import from_random, macs_of
+from clusterprune.methods.acp_structures import macs_of
+from clusterprune.methods.trainings import FINE_TUNING
 from clusterprune.surgery import apply
 
 RESULTS = Path(__file__).parent / "results" / "fitness_rank.json"
@@ -65,7 +67,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--train-images", type=int, help="spread over the classes (default: all)")
     parser.add_argument("--fitness-epochs", type=int, default=FITNESS_TRAINING.epochs)
     parser.add_argument("--retrain-epochs", type=int, default=RETRAINING.epochs)
+    parser.add_argument(
+        "--from-random", type=int, metavar="N", help="retrain the first N structures from random weights (default: all)"
+    )
     parser.add_argument("--inherit", action="store_true", help="also retrain from what merging left")
+    parser.add_argument("--inherit-epochs", type=int, default=FINE_TUNING.epochs)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -86,6 +92,7 @@ def main() -> None:
     factory = partial(spec.build, 10)
     short = train.TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": options.fitness_epochs})
     long = train.TrainConfig(**{**RETRAINING.model_dump(), "epochs": options.retrain_epochs})
+    tune = train.TrainConfig(**{**FINE_TUNING.model_dump(), "epochs": options.inherit_epochs})
     began = time.perf_counter()
     without = ACP(keep_macs=KEEP, fitness="merge")
     merging = StructureFitness(graph, own, held_out, config=without, factory=factory, **where)
@@ -95,8 +102,8 @@ def main() -> None:
 
     def retrain(widths: dict[str, int], *, inherit: bool) -> float:
         plan = merging.plan(widths)
-        small = apply(model, plan, graph=graph) if inherit else from_random(graph, plan, factory=factory)
-        train.fit(small, own, config=long, **where)
+        small = apply(model, plan, graph=graph) if inherit else acp_structures.from_random(graph, plan, factory=factory)
+        train.fit(small, own, config=tune if inherit else long, **where)
         return evaluate.accuracy(small.eval(), dataset.test, **where, topk=(1,)).top1
 
     ways: dict[str, Callable[[dict[str, int]], float]] = {"merge": merging, "train": training}
@@ -113,18 +120,20 @@ def main() -> None:
         "train_images": len(own),
         "fitness_epochs": options.fitness_epochs,
         "retrain_epochs": options.retrain_epochs,
+        "inherit_epochs": options.inherit_epochs if options.inherit else None,
         "seconds_once_for_merging": round(once, 1),
         "device": run.environment(device)["device"],
         "threads": options.threads,
         "versions": {n: version(n) for n in ("clusterprune", "torch")} | {"python": platform.python_version()},
         "date": datetime.now(UTC).date().isoformat(),
     }
+    from_random = options.structures if options.from_random is None else options.from_random
     for number, widths in enumerate(structures(merging, options.structures)):
         if number == len(found["rows"]):
             found["rows"].append({"widths": widths})
         row = found["rows"][number]
         for name, way in ways.items():
-            if name in row:
+            if name in row or (name == "retrained" and number >= from_random):
                 continue
             began = time.perf_counter()
             row[name] = way(widths)
