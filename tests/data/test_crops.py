@@ -52,6 +52,14 @@ def test_a_file_and_a_tensor_are_cropped_alike(tmp_path):
         assert (tensor.int() - decode(path, 64, draws).int()).abs().max() <= 3  # at the edges, where nothing is beyond
 
 
+def test_without_a_size_a_window_comes_to_that_of_its_file(tmp_path):
+    path, pixels = ramp(tmp_path, 30, 48)
+    draws = torch.tensor([0.0, 0.5, 0.5, 0.5, 0.9])
+    out = decode(path, None, draws)
+    assert out.shape == pixels.shape
+    assert (out.int() - resized_crop(pixels[None], draws[None])[0].int()).abs().max() <= 3
+
+
 def test_a_window_is_averaged_not_picked_from(tmp_path):
     """Files are larger than what is made of them: without antialiasing, thin stripes would become noise."""
     stripes = torch.zeros(256, 256, 3, dtype=torch.uint8)

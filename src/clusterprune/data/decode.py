@@ -68,7 +68,7 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Te
     """
     with Image.open(path) as opened:
         image = to_rgb(opened)
-        if size is not None and crop is not None:
+        if crop is not None:
             image = _crop(image, size, crop[None])
         elif size is not None and image.size != (size, size):
             target = geometry(image.height, image.width, size)
@@ -81,12 +81,13 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Te
         return torch.from_numpy(pixels).view(image.height, image.width, 3).permute(2, 0, 1)
 
 
-def _crop(image: Image.Image, size: int, draws: Tensor) -> Image.Image:
-    """Bring a random window of an image to a square."""
+def _crop(image: Image.Image, size: int | None, draws: Tensor) -> Image.Image:
+    """Bring a random window of an image to a square, or to the size of the whole image."""
     left, top, across, down = windows(draws, image.height, image.width)[0].tolist()
     right, bottom = min(1.0, left + across), min(1.0, top + down)
     box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    target = image.size if size is None else (size, size)
+    image = image.resize(target, Image.Resampling.BILINEAR, box=box)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored(draws)[0] else image
 
 
