@@ -101,8 +101,8 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
 
     ICP and ACP cut here as the one-shot compressor does. As released, they cut the inner layers by clusters and drop
     the smallest norms: `icp:by=clusters:layers=inner:survivors=l1`, `acp:by=clusters:layers=inner:merge=drop`. CP
-    replaces its filters early, and leaves them together, so that most of a short training is for recovering; as
-    published, it is `cp:curvature=5:mean_of=cluster`.
+    replaces its filters early, and leaves them together, so that most of a short training is for recovering; with
+    the defaults of :class:`clusterprune.CP`, it is `cp:curvature=5:mean_of=cluster`.
     """
     settings: dict[str, Any] = {"keep_macs": keep_macs}
     if contender.method == "icp":
