@@ -148,6 +148,23 @@ def test_widths_of_grouped_convolutions_are_multiples() -> None:
         planner({name: 7})
 
 
+@pytest.mark.parametrize("usual", ["drop", "least_squares", "refit"])
+@pytest.mark.parametrize("merge", ["drop", "least_squares", "refit"])
+def test_one_planner_hands_over_in_any_way(usual: str, merge: str) -> None:
+    """The same plan as of a planner made for that way, whatever the images were looked at for before."""
+    _, graph, images = ready(Plain())
+    widths = {group.name: group.width // 2 for group in graph.prunable}
+    planner = WidthPlanner(graph, images, merge=usual)
+    planner(widths)
+    plan, alone = planner(widths, merge=merge), plan_for_widths(graph, widths, images, merge=merge)
+    for one, other in zip(plan.merges, alone.merges, strict=True):
+        assert (one.group, list(one.kept)) == (other.group, list(other.kept))
+        assert one.mixing.keys() == other.mixing.keys()
+        assert all(torch.equal(one.mixing[layer], other.mixing[layer]) for layer in one.mixing)
+    assert plan.replaced.keys() == alone.replaced.keys()
+    assert all(torch.equal(plan.replaced[path], alone.replaced[path]) for path in plan.replaced)
+
+
 @pytest.mark.parametrize(
     ("widths", "message"),
     [({"nowhere": 3}, "names 'nowhere'"), ({"0.0": 0}, r"widths\['0.0'\]=0"), ({"0.0": 13}, "up to 12")],
@@ -158,6 +175,8 @@ def test_impossible_widths_are_refused(widths: dict, message: str) -> None:
         plan_for_widths(graph, widths, merge="drop")
     with pytest.raises(ArgumentError, match="images=None"):
         WidthPlanner(graph, merge="refit")
+    with pytest.raises(ArgumentError, match="images=None"):
+        WidthPlanner(graph, merge="drop")({}, merge="refit")
 
 
 def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.merge.statistics import Images, Progress
-from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, plan_for_widths, scaled_to
+from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
 from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import inner_groups, restrict
@@ -218,8 +218,8 @@ def acp(
     best, value = dict(found.best), found.value
     if config.fitness == "merge" and (untouched := fitness(start)) > value:
         best, value = start, untouched
-    plan = plan_for_widths(graph, best, fitness.images, merge=config.merge, seed=config.seed, progress=progress)
-    plan = replace(plan, notes={"method": "acp", "config": repr(config), "widths": best, "study": found.name})
+    notes = {"method": "acp", "config": repr(config), "widths": best, "study": found.name}
+    plan = replace(fitness.plan(best, merge=config.merge), notes=notes)
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
 
 
@@ -304,9 +304,9 @@ class StructureFitness:
         """Return the structure scaled to the multiply-adds it may have; without a limit, as it is."""
         return dict(widths) if math.isinf(self.limit) else scaled_to(self.graph, widths, self.limit)
 
-    def plan(self, widths: Mapping[str, int]) -> Plan:
-        """Return the plan of a structure by which its fitness is measured."""
-        return self._planner(widths)
+    def plan(self, widths: Mapping[str, int], *, merge: Handover | None = None) -> Plan:
+        """Return the plan of a structure by which its fitness is measured, or one that hands over by `merge`."""
+        return self._planner(widths, merge=merge)
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Return percent correct."""

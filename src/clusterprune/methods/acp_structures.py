@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 
 from clusterprune.budget import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph
+from clusterprune.merge.elimination import Path
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_size_for, whole_batches
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
-from clusterprune.methods.oneshot import OneShot, measure, merges_for, order_channels
+from clusterprune.methods.oneshot import Measured, OneShot, measure, merges_for, order_channels
 from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import apply
 
@@ -85,28 +88,48 @@ class WidthPlanner:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        if merge != "drop" and images is None:
-            raise ArgumentError(f"images=None, but merge={merge!r} looks at feature maps; give images, or use 'drop'")
-        self.graph, self.merge, self.seed = graph, merge, seed
-        if images is None or merge == "drop":
-            self._scores = {name: score.cpu().numpy() for name, score in scores(graph, "l1").items()}
-            return
-        self._images = whole_batches(graph, as_inputs(images))
-        groups, options = list(graph.prunable), OneShot(refit=None)
-        generator = torch.Generator().manual_seed(seed)
-        self._measured = measure(
-            graph, groups, self._images, options, data_free=False, generator=generator, progress=progress
-        )
-        self._paths = order_channels(graph, groups, self._measured, options, progress)
+        self.graph, self.seed = graph, seed
+        self.merge: Handover = merge
+        self._images = () if images is None else as_inputs(images)
+        self._progress = progress
+        self._check(merge)
+        if merge != "drop":
+            _ = self._order  # now, not within the first plan
 
-    def __call__(self, widths: Mapping[str, int]) -> Plan:
+    def _check(self, merge: Handover) -> None:
+        if merge != "drop" and not self._images:
+            raise ArgumentError(f"images=None, but merge={merge!r} looks at feature maps; give images, or use 'drop'")
+
+    @cached_property
+    def _norms(self) -> dict[str, np.ndarray]:
+        return {name: score.cpu().numpy() for name, score in scores(self.graph, "l1").items()}
+
+    @cached_property
+    def _order(self) -> tuple[Measured, dict[str, Path]]:
+        """What was measured on the images, and by it the order of the channels of each group."""
+        groups, options = list(self.graph.prunable), OneShot(refit=None)
+        generator = torch.Generator().manual_seed(self.seed)
+        images = whole_batches(self.graph, self._images)
+        measured = measure(
+            self.graph, groups, images, options, data_free=False, generator=generator, progress=self._progress
+        )
+        return measured, order_channels(self.graph, groups, measured, options, self._progress)
+
+    def __call__(self, widths: Mapping[str, int], *, merge: Handover | None = None) -> Plan:
         """Return the plan that keeps so many channels of each group; groups without a width stay whole.
+
+        Parameters
+        ----------
+        merge
+            How work is handed over, if otherwise than usual.
 
         Raises
         ------
         ArgumentError
-            If there is no such group, or it cannot have that width.
+            If there is no such group, or it cannot have that width, or there are no images to merge by.
         """
+        merge = self.merge if merge is None else merge
+        self._check(merge)
         groups = {group.name: group for group in self.graph.prunable}
         for name, width in widths.items():
             if name not in groups:
@@ -118,13 +141,14 @@ class WidthPlanner:
                 )
         widths = {name: widths.get(name, group.width) for name, group in groups.items()}
         generator = torch.Generator().manual_seed(self.seed)
-        if self.merge == "drop":
-            kept = {name: best(group, self._scores[name], widths[name]) for name, group in groups.items()}
+        if merge == "drop":
+            kept = {name: best(group, self._norms[name], widths[name]) for name, group in groups.items()}
             return hand_over(self.graph, kept, "drop", None, generator, None)
-        plan = Plan.of(self.graph, merges_for(self.graph, self._paths, dict(widths), self._measured))
-        if self.merge == "refit" and plan.merges:
-            size = batch_size_for(self.graph)
-            plan = refit(self.graph, plan, self._images, batch_size=size, generator=generator)
+        measured, paths = self._order
+        plan = Plan.of(self.graph, merges_for(self.graph, paths, dict(widths), measured))
+        if merge == "refit" and plan.merges:
+            images, size = whole_batches(self.graph, self._images), batch_size_for(self.graph)
+            plan = refit(self.graph, plan, images, batch_size=size, generator=generator)
         return plan
 
 
