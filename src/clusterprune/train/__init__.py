@@ -10,6 +10,7 @@ from clusterprune.train.momentum import carry_momentum
 from clusterprune.train.processes import Processes
 from clusterprune.train.result import Progress, TrainResult
 from clusterprune.train.schedules import learning_rate
+from clusterprune.train.stuck import StuckTrainingWarning
 
 __all__ = [
     "CrossEntropy",
@@ -18,6 +19,7 @@ __all__ = [
     "Loss",
     "Processes",
     "Progress",
+    "StuckTrainingWarning",
     "TrainConfig",
     "TrainResult",
     "augment",

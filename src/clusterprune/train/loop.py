@@ -23,6 +23,7 @@ from clusterprune.train.record import check_folder
 from clusterprune.train.result import Progress, TrainResult
 from clusterprune.train.schedules import learning_rate
 from clusterprune.train.state import TrainState
+from clusterprune.train.stuck import warn_if_stuck
 
 
 def fit(
@@ -215,6 +216,8 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
     }
     state.history.append(record)
     run.recorder.save(state)
+    if run.processes.is_main:
+        warn_if_stuck(run.config, run.train.labels, state.epoch, record["train_accuracy"])
     run.report(
         Progress(
             "epoch",

@@ -1,0 +1,45 @@
+"""Telling early that a training does not begin to learn."""
+
+import math
+import warnings
+
+from torch import Tensor
+
+from clusterprune.train.config import TrainConfig
+
+FEWEST_EPOCHS = 10
+"""Shorter trainings end before anyone could act."""
+LEARNT = 0.02
+"""Least share of what guessing gets wrong that a training which has begun to learn gets right."""
+
+
+class StuckTrainingWarning(UserWarning):
+    """Training has learnt nothing in a tenth of its epochs."""
+
+
+def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: float) -> None:
+    """Warn, after a tenth of the epochs and not again, if guessing is about as good.
+
+    A deep network may stay at the loss of guessing for long, or for good, when its rate is high from the first step on:
+    too large steps leave most of its ReLUs at zero. The loss is finite then, and nothing else would tell.
+
+    Parameters
+    ----------
+    labels
+        (n,) of the training images.
+    epoch
+        How many are done.
+    accuracy
+        Percent of the training images that were right in the last one.
+    """
+    if config.epochs < FEWEST_EPOCHS or epoch != max(2, math.ceil(config.epochs / 10)):
+        return
+    guessing = 100 * labels.bincount().max().item() / len(labels)
+    if accuracy < guessing + LEARNT * (100 - guessing):
+        warnings.warn(
+            f"after {epoch} of {config.epochs} epochs {accuracy:.1f} % of the training images are classified right, "
+            f"and {guessing:.1f} % would be by always guessing the largest class; it may still begin to learn, but a "
+            f"longer warm-up (warmup_epochs={config.warmup_epochs:g}) or a lower rate (lr={config.lr:g}) is surer",
+            StuckTrainingWarning,
+            stacklevel=4,
+        )
