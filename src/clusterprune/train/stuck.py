@@ -21,7 +21,8 @@ def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: flo
     """Warn, after a tenth of the epochs and not again, if guessing is about as good.
 
     A deep network may stay at the loss of guessing for long, or for good, when its rate is high from the first step on:
-    too large steps leave most of its ReLUs at zero. The loss is finite then, and nothing else would tell.
+    too large steps leave most of its ReLUs at zero. So does any network whose rate is next to nothing. The loss is
+    finite, and nothing else would tell.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: flo
         warnings.warn(
             f"after {epoch} of {config.epochs} epochs {accuracy:.1f} % of the training images are classified right, "
             f"and {guessing:.1f} % would be by always guessing the largest class; it may still begin to learn, but a "
-            f"longer warm-up (warmup_epochs={config.warmup_epochs:g}) or a lower rate (lr={config.lr:g}) is surer",
+            f"longer warm-up (warmup_epochs={config.warmup_epochs:g}) or another rate (lr={config.lr:g}) is surer",
             StuckTrainingWarning,
             stacklevel=4,
         )
