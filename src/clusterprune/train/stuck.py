@@ -20,9 +20,8 @@ class StuckTrainingWarning(UserWarning):
 def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: float) -> None:
     """Warn, after a tenth of the epochs and not again, if guessing is about as good.
 
-    A deep network may stay at the loss of guessing for long, or for good, when its rate is high from the first step on:
-    too large steps leave most of its ReLUs at zero. So does any network whose rate is next to nothing. The loss is
-    finite, and nothing else would tell.
+    A deep network may stay at the loss of guessing for long when its rate is high from the first step on, and any
+    network does whose rate is next to nothing. The loss is finite, and nothing else would tell.
 
     Parameters
     ----------
