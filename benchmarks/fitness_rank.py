@@ -182,7 +182,7 @@ def main() -> None:
         sys.exit(f"{options.results} was measured with other {', '.join(sorted(other))}; give another --results")
     found |= settings | {
         "command": shlex.join(["python", *sys.argv]),
-        "seconds_once_for_merging": round(bench.seconds, 1),
+        "seconds_once_for_merging": found.get("seconds_once_for_merging", round(bench.seconds, 1)),
         "device": run.environment(bench.device)["device"],
         "threads": options.threads,
         "workers": options.workers,
@@ -195,7 +195,7 @@ def main() -> None:
         sys.exit(f"{options.results} holds other structures; give another --results")
 
     def save() -> None:
-        found["summary"] = summary(rows, bench.seconds)
+        found["summary"] = summary(rows, found["seconds_once_for_merging"])
         options.results.write_text(json.dumps(found, indent=1) + "\n")
 
     def note(task: Task, value: float, seconds: float) -> None:
