@@ -43,6 +43,7 @@ from scipy.stats import kendalltau, spearmanr
 
 import clusterprune as cp
 from clusterprune import data, evaluate, models, run, train
+from clusterprune.files import write_json
 from clusterprune.methods import acp_structures
 from clusterprune.methods.acp import ACP, FITNESS_TRAINING, RETRAINING, StructureFitness
 from clusterprune.methods.acp_structures import macs_of
@@ -196,7 +197,7 @@ def main() -> None:
 
     def save() -> None:
         found["summary"] = summary(rows, found["seconds_once_for_merging"])
-        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.results, found)
 
     def note(task: Task, value: float, seconds: float) -> None:
         row = rows[task.number]
