@@ -8,10 +8,13 @@ retraining.
 
 WEIGHTS is resnet20-jpeg.safetensors; CIFAR holds train/ and test/, one folder per class. Structures are drawn at
 random, each inner width between an eighth and all of its channels, and scaled to half of the network's MACs, so that
-size says nothing about which is better. Both fitnesses are measured on images held out of the training images;
-retraining starts from random weights at a rate of 0.1, as published, or, `--inherit`, from what merging left at a rate
-of 0.01. Its accuracy is that on the test images. Every finished number is in results/fitness_rank.json at once, and the
-same command goes on where it was stopped.
+size says nothing about which is better. With `--draw stages` the blocks of a stage share one width, drawn on a
+logarithmic scale: structures that differ by more at the same MACs, so that their order may repeat.
+
+Both fitnesses are measured on images held out of the training images; retraining starts from random weights at a rate
+of 0.1, as published, or, `--inherit`, from what merging left at a rate of 0.01. Its accuracy is that on the test
+images. Every finished number is in results/fitness_rank.json at once, and the same command goes on where it was
+stopped.
 
 Kendall's τ and Spearman's ρ are over the structures; the cost is wall time, loading and planning included (`--workers`
 trains several structures at a time, so measure the cost with one). A truth is only as good as it repeats: with
@@ -56,11 +59,18 @@ KEEP = 0.5
 SCRATCH, INHERITING = "retrained", "retrained_inheriting"
 
 
-def structures(fitness: StructureFitness, count: int) -> list[dict[str, int]]:
+def structures(fitness: StructureFitness, count: int, draw: str) -> list[dict[str, int]]:
     """Draw structures, scaled to the limit of the multiply-adds."""
     rng = np.random.default_rng(0)
     groups = fitness.graph.by_name
     found = []
+    if draw == "stages":
+        stages = sorted({name.split(".")[0] for name in fitness.start})
+        for _ in range(count):
+            share = dict(zip(stages, np.exp(rng.uniform(math.log(1 / 8), 0, len(stages))), strict=True))
+            wanted = {name: groups[name].width * share[name.split(".")[0]] for name in fitness.start}
+            found.append(fitness.repair({name: max(1, round(width)) for name, width in wanted.items()}))
+        return found
     for _ in range(count):
         drawn = {name: int(rng.integers(groups[name].width // 8, groups[name].width + 1)) for name in fitness.start}
         while macs_of(fitness.graph, drawn) < fitness.limit:
@@ -75,6 +85,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True, help="folder:DIR, with train/ and test/")
     parser.add_argument("--structures", type=int, default=12)
+    parser.add_argument(
+        "--draw",
+        choices=("blocks", "stages"),
+        default="blocks",
+        help="a width for each block, or a share of its channels for each stage (default: %(default)s)",
+    )
     parser.add_argument("--train-images", type=int, help="spread over the classes (default: all)")
     parser.add_argument("--fitness-epochs", type=int, default=FITNESS_TRAINING.epochs)
     parser.add_argument("--retrain-epochs", type=int, default=RETRAINING.epochs)
@@ -128,7 +144,7 @@ class Bench:
             **{**RETRAINING.model_dump(), "epochs": options.retrain_epochs, "schedule": options.schedule}
         )
         self.tune = train.TrainConfig(**{**FINE_TUNING.model_dump(), "epochs": options.inherit_epochs})
-        self.structures = structures(self.merging, options.structures)
+        self.structures = structures(self.merging, options.structures, options.draw)
 
     def __call__(self, task: Task) -> tuple[Task, float, float]:
         """Measure one number; return it with its seconds."""
@@ -173,6 +189,7 @@ def main() -> None:
     settings = {
         "network": NETWORK,
         "keep_macs": KEEP,
+        "draw": options.draw,
         "train_images": len(bench.own),
         "fitness_epochs": options.fitness_epochs,
         "retrain_epochs": options.retrain_epochs,
