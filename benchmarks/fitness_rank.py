@@ -62,19 +62,17 @@ SCRATCH, INHERITING = "retrained", "retrained_inheriting"
 def structures(fitness: StructureFitness, count: int, draw: str) -> list[dict[str, int]]:
     """Draw structures, scaled to the limit of the multiply-adds."""
     rng = np.random.default_rng(0)
-    groups = fitness.graph.by_name
+    full = {name: fitness.graph.by_name[name].width for name in fitness.start}
+    stages = sorted({name.split(".")[0] for name in full})
     found = []
-    if draw == "stages":
-        stages = sorted({name.split(".")[0] for name in fitness.start})
-        for _ in range(count):
-            share = dict(zip(stages, np.exp(rng.uniform(math.log(1 / 8), 0, len(stages))), strict=True))
-            wanted = {name: groups[name].width * share[name.split(".")[0]] for name in fitness.start}
-            found.append(fitness.repair({name: max(1, round(width)) for name, width in wanted.items()}))
-        return found
     for _ in range(count):
-        drawn = {name: int(rng.integers(groups[name].width // 8, groups[name].width + 1)) for name in fitness.start}
-        while macs_of(fitness.graph, drawn) < fitness.limit:
-            drawn = {name: min(groups[name].width, width + 1) for name, width in drawn.items()}
+        if draw == "stages":
+            share = dict(zip(stages, np.exp(rng.uniform(math.log(1 / 8), 0, len(stages))), strict=True))
+            drawn = {name: round(width * share[name.split(".")[0]]) for name, width in full.items()}
+        else:
+            drawn = {name: int(rng.integers(width // 8, width + 1)) for name, width in full.items()}
+            while macs_of(fitness.graph, drawn) < fitness.limit:
+                drawn = {name: min(full[name], width + 1) for name, width in drawn.items()}
         found.append(fitness.repair(drawn))
     return found
 
