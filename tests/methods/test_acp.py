@@ -192,7 +192,7 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     for evaluation in result.history:
         assert macs_of(graph, evaluation.widths) <= 0.7 * whole * (1 + 1e-9)
     fitness = StructureFitness(
-        graph, *digits, config=ACP(keep_macs=0.7, **{**QUICK, "particles": 3}), mean=MEAN, std=STD
+        graph, *digits, config=ACP(keep_macs=0.7, **{**QUICK, "particles": 3}), training=FAST, mean=MEAN, std=STD
     )
     assert result.value == fitness(result.best)
     assert result.value == max(fitness(result.start), *(e.values[0] for e in result.history))
@@ -215,6 +215,26 @@ def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: 
         ACP(eps=0.02, by="oneshot")
 
 
+def test_a_fitness_without_training_is_measured_in_the_precision_of_training(
+    graph: cp.ChannelGraph, digits: tuple[Split, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, seen = evaluate.accuracy, []
+
+    def accuracy(*given: Any, dtype: torch.dtype, **options: Any) -> Any:
+        seen.append(dtype)
+        return genuine(*given, dtype=dtype, **options)
+
+    monkeypatch.setattr(evaluate, "accuracy", accuracy)
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        training = TrainConfig(**{**FAST.model_dump(), "precision": precision})
+        config = ACP(keep_macs=0.7, **QUICK)
+        fitness = StructureFitness(graph, *digits, config=config, training=training, mean=MEAN, std=STD)
+        small = cp.apply(graph.model, fitness.plan(fitness.start), graph=graph)
+        expected = genuine(small, digits[1], mean=MEAN, std=STD, topk=(1,), dtype=dtype)
+        assert fitness(fitness.start) == expected.top1
+        assert seen.pop() == dtype
+
+
 def test_a_search_goes_on_and_is_repeatable(
     graph: cp.ChannelGraph, digits: tuple[Split, Split], tmp_path: Path
 ) -> None:
@@ -227,7 +247,7 @@ def test_a_search_goes_on_and_is_repeatable(
         run(graph, digits, out=tmp_path, progress=stop)
     resumed = run(graph, digits, out=tmp_path)
     assert [(e.widths, e.values) for e in resumed.history] == [(e.widths, e.values) for e in whole.history]
-    fitness = StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), mean=MEAN, std=STD)
+    fitness = StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), training=FAST, mean=MEAN, std=STD)
     joined = work(resumed.storage, resumed.study, fitness, repair=fitness.repair)
     assert joined.history == resumed.history
 

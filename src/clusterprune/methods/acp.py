@@ -35,6 +35,7 @@ from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
 from clusterprune.surgery import apply
 from clusterprune.train import TrainConfig, TrainResult, fit
+from clusterprune.train.config import resolve_precision
 
 _PAPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "batch_size": 64}
 FITNESS_TRAINING = TrainConfig(epochs=3, schedule="constant", **_PAPER)
@@ -247,7 +248,7 @@ def clustered_widths(
 
 
 class StructureFitness:
-    """The fitness of a structure (Eq. 4), measured on validation images.
+    """The fitness of a structure (Eq. 4), measured on validation images in the precision of `training`.
 
     Attributes
     ----------
@@ -287,6 +288,7 @@ class StructureFitness:
         self.train, self.validation, self.config, self.training = train, validation, config, training
         self.mean, self.std, self.factory = mean, std, factory
         device = next(iter(graph.model.parameters())).device
+        self._precision = resolve_precision(training.precision, device)
         pixels = data.sample(train, config.samples, config.seed).load()[0]
         self.images: Tensor = data.normalize(pixels, mean, std).to(device)
         if start is None:
@@ -316,7 +318,8 @@ class StructureFitness:
         else:
             small = from_random(self.graph, plan, factory=self.factory, seed=self.config.seed)
         if self.config.fitness == "merge":
-            return evaluate.accuracy(small, self.validation, mean=self.mean, std=self.std, topk=(1,)).top1
+            common = {"mean": self.mean, "std": self.std, "topk": (1,)}
+            return evaluate.accuracy(small, self.validation, dtype=self._precision, **common).top1
         trained = fit(small, self.train, self.validation, config=self.training, mean=self.mean, std=self.std)
         return trained.history[-1]["validation_accuracy"]
 
