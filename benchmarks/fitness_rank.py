@@ -17,10 +17,10 @@ images. Every finished number is in results/fitness_rank.json at once, and the s
 stopped.
 
 Kendall's τ and Spearman's ρ are over the structures; the cost is wall time, loading and planning included (`--workers`
-trains several structures at a time, so measure the cost with one). A truth is only as good as it repeats: with
-`--seeds` it is the mean over as many retrainings, and `seeds_agree` is Spearman's ρ between single ones, averaged over
-the pairs. From it follows how well the mean would repeat (Spearman and Brown's formula), and the square root of that
-is the most that any fitness can be expected to reach (`ceiling`).
+trains several structures at a time, so measure the cost with one, and `--seeds 0`, which retrains none). A truth is
+only as good as it repeats: with `--seeds` it is the mean over as many retrainings, and `seeds_agree` is Spearman's ρ
+between single ones, averaged over the pairs. From it follows how well the mean would repeat (Spearman and Brown's
+formula), and the square root of that is the most that any fitness can be expected to reach (`ceiling`).
 """
 
 import argparse
@@ -95,7 +95,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--schedule", default=RETRAINING.schedule, help="of the retraining from random weights (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="retrain with seeds 0 to SEEDS - 1 (default: only 0)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="retrain with seeds 0 to SEEDS - 1; 0: only time the fitnesses (default: 1)",
+    )
     parser.add_argument("--inherit", action="store_true", help="also retrain from what merging left")
     parser.add_argument("--inherit-epochs", type=int, default=FINE_TUNING.epochs)
     parser.add_argument("--threads", type=int, default=1)
@@ -241,11 +246,12 @@ def missing(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[Tas
     """Return what is to be measured still: all of a structure, then the next one; then the further seeds."""
     truths = (SCRATCH, INHERITING) if options.inherit else (SCRATCH,)
     tasks = []
-    for seed in range(options.seeds):
+    for seed in range(max(options.seeds, 1)):
         for number, row in enumerate(rows):
             if seed == 0:
                 tasks += [Task(number, way) for way in ("merge", "train") if way not in row]
-            tasks += [Task(number, truth, seed) for truth in truths if str(seed) not in row.get(truth, {})]
+            if options.seeds:
+                tasks += [Task(number, truth, seed) for truth in truths if str(seed) not in row.get(truth, {})]
     return tasks
 
 
