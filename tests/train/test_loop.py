@@ -21,7 +21,7 @@ Fit = Callable[..., train.TrainResult]
 def test_it_learns_and_reports(fit: Fit, worker: ModuleType) -> None:
     model = worker.network()
     events: list[train.Progress] = []
-    result = fit(model, progress=events.append)
+    result = fit(model, precision="float32", progress=events.append)  # what it is measured in again below
     assert [record["epoch"] for record in result.history] == [1, 2, 3, 4, 5]
     last = result.history[-1]
     assert last["validation_accuracy"] > 60
@@ -49,7 +49,8 @@ def test_accuracy_and_loss_are_those_of_the_model(fit: Fit, worker: ModuleType) 
     pixels, labels = worker.images()
     logits = model(data.normalize(pixels, worker.MEAN, worker.STD))
     right = 100 * (logits.argmax(1) == labels).float().mean().item()
-    result = fit(model, lr=1e-30, epochs=1, warmup_epochs=0, augment="none", validation=(pixels, labels))
+    settings = {"lr": 1e-30, "augment": "none", "precision": "float32"}
+    result = fit(model, epochs=1, warmup_epochs=0, validation=(pixels, labels), **settings)
     record = result.history[0]
     assert record["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert record["train_accuracy"] == pytest.approx(right)
@@ -67,7 +68,7 @@ def test_one_step_by_hand(fit: Fit, worker: ModuleType) -> None:
     assert weight.grad is not None
     # Nesterov's first step is (1 + momentum) times the gradient, decay included.
     expected = before - 0.2 * 1.9 * (weight.grad + 0.01 * before)
-    settings = {"lr": 0.2, "weight_decay": 0.01, "label_smoothing": 0.1, "augment": "none"}
+    settings = {"lr": 0.2, "weight_decay": 0.01, "label_smoothing": 0.1, "augment": "none", "precision": "float32"}
     fit(model, epochs=1, warmup_epochs=0, batch_size=330, **settings)
     torch.testing.assert_close(weight.detach(), expected)
 
