@@ -2,7 +2,7 @@
 
 Claim under test: accuracy right after merging, without training, ranks structures at least as well as the paper's
 three epochs of training from random weights do, at less than 2 % of the cost. The truth is the accuracy after
-retraining.
+retraining. Beside them stands what costs nothing to know: the number of a structure's parameters.
 
     python benchmarks/fitness_rank.py --weights WEIGHTS --data folder:CIFAR
 
@@ -159,6 +159,11 @@ class Bench:
             value = self.retrained(widths, task.seed or 0, inherit=task.way == INHERITING)
         return task, value, round(time.perf_counter() - began, 2)
 
+    def parameters(self, widths: dict[str, int]) -> int:
+        """Return how many a structure has."""
+        small = apply(self.model, self.merging.plan(widths), graph=self.graph)
+        return sum(parameter.numel() for parameter in small.parameters())
+
     def retrained(self, widths: dict[str, int], seed: int, *, inherit: bool) -> float:
         """Return the test accuracy after retraining, from what merging left or from random weights."""
         plan, graph = self.merging.plan(widths), self.graph
@@ -214,6 +219,8 @@ def main() -> None:
     rows += [{"widths": widths} for widths in bench.structures[len(rows) :]]
     if [row["widths"] for row in rows[: options.structures]] != bench.structures:
         sys.exit(f"{options.results} holds other structures; give another --results")
+    for row in rows:
+        row["parameters"] = bench.parameters(row["widths"])
 
     def save() -> None:
         found["summary"] = summary(rows, found["seconds_once_for_merging"])
@@ -280,13 +287,13 @@ def summary(rows: list[dict[str, Any]], once: float) -> dict[str, Any]:
 
 
 def told(rows: list[dict[str, Any]], truth: list[float]) -> dict[str, Any]:
-    """Return how each fitness ranks a truth, and what the structure that it would choose is worth."""
+    """Return how each fitness, and size, ranks a truth, and what the structure that it would choose is worth."""
     found: dict[str, Any] = {
         "structures": len(rows),
         "mean": round(sum(truth) / len(truth), 2),
         "best": round(max(truth), 2),
     }
-    for name in ("merge", "train"):
+    for name in ("merge", "train", "parameters"):
         values = [row[name] for row in rows]
         found[name] = {
             "spearman": round(correlation(spearmanr, values, truth), 3),
