@@ -233,6 +233,11 @@ def test_a_fitness_without_training_is_measured_in_the_precision_of_training(
         expected = genuine(small, digits[1], mean=MEAN, std=STD, topk=(1,), dtype=dtype)
         assert fitness(fitness.start) == expected.top1
         assert seen.pop() == dtype
+    half = TrainConfig(**{**FAST.model_dump(), "precision": "float16"})
+    with pytest.raises(ArgumentError, match="precision='float16' needs a CUDA device"):
+        StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), training=half, mean=MEAN, std=STD)
+    elsewhere = ACP(keep_macs=0.7, **{**QUICK, "fitness": "train"})
+    StructureFitness(graph, *digits, config=elsewhere, training=half, mean=MEAN, std=STD)  # it trains on CUDA
 
 
 def test_a_search_goes_on_and_is_repeatable(

@@ -288,7 +288,8 @@ class StructureFitness:
         self.train, self.validation, self.config, self.training = train, validation, config, training
         self.mean, self.std, self.factory = mean, std, factory
         device = next(iter(graph.model.parameters())).device
-        self._precision = resolve_precision(training.precision, device)
+        # A fitness that trains may do it on another device than the model's, and looks to its own precision.
+        self._precision = resolve_precision(training.precision, device) if config.fitness == "merge" else None
         pixels = data.sample(train, config.samples, config.seed).load()[0]
         self.images: Tensor = data.normalize(pixels, mean, std).to(device)
         if start is None:
