@@ -8,7 +8,7 @@ retraining. Beside them stands what costs nothing to know: the number of a struc
 
 WEIGHTS is resnet20-jpeg.safetensors; CIFAR holds train/ and test/, one folder per class. Structures are drawn at
 random, each inner width between an eighth and all of its channels, and scaled to half of the network's MACs, so that
-size says nothing about which is better. With `--draw stages` the blocks of a stage share one width, drawn on a
+MACs say nothing about which is better. With `--draw stages` the blocks of a stage share one width, drawn on a
 logarithmic scale: structures that differ by more at the same MACs, so that their order may repeat.
 
 Both fitnesses are measured on images held out of the training images; retraining starts from random weights at a rate
@@ -287,7 +287,7 @@ def summary(rows: list[dict[str, Any]], once: float) -> dict[str, Any]:
 
 
 def told(rows: list[dict[str, Any]], truth: list[float]) -> dict[str, Any]:
-    """Return how each fitness, and size, ranks a truth, and what the structure that it would choose is worth."""
+    """Return how each fitness, and mere size, ranks a truth, and what the structure that it would choose is worth."""
     found: dict[str, Any] = {
         "structures": len(rows),
         "mean": round(sum(truth) / len(truth), 2),
