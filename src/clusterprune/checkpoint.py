@@ -1,28 +1,39 @@
 """Compact models on disk: `structure.json` says how to cut the original, `model.safetensors` holds the weights.
 
 Loading builds the original from its factory, cuts it as recorded, and fills in the weights. Nothing is
-unpickled, and no code travels with the file.
+unpickled, and no code travels with the file. Both files carry their digests, since version 2.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from clusterprune.errors import ModelError, PlanError, TraceError, WeightsError
+from clusterprune.documents import (
+    Channels,
+    ExampleDocument,
+    Hexadecimal,
+    check_seal,
+    check_version,
+    explain,
+    unique,
+)
+from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError, WeightsError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import trace
 from clusterprune.plans import Merge, Plan, rebuild_example
+from clusterprune.reading import ReadError, read_json, seal
 from clusterprune.record import Stage, set_stages, stages
 from clusterprune.resize import fitting_shapes, set_attributes
 from clusterprune.surgery import apply
+from clusterprune.tensor_files import fit_types, is_finite, listing, read_tensors, tensors_of, write_tensors
+
+VERSION = 2
 
 _STRUCTURE = "structure.json"
 _WEIGHTS = "model.safetensors"
@@ -31,25 +42,38 @@ _WIDTHS = frozenset(
     "normalized_shape num_parameters before after".split()
 )
 """The only attributes that a file may set."""
+_MAY_BE_ZERO = ("before", "after")
+_DIVISIBLE = (("in_channels", "groups"), ("out_channels", "groups"), ("num_channels", "num_groups"))
+
+
+Width = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+Names = Annotated[list[str], AfterValidator(unique)]
 
 
 class _StageDocument(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     rewired: bool
-    attributes: dict[str, dict[str, int | list[int]]]
-    kept: dict[str, list[int]]
-    example: list[dict[str, Any]]
-    added: list[str]
-    folded: list[str] = []
+    attributes: dict[str, dict[str, Width | list[Width]]]
+    kept: dict[str, Channels]
+    example: list[ExampleDocument]
+    added: Names
+    folded: Names = []
+
+    def stage(self) -> Stage:
+        """Return the record of the stage."""
+        fields = self.model_dump(exclude={"example"})
+        return Stage(**fields, example=[entry.plain() for entry in self.example])
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["clusterprune-model"]
-    version: Literal[1]
+    version: Literal[1, 2]
     model: str
     stages: list[_StageDocument]
     shared: dict[str, str]
+    tensors_sha256: Hexadecimal | None = None
+    sha256: Hexadecimal | None = None
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -59,17 +83,30 @@ def save(model: nn.Module, folder: str | Path) -> None:
     ------
     OutputError
         If the folder exists and is not empty, or cannot be written.
+    ModelError
+        If a parameter holds NaN or infinity, or has no values.
+    ArgumentError
+        If `model` is no module, or `folder` no path.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model must be a torch.nn.Module, but got model={type(model).__name__}; save(model, folder)"
+        )
+    _check_folder(folder)
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
-    for path, tensor in model.state_dict(keep_vars=True).items():
+    for path, tensor in tensors_of(model).items():
         source = first.setdefault(id(tensor), path)
-        if source == path:
-            # A clone, because views into one storage cannot be written side by side.
-            tensors[path] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        else:
+        if source != path:
             shared[path] = source
+            continue
+        if isinstance(tensor, nn.Parameter) and not is_finite(tensor):
+            raise ModelError(
+                f"the weight {path!r} holds NaN or infinity, so that nothing could be computed from what is saved; "
+                "take the model of an earlier epoch"
+            )
+        tensors[path] = tensor
     history = [
         {
             "rewired": stage.rewired,
@@ -83,14 +120,14 @@ def save(model: nn.Module, folder: str | Path) -> None:
     ]
     document = {
         "format": "clusterprune-model",
-        "version": 1,
+        "version": VERSION,
         "model": type(model).__name__,
         "stages": history,
         "shared": shared,
     }
     with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / _WEIGHTS)
-        (temporary / _STRUCTURE).write_text(json.dumps(document, indent=1) + "\n")
+        document["tensors_sha256"] = write_tensors(temporary / _WEIGHTS, tensors)
+        (temporary / _STRUCTURE).write_text(json.dumps(seal(document), indent=1) + "\n")
 
 
 def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
@@ -111,18 +148,37 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     Raises
     ------
     WeightsError
-        If a file is missing, damaged, a pickle, or does not fit the factory's model.
+        If a file is missing, damaged, altered, a pickle, or does not fit the factory's model; if a weight is NaN or
+        infinite, or of another kind of number than the model's.
+    ModelError
+        If the factory builds no model, or one without values.
+    ArgumentError
+        If `folder` is no path, or `factory` cannot be called.
     """
+    _check_folder(folder)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ArgumentError(
+            f"factory must be a function that builds the original model, but got factory={type(factory).__name__}; "
+            "give the class of the model, or a lambda that returns a new one"
+        )
     folder = Path(folder)
     document = _read_structure(folder / _STRUCTURE)
-    tensors = _read_weights(folder / _WEIGHTS)
+    tensors = _read_weights(folder, document)
     if both := sorted(document.shared.keys() & tensors.keys()):
         raise WeightsError(f"{folder} stores {both[0]} and also calls it shared; save the model again")
-    tensors |= {path: tensors[source] for path, source in document.shared.items() if source in tensors}
-    model = factory()
+    if lacking := sorted(source for source in document.shared.values() if source not in tensors):
+        raise WeightsError(f"{folder} shares {lacking[0]}, which it does not hold; save the model again")
+    try:
+        model = factory()
+    except Exception as error:  # whatever the user's own code raises
+        raise ModelError(
+            f"factory raised {type(error).__name__} ({error}); it is called without arguments, and must build a model"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"factory returned {type(model).__name__}, not a torch.nn.Module; it must build the original")
-    history = tuple(Stage(**stage.model_dump()) for stage in document.stages)
+    tensors |= {path: tensors[source] for path, source in document.shared.items()}
+    history = tuple(stage.stage() for stage in document.stages)
+    tensors = _cast(tensors, model, history, folder)
     if any(stage.rewired for stage in history):
         model = _replay(model, history)
     else:
@@ -131,24 +187,62 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     return set_stages(model, history).eval()
 
 
+def _check_folder(folder: object) -> None:
+    if not isinstance(folder, str | Path):
+        raise ArgumentError(
+            f"folder must be a path, but got folder={type(folder).__name__}; the order is save(model, folder) and "
+            "load(folder, factory)"
+        )
+
+
 def _read_structure(path: Path) -> _Document:
     try:
-        return _Document.model_validate_json(path.read_text())
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist; give the folder that clusterprune.save wrote") from error
-    except (ValidationError, ValueError, OSError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{path} is not a valid model description ({reason}); save the model again") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        # A mapped file's tensors lie at odd addresses, where convolutions round differently; copies lie as new ones.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError, ValueError) as error:
+        content = check_version(read_json(path), VERSION)
+        document = _Document.model_validate(content)
+        check_seal(content)
+    except ReadError as error:
+        if error.missing:
+            raise WeightsError(f"{path} does not exist; give the folder that clusterprune.save wrote") from error
+        raise WeightsError(f"{path} is not a valid model description: it {error}; save the model again") from error
+    except ValidationError as error:
         raise WeightsError(
-            f"{path} cannot be read as safetensors ({error}); it is missing, truncated or another format"
+            f"{path} is not a valid model description ({explain(error)}); save the model again"
         ) from error
+    return document
+
+
+def _read_weights(folder: Path, document: _Document) -> dict[str, Tensor]:
+    if document.version > 1 and document.tensors_sha256 is None:
+        raise WeightsError(f"{folder / _STRUCTURE} lacks the digest of the weights; save the model again")
+    try:
+        return read_tensors(folder / _WEIGHTS, document.tensors_sha256)[0]
+    except ReadError as error:
+        raise WeightsError(f"{folder / _WEIGHTS} {error}; save the model again") from error
+
+
+def _cast(tensors: dict[str, Tensor], model: nn.Module, history: tuple[Stage, ...], folder: Path) -> dict[str, Tensor]:
+    """Bring the file's tensors to the types of the factory's model, and check that they hold numbers.
+
+    What a stage added has the type of the weight beside it. Names that nobody knows are left for later.
+    """
+    target = tensors_of(model)
+    added = {path for stage in history for path in stage.added} & tensors.keys()
+    for path in sorted(added - target.keys()):
+        beside = target.get(f"{path.rpartition('.')[0]}.weight".removeprefix("."))
+        if beside is not None:
+            target[path] = nn.Parameter(torch.empty(0, dtype=beside.dtype), requires_grad=False)
+    fitted = fit_types(tensors, target)
+    if fitted.unfit:
+        raise WeightsError(
+            f"{folder / _WEIGHTS} has types that the factory's model cannot take: {listing(fitted.unfit)}; the factory "
+            "must build the original model"
+        )
+    if fitted.infinite:
+        raise WeightsError(
+            f"{folder / _WEIGHTS} has values that are NaN or infinite in the model's type: {listing(fitted.infinite)}; "
+            "the file is damaged, or the model's type is too narrow"
+        )
+    return tensors | fitted.values
 
 
 def _fit(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor]) -> None:
@@ -209,18 +303,29 @@ def _set_widths(model: nn.Module, attributes: dict[str, dict[str, Any]]) -> None
             raise WeightsError(
                 f"the factory's model lacks a recorded layer ({error}); it builds another model"
             ) from error
-        unknown = [name for name in values if name not in _WIDTHS or not hasattr(layer, name)]
-        if unknown:
-            raise WeightsError(
-                f"the recorded layer {path} has no width called {unknown[0]!r}; the file was altered, or the factory "
-                "builds another model"
-            )
+        for name, value in values.items():
+            if name not in _WIDTHS or not _is_width(getattr(layer, name, None)):
+                raise WeightsError(
+                    f"the recorded layer {path} has no width called {name!r}; the file was altered, or the factory "
+                    "builds another model"
+                )
+            if isinstance(value, list) != (name == "normalized_shape") or (not value and name not in _MAY_BE_ZERO):
+                raise WeightsError(f"the recorded layer {path} cannot have {name}={value!r}; the file was altered")
     set_attributes(model, attributes)
+
+
+def _is_width(value: object) -> bool:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(type(number) is int for number in numbers)
 
 
 def _check_widths(model: nn.Module) -> None:
     """Check that every layer's tensors have the shapes that its attributes announce."""
     for path, layer in model.named_modules():
+        for whole, part in _DIVISIBLE:
+            length, parts = getattr(layer, whole, None), getattr(layer, part, None)
+            if type(length) is int and type(parts) is int and (parts < 1 or length % parts):
+                raise WeightsError(f"{path}.{whole}={length} is no multiple of {part}={parts}; the file was altered")
         for name, shape in fitting_shapes(layer).items():
             tensor = getattr(layer, name, None)
             if isinstance(tensor, Tensor) and tuple(tensor.shape) != shape:
@@ -230,26 +335,43 @@ def _check_widths(model: nn.Module) -> None:
                 )
 
 
+_SENSELESS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a cut that does not fit the model can end in."""
+
+
 def _replay(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
     """Trace and cut again, stage by stage, with the recorded channels."""
-    for stage in history:
-        if stage.folded:
-            _fold(model, stage)
-            for path in stage.added:
-                layer = model.get_submodule(path.rpartition(".")[0])
-                layer.register_parameter("bias", nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0])))
-            continue
-        try:
-            graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
-            merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
-            replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
-            model = apply(model, Plan(merges, replaced), graph=graph)
-        except (PlanError, TraceError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise WeightsError(
-                f"the factory's model cannot be cut as recorded ({error}); it builds another model, or the file was "
-                "altered"
-            ) from error
+    try:
+        for stage in history:
+            model = _replay_stage(model, stage)
+    except WeightsError:
+        raise
+    except (
+        ClusterpruneError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise WeightsError(
+            f"the factory's model cannot be cut as recorded ({error}); it builds another model, or the file was altered"
+        ) from error
     return model
+
+
+def _replay_stage(model: nn.Module, stage: Stage) -> nn.Module:
+    if stage.folded:
+        _fold(model, stage)
+        for path in stage.added:
+            layer = model.get_submodule(path.rpartition(".")[0])
+            layer.register_parameter("bias", nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0])))
+        return model
+    graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
+    merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
+    replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
+    return apply(model, Plan(merges, replaced), graph=graph)
 
 
 def _rows(graph: Any, merges: tuple[Merge, ...], bias: str) -> int:

@@ -1,28 +1,43 @@
 """Plans: which channels stay, and what they take over. Data, not code.
 
 A plan is written as `plan.json` (validated, versioned) beside `plan.safetensors` (its matrices). Nothing in
-it is executed, and nothing is unpickled.
+it is executed, and nothing is unpickled. Both files carry their digests. A plan of version 1 has none for
+`plan.json`: such a plan may also be written, or changed, by hand.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor, nn
 
-from clusterprune.errors import PlanError
+from clusterprune.documents import (
+    Channels,
+    ExampleDocument,
+    Hexadecimal,
+    Shape,
+    check_seal,
+    check_version,
+    explain,
+    repeated,
+    unique,
+)
+from clusterprune.errors import ArgumentError, PlanError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import ChannelGraph
+from clusterprune.reading import ReadError, read_json, seal
+from clusterprune.tensor_files import is_finite, read_tensors, write_tensors
 
-VERSION = 1
+VERSION = 2
+LARGEST_EXAMPLE = 1 << 28
+"""Most numbers in one example input of a plan: a gigabyte in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +58,21 @@ class Merge:
         removed channels.
     offset
         Constant (channels,) for each consumer, by the path of its weight.
+
+    Raises
+    ------
+    ArgumentError
+        If `kept` is no sequence of whole numbers.
     """
 
     group: str
     kept: np.ndarray
     mixing: Mapping[str, Tensor] = field(default_factory=dict)
     offset: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take any sequence of whole numbers for the kept channels."""
+        object.__setattr__(self, "kept", _indices(self.kept, self.group))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +141,8 @@ class Plan:
                 "the plan was made for the same architecture with other weights, and it carries matrices fitted to "
                 "them. Load the original weights, or make a new plan."
             )
+        if (twice := repeated(merge.group for merge in self.merges)) is not None:
+            raise PlanError(f"the plan merges the group {twice!r} twice; join what its two merges say")
         for merge in self.merges:
             _check_merge(merge, graph)
 
@@ -127,35 +153,41 @@ class Plan:
         ------
         OutputError
             If the folder exists or cannot be written.
+        ArgumentError
+            If a note is nothing that JSON can hold.
         """
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"replaced.{path}": tensor for path, tensor in self.replaced.items()}
         merges = []
         for index, merge in enumerate(self.merges):
             for kind, table in (("mixing", merge.mixing), ("offset", merge.offset)):
-                tensors.update({f"merges.{index}.{kind}.{path}": t.contiguous() for path, t in table.items()})
+                tensors |= {f"merges.{index}.{kind}.{path}": tensor for path, tensor in table.items()}
             merges.append(
                 {
                     "group": merge.group,
-                    "kept": [int(i) for i in merge.kept],
+                    "kept": merge.kept.tolist(),
                     "mixing": sorted(merge.mixing),
                     "offset": sorted(merge.offset),
                 }
             )
-        tensors.update({f"replaced.{path}": t.detach().cpu().contiguous() for path, t in self.replaced.items()})
+        document = {
+            "format": "clusterprune-plan",
+            "version": VERSION,
+            "merges": merges,
+            "replaced": sorted(self.replaced),
+            "model": {path: list(shape) for path, shape in self.model.items()},
+            "weights": self.weights,
+            "example": list(self.example),
+            "notes": dict(self.notes),
+        }
+        try:
+            json.dumps(document)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"the plan's notes or example hold what JSON cannot ({error}); give text, numbers, lists and mappings"
+            ) from error
         with atomic_folder(folder) as temporary:
-            save_file(tensors, temporary / "plan.safetensors")
-            document = {
-                "format": "clusterprune-plan",
-                "version": VERSION,
-                "merges": merges,
-                "replaced": sorted(self.replaced),
-                "model": {path: list(shape) for path, shape in self.model.items()},
-                "weights": self.weights,
-                "example": list(self.example),
-                "tensors_sha256": _sha256(temporary / "plan.safetensors"),
-                "notes": dict(self.notes),
-            }
-            (temporary / "plan.json").write_text(json.dumps(document, indent=1) + "\n")
+            document["tensors_sha256"] = write_tensors(temporary / "plan.safetensors", tensors)
+            (temporary / "plan.json").write_text(json.dumps(seal(document), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Plan":
@@ -164,58 +196,103 @@ class Plan:
         Raises
         ------
         PlanError
-            If a file is missing, truncated, altered or of another version.
+            If a file is missing, truncated, altered, makes no sense, or is of another version.
         """
+        if not isinstance(folder, str | Path):
+            raise ArgumentError(
+                f"folder must be the path that Plan.save wrote to, but got folder={type(folder).__name__}"
+            )
         folder = Path(folder)
+        path = folder / "plan.json"
         try:
-            document = _Document.model_validate_json((folder / "plan.json").read_text())
-        except FileNotFoundError as error:
-            raise PlanError(f"{folder} holds no plan.json; give the folder that Plan.save wrote") from error
-        except (ValidationError, ValueError, OSError) as error:
-            raise PlanError(f"{folder / 'plan.json'} is not a valid plan: {_brief(error)}") from error
+            content = check_version(read_json(path), VERSION)
+            document = _Document.model_validate(content)
+            check_seal(content)
+        except ReadError as error:
+            if error.missing:
+                raise PlanError(f"{folder} holds no plan.json; give the folder that Plan.save wrote") from error
+            raise PlanError(f"{path} is not a valid plan: it {error}; make the plan again") from error
+        except ValidationError as error:
+            raise PlanError(f"{path} is not a valid plan: {explain(error)}; make the plan again") from error
         path = folder / "plan.safetensors"
         try:
-            if _sha256(path) != document.tensors_sha256:
-                raise PlanError(f"{path} was truncated or altered since the plan was written; make the plan again")
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise PlanError(f"{path} cannot be read: {error}") from error
-        try:
-            merges = tuple(
-                Merge(
-                    m.group,
-                    np.array(m.kept, dtype=np.int64),
-                    {p: tensors[f"merges.{i}.mixing.{p}"] for p in m.mixing},
-                    {p: tensors[f"merges.{i}.offset.{p}"] for p in m.offset},
-                )
-                for i, m in enumerate(document.merges)
+            tensors, _ = read_tensors(path, document.tensors_sha256)
+        except ReadError as error:
+            raise PlanError(f"{path} {error}; make the plan again") from error
+        _check_tensors(document, tensors, path)
+        merges = tuple(
+            Merge(
+                m.group,
+                np.array(m.kept, dtype=np.int64),
+                {p: tensors[f"merges.{i}.mixing.{p}"] for p in m.mixing},
+                {p: tensors[f"merges.{i}.offset.{p}"] for p in m.offset},
             )
-            replaced = {p: tensors[f"replaced.{p}"] for p in document.replaced}
-        except KeyError as error:
-            raise PlanError(f"{path} lacks the tensor {error}; make the plan again") from error
+            for i, m in enumerate(document.merges)
+        )
+        replaced = {p: tensors[f"replaced.{p}"] for p in document.replaced}
         shapes = {p: tuple(s) for p, s in document.model.items()}
-        return cls(merges, replaced, shapes, document.weights, tuple(document.example), document.notes)
+        example = tuple(entry.plain() for entry in document.example)
+        return cls(merges, replaced, shapes, document.weights, example, document.notes)
 
 
 class _MergeDocument(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     group: str
-    kept: list[int] = Field(min_length=1)
-    mixing: list[str]
-    offset: list[str]
+    kept: Channels
+    mixing: Annotated[list[str], AfterValidator(unique)]
+    offset: Annotated[list[str], AfterValidator(unique)]
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["clusterprune-plan"]
-    version: Literal[1]
+    version: Literal[1, 2]
     merges: list[_MergeDocument]
-    replaced: list[str]
-    model: dict[str, list[int]]
-    weights: str
-    example: list[dict[str, Any]]
-    tensors_sha256: str
+    replaced: Annotated[list[str], AfterValidator(unique)]
+    model: dict[str, Shape]
+    weights: Hexadecimal | Literal[""]
+    example: list[ExampleDocument]
+    tensors_sha256: Hexadecimal
     notes: dict[str, Any]
+    sha256: Hexadecimal | None = None
+
+    @field_validator("merges")
+    @classmethod
+    def _check_groups(cls, merges: list[_MergeDocument]) -> list[_MergeDocument]:
+        unique([merge.group for merge in merges])
+        return merges
+
+
+def _check_tensors(document: _Document, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that the file holds the tensors that the document names, no others, and only numbers in them."""
+    named = {f"replaced.{p}" for p in document.replaced}
+    for index, merge in enumerate(document.merges):
+        named |= {f"merges.{index}.mixing.{p}" for p in merge.mixing}
+        named |= {f"merges.{index}.offset.{p}" for p in merge.offset}
+    if lacking := sorted(named - tensors.keys()):
+        raise PlanError(f"{path} lacks the tensor {lacking[0]!r}; make the plan again")
+    if foreign := sorted(tensors.keys() - named):
+        raise PlanError(f"{path} holds the tensor {foreign[0][:200]!r}, of which plan.json says nothing")
+    for name, tensor in tensors.items():
+        if not name.startswith("replaced.") and not tensor.is_floating_point():
+            raise PlanError(f"{path}: {name} must hold floating-point numbers, but holds {tensor.dtype}")
+        if not is_finite(tensor):
+            raise PlanError(f"{path}: {name} holds NaN or infinity; make the plan again")
+
+
+def _indices(kept: Any, group: str) -> np.ndarray:
+    """Return channel indices as int64 (k,)."""
+    try:
+        found = np.asarray(kept.cpu() if isinstance(kept, Tensor) else kept)
+    except (TypeError, ValueError):
+        found = np.asarray(None)
+    if found.ndim == 1 and found.dtype == bool:
+        raise ArgumentError(f"kept={kept!r} of {group!r} is a mask; give the indices, numpy.flatnonzero(mask)")
+    if found.ndim != 1 or (len(found) and not np.issubdtype(found.dtype, np.integer)):
+        raise ArgumentError(
+            f"kept={kept!r} of {group!r} must be a sequence of channel indices, which are whole numbers, such as [0, 2]"
+        )
+    return found.astype(np.int64)
 
 
 def fingerprint(graph: ChannelGraph) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -248,16 +325,28 @@ def describe_example(graph: ChannelGraph) -> tuple[dict[str, Any], ...]:
 
 
 def rebuild_example(described: tuple[Mapping[str, Any], ...]) -> Any:
-    """Return an example input from its description."""
+    """Return an example input from its description.
+
+    Raises
+    ------
+    PlanError
+        If the description makes no sense, or is of something too large to be an example.
+    """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for entry in described:
         value = entry.get("value")
-        if "shape" in entry:
-            dtype = getattr(torch, str(entry["dtype"]), None)
+        if entry.get("shape") is not None:
+            dtype = getattr(torch, str(entry.get("dtype")), None)
             if not isinstance(dtype, torch.dtype):
-                raise PlanError(f"the plan's example has the unknown dtype {entry['dtype']!r}")
-            value = torch.zeros([int(s) for s in entry["shape"]], dtype=dtype)
+                raise PlanError(f"the plan's example has the unknown dtype {entry.get('dtype')!r}")
+            shape = [int(s) for s in entry["shape"]]
+            if math.prod(shape) > LARGEST_EXAMPLE:
+                raise PlanError(
+                    f"the plan's example has the shape {tuple(shape)}, which is too large to be one; pass graph= to "
+                    "apply, or make the plan again"
+                )
+            value = torch.zeros(shape, dtype=dtype)
         if entry.get("keyword") is None:
             args.append(value)
         else:
@@ -294,19 +383,10 @@ def _check_merge(merge: Merge, graph: ChannelGraph) -> None:
         for path, tensor in table.items():
             if path not in consumers:
                 raise PlanError(f"{kind} of {merge.group!r} names {path!r}, which does not read this group")
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                what = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise PlanError(f"{kind} of {merge.group!r} for {path} must be a floating-point tensor, but is {what}")
             if tuple(tensor.shape) != shape:
                 raise PlanError(f"{kind} of {merge.group!r} for {path} has shape {tuple(tensor.shape)}, not {shape}")
-            if not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise PlanError(f"{kind} of {merge.group!r} for {path} holds NaN or infinity")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _brief(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc']) or 'document'}: {first['msg']}"
-    return str(error)

@@ -170,7 +170,7 @@ class TestPath:
         def denied(*_args: object, **_options: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "open", denied)
+        monkeypatch.setattr(os, "open", denied)
         refuse(tmp_path / "w.pt", "cannot be read: Permission denied")
 
 

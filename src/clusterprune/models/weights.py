@@ -1,27 +1,26 @@
 """Read weights files, check them against a model, then fill it: all or nothing."""
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from clusterprune.errors import ArgumentError, ModelError, WeightsError
+from clusterprune.errors import ArgumentError, WeightsError
+from clusterprune.reading import ReadError, open_regular
+from clusterprune.tensor_files import fit_types, listing, read_tensors, read_torch, tensors_of
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
 # Where training scripts put the state dict inside a checkpoint, in the order tried.
 NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net", "weights")
+# How deep; a Lightning checkpoint inside another one has two levels.
+MAX_NESTING = 8
 # What DataParallel, torch.compile, Lightning and home-made wrappers put before every name.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Heads that torchvision's GoogLeNet (aux1, aux2) and Inception v3 (AuxLogits) only train with.
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
-LISTED = 10
 
 _SAVE_AGAIN = (
     "if you trust the file, load it with the program that wrote it and save model.state_dict() "
@@ -54,7 +53,7 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     if not isinstance(model, nn.Module):
         msg = f"model must be a torch.nn.Module, but got {type(model).__name__}."
         raise ArgumentError(msg)
-    target = _tensors_of(model)
+    target = tensors_of(model)
     file = Path(path).expanduser()
     _check_file(file)
     found = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -64,26 +63,12 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     _fill(model, target, values, file)
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's parameters and buffers by name, as the live objects."""
-    state = model.state_dict(keep_vars=True)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    hollow = [name for name, value in tensors.items() if is_lazy(value) or value.is_meta]
-    if hollow:
-        msg = (
-            f"model has tensors without values: {_listing(hollow)}. Build it on a real device, and "
-            "run lazy modules once, before loading weights."
-        )
-        raise ModelError(msg)
-    return tensors
-
-
 def _check_file(file: Path) -> None:
     """Refuse what cannot be a weights file of the kind that its suffix promises."""
     suffixes = (".safetensors", *TORCH_SUFFIXES)
     if file.is_dir():
         inside = sorted(entry.name for entry in file.iterdir() if entry.suffix in suffixes)
-        holds = f"It holds {_listing(inside)}." if inside else "It holds no weights file."
+        holds = f"It holds {listing(inside)}." if inside else "It holds no weights file."
         msg = f"weights={str(file)!r} is a folder: name the file itself. {holds}"
         raise WeightsError(msg)
     if not file.exists():
@@ -93,10 +78,10 @@ def _check_file(file: Path) -> None:
         msg = f"weights={str(file)!r} has the suffix {file.suffix!r}, but it must be one of {', '.join(suffixes)}."
         raise WeightsError(msg)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             start = stream.read(9)
-    except OSError as error:
-        msg = f"weights={str(file)!r} cannot be read: {error.strerror or error}."
+    except (ReadError, OSError) as error:
+        msg = f"weights={str(file)!r} {error}: check the path."
         raise WeightsError(msg) from error
     if not start:
         msg = f"weights={str(file)!r} is empty: copy or download it again."
@@ -124,12 +109,9 @@ def _check_file(file: Path) -> None:
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        found = load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        msg = (
-            f"weights={str(file)!r} is not a whole safetensors file ({error}): it was cut short or "
-            "changed. Copy or download it again."
-        )
+        found, _ = read_tensors(file)
+    except ReadError as error:
+        msg = f"weights={str(file)!r} {error}: it was cut short or changed. Copy or download it again."
         raise WeightsError(msg) from error
     if not found:
         msg = f"weights={str(file)!r} holds no tensors: save model.state_dict() again."
@@ -139,10 +121,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings():
-            # The warning about TorchScript archives; the error below says what to do about them.
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_torch(file)
+    except ReadError as error:
+        msg = f"weights={str(file)!r} {error}: it was cut short or changed. Copy or download it again."
+        raise WeightsError(msg) from error
     # A damaged pickle can end in nearly any exception (KeyError and struct.error among them).
     except Exception as error:
         raise WeightsError(_why_refused(file, error)) from error
@@ -161,7 +143,7 @@ def _why_refused(file: Path, error: Exception) -> str:
             f"weights={str(file)!r} holds {what} besides tensors, and unpickling that could run "
             f"any code, so it was not loaded. The remedy: {_SAVE_AGAIN}."
         )
-    reason = f"{type(error).__name__}: {text.partition('. ')[0]}"
+    reason = f"{type(error).__name__}: {text.partition('. ')[0][:300]}"
     return (
         f"weights={str(file)!r} cannot be read by torch.load ({reason}): it was cut short or "
         "changed. Copy or download it again."
@@ -170,7 +152,9 @@ def _why_refused(file: Path, error: Exception) -> str:
 
 def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     """Find the state dict in what a checkpoint holds."""
-    while isinstance(content, Mapping) and not _has_tensors(content):
+    for _ in range(MAX_NESTING):  # a mapping may lie inside itself
+        if not isinstance(content, Mapping) or _has_tensors(content):
+            break
         inner = [content[key] for key in NESTED_UNDER if isinstance(content.get(key), Mapping)]
         if not inner:
             break
@@ -178,20 +162,25 @@ def _state_dict(content: object, file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not _has_tensors(content):
         holds = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
-            holds += f" with the keys {_listing(map(str, content))}" if content else " without keys"
+            holds += f" with the keys {listing(map(_name, content))}" if content else " without keys"
         msg = (
             f"weights={str(file)!r} holds no state dict but {holds}: save model.state_dict(), by "
             f"itself or under one of {', '.join(NESTED_UNDER)}."
         )
         raise WeightsError(msg)
-    strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    strange = [_name(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strange:
         msg = (
-            f"weights={str(file)!r} has entries that are not named tensors: {_listing(strange)}. "
+            f"weights={str(file)!r} has entries that are not named tensors: {listing(strange)}. "
             "Save model.state_dict() alone."
         )
         raise WeightsError(msg)
     return {name: value.detach() for name, value in content.items()}
+
+
+def _name(key: object) -> str:
+    # Anything else could take for ever to print, if it holds one thing many times over.
+    return str(key) if isinstance(key, str | int) else f"a {type(key).__name__}"
 
 
 def _has_tensors(content: Mapping[object, object]) -> bool:
@@ -225,12 +214,12 @@ def _check_names_and_shapes(found: dict[str, Tensor], target: dict[str, Tensor],
     }
     parts = []
     if missing:
-        parts.append(f"Missing from the file ({len(missing)}): {_listing(missing)}.")
+        parts.append(f"Missing from the file ({len(missing)}): {listing(missing)}.")
     if unexpected:
-        parts.append(f"Unknown to the model ({len(unexpected)}): {_listing(unexpected)}.")
+        parts.append(f"Unknown to the model ({len(unexpected)}): {listing(unexpected)}.")
     if shapes:
         lines = [f"{name} {theirs} (model {ours})" for name, (theirs, ours) in shapes.items()]
-        parts.append(f"Of another shape ({len(shapes)}): {_listing(lines)}.")
+        parts.append(f"Of another shape ({len(shapes)}): {listing(lines)}.")
     if parts:
         remedy = _remedy({} if missing or unexpected else shapes)
         msg = f"weights={str(file)!r} does not fit the model. {' '.join(parts)} {remedy}"
@@ -263,45 +252,22 @@ def _within(inner: _Shape, outer: _Shape) -> bool:
 
 def _cast(found: dict[str, Tensor], target: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Cast the file's tensors to the model's types; refuse what would lose its meaning."""
-    unfit: list[str] = []
-    infinite: list[str] = []
-    values: dict[str, Tensor] = {}
-    for name, tensor in target.items():
-        if name not in found:
-            continue
-        value = found[name]
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            unfit.append(f"{name} (sparse, quantized or without values)")
-        elif _kind(value) != _kind(tensor):
-            unfit.append(f"{name} ({value.dtype}, model {tensor.dtype})")
-        else:
-            values[name] = value.to(tensor.dtype)
-            finite = torch.isfinite(values[name])
-            # A buffer may hold infinity by design, such as an attention mask.
-            if not isinstance(tensor, nn.Parameter):
-                finite |= torch.isinf(tensor).to(finite.device)
-            if not finite.all():
-                infinite.append(name)
+    fitted = fit_types(found, target)
+    unfit, infinite = fitted.unfit, fitted.infinite
     if unfit:
         msg = (
-            f"weights={str(file)!r} has types that the model cannot take: {_listing(unfit)}. Save "
+            f"weights={str(file)!r} has types that the model cannot take: {listing(unfit)}. Save "
             "the floating-point weights, dense and not quantized."
         )
         raise WeightsError(msg)
     if infinite:
         msg = (
             f"weights={str(file)!r} has values that are NaN or infinite in the model's type: "
-            f"{_listing(infinite)}. Training diverged, the file is damaged, or the model's type is "
+            f"{listing(infinite)}. Training diverged, the file is damaged, or the model's type is "
             "too narrow: take an earlier checkpoint or a float32 model."
         )
         raise WeightsError(msg)
-    return values
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_complex():
-        return "complex"
-    return "float" if tensor.is_floating_point() else "integer"
+    return fitted.values
 
 
 def _fill(model: nn.Module, target: dict[str, Tensor], values: dict[str, Tensor], file: Path) -> None:
@@ -321,10 +287,3 @@ def _fill(model: nn.Module, target: dict[str, Tensor], values: dict[str, Tensor]
             "weights."
         )
         raise WeightsError(msg) from error
-
-
-def _listing(names: Iterable[str]) -> str:
-    """Join the first ten names and count the others."""
-    names = list(names)
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
