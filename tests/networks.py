@@ -294,6 +294,19 @@ def masked_reference(model: nn.Module, graph: cp.ChannelGraph, plan: cp.Plan) ->
     return reference
 
 
+def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -> dict[int, int]:
+    """Copy one channel of each block onto another, wherever it is made or carried."""
+    tensors = {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
+    twins: dict[int, int] = {}
+    for block in range(group.n_blocks):
+        original, copied = rng.choice(np.flatnonzero(group.blocks == block), 2, replace=False).tolist()
+        twins[copied] = original
+        for use in (*group.producers, *group.carriers):
+            tensor = tensors[use.path].movedim(use.dim, 0)
+            tensor[use.positions[copied]] = tensor[use.positions[original]].clone()
+    return twins
+
+
 def leaves(output: Any) -> list[Tensor]:
     """Return the tensors of an output, whatever nest they come in."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -13,6 +13,7 @@ from networks import (
     Network,
     Recipe,
     difference,
+    make_twins,
     masked_reference,
     oracle,
     parameters,
@@ -22,7 +23,6 @@ from networks import (
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune.graph import Group
 from clusterprune.record import stages
 from clusterprune.surgery import compact_state
 
@@ -148,19 +148,6 @@ def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None
         merge = cp.Merge(group.name, kept, {use.path: indicator for use in group.consumers})
         small = cp.apply(model, cp.Plan.of(graph, (merge,)), graph=graph)
         assert difference(small(*inputs), expected) < TOLERANCE
-
-
-def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -> dict[int, int]:
-    """Copy one channel of each block onto another, wherever it is made or carried."""
-    tensors = {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
-    twins: dict[int, int] = {}
-    for block in range(group.n_blocks):
-        original, copied = rng.choice(np.flatnonzero(group.blocks == block), 2, replace=False).tolist()
-        twins[copied] = original
-        for use in (*group.producers, *group.carriers):
-            tensor = tensors[use.path].movedim(use.dim, 0)
-            tensor[use.positions[copied]] = tensor[use.positions[original]].clone()
-    return twins
 
 
 @PROFILE
