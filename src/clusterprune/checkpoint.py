@@ -20,14 +20,13 @@ from clusterprune.documents import (
     Hexadecimal,
     check_seal,
     check_version,
-    explain,
     unique,
 )
 from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError, WeightsError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import trace
 from clusterprune.plans import Merge, Plan, rebuild_example
-from clusterprune.reading import ReadError, read_json, seal
+from clusterprune.reading import ReadError, explain, read_json, seal
 from clusterprune.record import Stage, set_stages, stages
 from clusterprune.resize import fitting_shapes, set_attributes
 from clusterprune.surgery import apply
@@ -225,7 +224,8 @@ def _cast(tensors: dict[str, Tensor], model: nn.Module, history: tuple[Stage, ..
 
     What a stage added has the type of the weight beside it. Names that nobody knows are left for later.
     """
-    target = tensors_of(model)
+    # Buffers that the state dictionary leaves out may be in the file, if they were cut.
+    target = dict(model.named_buffers()) | tensors_of(model)
     added = {path for stage in history for path in stage.added} & tensors.keys()
     for path in sorted(added - target.keys()):
         beside = target.get(f"{path.rpartition('.')[0]}.weight".removeprefix("."))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from clusterprune.reading import ReadError, is_sealed
 
@@ -101,10 +101,3 @@ def check_seal(document: Mapping[str, Any]) -> None:
     """
     if document["version"] >= SEALED_SINCE and not is_sealed(document):
         raise ReadError("was altered since it was written")
-
-
-def explain(error: ValidationError) -> str:
-    """Say where a document is wrong, and what is wrong there."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place[:200] or 'document'}: {first['msg'][:300]}"

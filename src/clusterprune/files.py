@@ -8,9 +8,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from clusterprune.errors import OutputError
+from clusterprune.reading import ReadError, explain, read_json
+
+Record = TypeVar("Record")
 
 
 @contextmanager
@@ -113,6 +118,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """Read what a run has measured, which :func:`write_json` wrote.
+
+    Parameters
+    ----------
+    kind
+        What the file holds: a dataclass, or a dictionary.
+
+    Raises
+    ------
+    OutputError
+        If the file is damaged.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except ReadError as error:
+        reason = str(error)
+    except ValidationError as error:
+        reason = explain(error)
+    raise OutputError(f"{path} is damaged ({reason}); remove it to have it measured again")
+
+
 def begun_with(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return what a run was begun with and what is asked for now, both as JSON has them.
 
@@ -128,11 +155,11 @@ def begun_with(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, Any], di
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asked)
             return None
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
-    except ValueError as error:
-        raise OutputError(f"{path} is damaged ({error}); choose another folder, or remove this one") from error
+    except ReadError as error:
+        raise OutputError(f"{path} is damaged (it {error}); choose another folder, or remove this one") from error
     if not isinstance(before, dict):
         raise OutputError(f"{path} is damaged; choose another folder, or remove this one")
     return before, json.loads(json.dumps(asked))

@@ -25,14 +25,13 @@ from clusterprune.documents import (
     Shape,
     check_seal,
     check_version,
-    explain,
     repeated,
     unique,
 )
 from clusterprune.errors import ArgumentError, PlanError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import ChannelGraph
-from clusterprune.reading import ReadError, read_json, seal
+from clusterprune.reading import ReadError, explain, read_json, seal
 from clusterprune.tensor_files import is_finite, read_tensors, write_tensors
 
 VERSION = 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -26,7 +27,7 @@ MAX_YAML_BYTES = 1 << 20
 MAX_DEPTH = 64
 """How deep lists and mappings may lie in each other in a document; ours need six levels."""
 
-MAX_YAML_VALUES = 20_000
+MAX_YAML_VALUES = 10_000
 """Most values in a YAML document, each alias counting for all that it stands for."""
 
 MAX_PIXELS = 89_478_485
@@ -74,6 +75,16 @@ def open_regular(path: str | Path) -> BufferedReader:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise ReadError(f"is {_kind(mode)}, not a regular file")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tell whether a path is a folder; one that no file can have, or that may not be looked at, is none."""
+    return os.path.isdir(path)  # noqa: PTH112  (pathlib raises for names that are too long)
+
+
+def exists(path: str | Path) -> bool:
+    """Tell whether there is something at a path; :func:`is_folder` says about which paths it does not fail."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def read_bytes(path: str | Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
@@ -334,6 +345,13 @@ def is_sealed(document: Mapping[str, Any]) -> bool:
     """Tell whether a document read back is the one that :func:`seal` returned."""
     rest = {name: value for name, value in document.items() if name != "sha256"}
     return document.get("sha256") == _digest(rest)
+
+
+def explain(error: ValidationError) -> str:
+    """Say where a document is wrong, and what is wrong there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place[:200] or 'document'}: {first['msg'][:300]}"
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from clusterprune.data import Split
 from clusterprune.errors import DataError, OutputError
 from clusterprune.evaluate import Latency
 from clusterprune.files import replace_file
+from clusterprune.reading import ReadError, read_json, read_json_lines, read_yaml
 from clusterprune.train.config import TrainConfig, resolve_device
 
 CONFIG_NAME = "config.yaml"
@@ -276,11 +277,9 @@ def read_config(path: Path) -> dict[str, Any]:
         If the file is missing or is no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"config={str(path)!r} cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"config={str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except ReadError as error:
+        raise DataError(f"config={str(path)!r} {error}; check the path, or correct the file") from error
     if not isinstance(content, dict):
         raise DataError(f"config={str(path)!r} must hold one option per line, such as 'model: resnet56'")
     return content
@@ -300,8 +299,8 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Read ``result.json``; None when the folder has none, or one that was damaged."""
     try:
-        content = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(folder / RESULT_NAME)
+    except ReadError:
         return None
     return content if isinstance(content, dict) else None
 
@@ -317,6 +316,24 @@ def write_log(folder: Path, events: Sequence[Mapping[str, Any]]) -> None:
     _write(folder / LOG_NAME, "".join(json.dumps(event) + "\n" for event in events))
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read what earlier sessions of a run have noted in ``log.jsonl``; nothing where there is none.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    try:
+        return read_json_lines(folder / LOG_NAME)
+    except ReadError as error:
+        if error.missing:
+            return []
+        raise DataError(
+            f"{folder / LOG_NAME} {error}; it only tells how long the run took: remove the file, and go on"
+        ) from error
+
+
 def write_weights(folder: Path, model: nn.Module) -> None:
     """Write ``model.safetensors``: every parameter and buffer by its path.
 
@@ -325,11 +342,9 @@ def write_weights(folder: Path, model: nn.Module) -> None:
     OutputError
         If the folder cannot be written.
     """
-    from safetensors.torch import save
+    from clusterprune.tensor_files import tensor_bytes
 
-    # Copies: safetensors takes neither shared nor strided tensors.
-    state = {path: tensor.detach().cpu().clone().contiguous() for path, tensor in model.state_dict().items()}
-    _write(folder / WEIGHTS_NAME, save(state))
+    _write(folder / WEIGHTS_NAME, tensor_bytes(model.state_dict()))
 
 
 def remove_folder(folder: Path) -> None:

@@ -41,6 +41,11 @@ def stored(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the safetensors file of tensors of any device, layout or sharing."""
+    return save({name: stored(tensor) for name, tensor in tensors.items()})
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors of any device, layout or sharing to a safetensors file; return its SHA-256.
 
@@ -50,7 +55,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         If the file cannot be written.
     """
     # By way of memory: the library's own writer has errors of its own, and files that nobody else may read.
-    content = save({name: stored(tensor) for name, tensor in tensors.items()})
+    content = tensor_bytes(tensors)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 

@@ -137,7 +137,7 @@ def test_faults_of_a_file_are_named(own: Path, tmp_path: Path, change: dict, mes
 
 
 def test_files_that_are_none_are_named(tmp_path: Path):
-    with pytest.raises(ArgumentError, match=r"nowhere\.yaml' cannot be read .*check the path"):
+    with pytest.raises(ArgumentError, match=r"nowhere\.yaml' does not exist; check the path"):
         recipes.read(tmp_path / "nowhere.yaml")
     (tmp_path / "text.yaml").write_text("- a\n- b\n")
     with pytest.raises(ArgumentError, match="must hold fields such as"):

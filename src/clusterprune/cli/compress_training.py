@@ -1,12 +1,10 @@
 """``clusterprune compress`` as a run of its own folder: the methods that train, and all that can be stopped."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
-import yaml
 
 from clusterprune import run, save
 from clusterprune.cli.console import comparison, console, duration
@@ -20,12 +18,9 @@ from clusterprune.errors import ArgumentError, ClusterpruneError
 from clusterprune.methods import pipeline
 from clusterprune.methods.settings import read_method
 from clusterprune.methods.trainings import training_for
+from clusterprune.reading import ReadError, parse_yaml
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import resolve_device
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 # Options that are settings of some method, with the value that says nothing.
 _SETTINGS: dict[str, Any] = {
@@ -92,9 +87,9 @@ def settings_of(wanted: dict[str, Any]) -> dict[str, Any]:
         if name in found:
             raise ArgumentError(f"{name} is given twice, as {found[name]!r} and in --set {text}; leave one out")
         try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ArgumentError(f"set={text!r} has no YAML value: {' '.join(str(error).split())}") from None
+            found[name] = parse_yaml(value)
+        except ReadError as error:
+            raise ArgumentError(f"set={text!r} has a value that {error}") from None
     return found
 
 
@@ -130,7 +125,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
     about = _about(wanted, asked, task)
     if not resume:
         run.write_config(folder, "compress", absolute(wanted))
-    before = _events(folder)
+    before = run.read_log(folder)
     watch = Watch(display)
     try:
         with timeline.phase("compress", announce=False):
@@ -165,12 +160,6 @@ def _about(wanted: dict[str, Any], asked: Asked, task: pipeline.Task) -> dict[st
     if storage is not None and (found := begun(absolute_storage(storage), study)) is not None:
         job.check_same(Job.read(found.about, f"study={study!r}"))
     return job.model_dump(mode="json")
-
-
-def _events(folder: Path) -> "Sequence[dict[str, Any]]":
-    """Return what earlier sessions of a run have logged."""
-    file = folder / run.LOG_NAME
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _done(watch: Watch) -> str:

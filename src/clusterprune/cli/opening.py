@@ -14,6 +14,7 @@ from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.graph.export import evaluating
 from clusterprune.models import ModelSpec
+from clusterprune.reading import is_folder
 
 if TYPE_CHECKING:
     from clusterprune.data import Split
@@ -77,7 +78,7 @@ def locate(path: Path) -> Located:
         If a folder holds none of them.
     """
     path = path.expanduser()
-    if not path.is_dir():
+    if not is_folder(path):
         return Located(path, compact=False)
     if (path / STRUCTURE_NAME).is_file():
         return Located(path, compact=True, config=_config(path.parent))

@@ -18,8 +18,12 @@ from clusterprune.data.split import Dataset, Split
 from clusterprune.data.store import MemoryStore
 from clusterprune.data.tree import check_folder, load_tree
 from clusterprune.errors import DataError
+from clusterprune.reading import ReadError, read_bytes
 
 _PIXELS = 3 * 32 * 32
+_MAX_BATCH_BYTES = 1 << 29
+"""Of one binary file; the largest of the official ones, train.bin, has 154 million bytes."""
+_MAX_NAMES_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,10 @@ def _class_names(folder: Path, form: _Format) -> tuple[str, ...]:
     path = folder / form.names
     if not path.is_file():
         return tuple(str(i) for i in range(form.classes))
-    names = tuple(path.read_text(encoding="utf-8", errors="replace").split())
+    try:
+        names = tuple(read_bytes(path, _MAX_NAMES_BYTES).decode(errors="replace").split())
+    except ReadError as error:
+        raise DataError(f"{str(path)!r} {error}. Unpack the archive again.") from error
     if len(names) != form.classes:
         raise DataError(
             f"{str(path)!r} names {len(names)} classes instead of {form.classes}. Unpack the archive again."
@@ -136,7 +143,10 @@ def _class_names(folder: Path, form: _Format) -> tuple[str, ...]:
 
 def _read_batch(path: Path, form: _Format) -> tuple[Tensor, Tensor]:
     """Images ``uint8`` (n, 3, 32, 32) and int64 labels (n,) of one binary file."""
-    data = np.fromfile(path, dtype=np.uint8)
+    try:
+        data = np.frombuffer(bytearray(read_bytes(path, _MAX_BATCH_BYTES)), dtype=np.uint8)
+    except ReadError as error:
+        raise DataError(f"{str(path)!r} {error}. Unpack the archive again.") from error
     record = form.label_bytes + _PIXELS
     if not len(data) or len(data) % record:
         raise DataError(

@@ -5,8 +5,12 @@ are deprecated since torchvision 0.29.
 """
 
 import os
-from collections.abc import Callable, Sequence
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 import torch
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from clusterprune.data.crops import mirrored, windows
 from clusterprune.data.resize import geometry
+from clusterprune.reading import MAX_PIXELS, open_regular
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -23,8 +28,44 @@ Progress = Callable[[int, int], None]
 #: Files per task: a small image takes a fraction of a millisecond, less than a task costs.
 _CHUNK = 32
 _MAX_WORKERS = 16
-#: A strip resized by its short side could fill the memory; no photo comes near this.
-_MAX_PIXELS = 100_000_000
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what :data:`EXTENSIONS` promise. Others are not tried: a PostScript file called .png would start a
+program that runs it."""
+_MAX_FILE_BYTES = 1 << 29
+"""Of one image; some formats are read whole before anything is known of them."""
+_PREFIX = 16
+"""Bytes that a format is recognised by."""
+
+
+class _Room:
+    """Lets threads decode at once as long as their images together have no more than the pixels of the largest one."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += pixels
+                self._freed.notify_all()
+
+
+_room = _Room(MAX_PIXELS)
+if hasattr(os, "register_at_fork"):
+
+    def _renew() -> None:
+        """Give a forked process room of its own: the threads that would give theirs back are not in it."""
+        global _room  # noqa: PLW0603
+        _room = _Room(MAX_PIXELS)
+
+    os.register_at_fork(after_in_child=_renew)
 
 
 def is_image_name(name: str) -> bool:
@@ -66,19 +107,59 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Te
     The orientation that cameras note in EXIF is not applied, as in torchvision's ``ImageFolder``;
     of an animation, the first frame counts.
     """
-    with Image.open(path) as opened:
-        image = to_rgb(opened)
-        if crop is not None:
-            image = _crop(image, size, crop[None])
-        elif size is not None and image.size != (size, size):
-            target = geometry(image.height, image.width, size)
-            if target.height * target.width > _MAX_PIXELS:
-                raise ValueError(f"is too elongated: {image.height}x{image.width}")
-            image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
-            left, top = target.left, target.top
-            image = image.crop((left, top, left + size, top + size))
-        pixels = np.frombuffer(bytearray(image.tobytes()), dtype=np.uint8)
-        return torch.from_numpy(pixels).view(image.height, image.width, 3).permute(2, 0, 1)
+    with open_regular(path) as file:
+        if (length := os.fstat(file.fileno()).st_size) > _MAX_FILE_BYTES:
+            raise ValueError(f"holds {length:,} bytes, more than the {_MAX_FILE_BYTES:,} that are read")
+        opened = _identify(file)
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"has {width:,} x {height:,} = {width * height:,} pixels, more than the {MAX_PIXELS:,} that are read; "
+                "make it smaller"
+            )
+        if size is not None and crop is None:
+            target = geometry(height, width, size)
+            # A strip resized by its short side could fill the memory.
+            if target.height * target.width > MAX_PIXELS:
+                raise ValueError(f"is too elongated: {height}x{width}")
+        with _room.take(width * height):
+            return _pixels(opened, size, crop)
+
+
+def _identify(file: IO[bytes]) -> Image.Image:
+    """Read the header of an image, nothing more.
+
+    As `Image.open` does, which would also warn of large images: for all of them, and only once.
+    """
+    Image.init()
+    prefix = file.read(_PREFIX)
+    for name in _FORMATS:
+        if name not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[name]
+        answer = accept is None or accept(prefix)
+        if not answer or isinstance(answer, str):  # a string says what is missing to read the format
+            continue
+        file.seek(0)
+        try:
+            return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise Image.UnidentifiedImageError
+
+
+def _pixels(opened: Image.Image, size: int | None, crop: Tensor | None) -> Tensor:
+    """Decode an opened image, as :func:`decode` returns it."""
+    image = to_rgb(opened)
+    if crop is not None:
+        image = _crop(image, size, crop[None])
+    elif size is not None and image.size != (size, size):
+        target = geometry(image.height, image.width, size)
+        image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
+        left, top = target.left, target.top
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.frombuffer(bytearray(image.tobytes()), dtype=np.uint8)
+    return torch.from_numpy(pixels).view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 def _crop(image: Image.Image, size: int | None, draws: Tensor) -> Image.Image:

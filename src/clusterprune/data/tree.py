@@ -11,6 +11,7 @@ from clusterprune.data.decode import EXTENSIONS, is_image_name
 from clusterprune.data.split import Dataset, Split
 from clusterprune.data.store import FileStore
 from clusterprune.errors import DataError
+from clusterprune.reading import exists, is_folder
 
 Files = dict[str, list[str]]
 
@@ -30,9 +31,9 @@ def check_folder(path: str | Path) -> Path:
         When it is missing, a file, or may not be read.
     """
     folder = Path(path).expanduser()
-    if not folder.exists():
+    if not exists(folder):
         raise DataError(f"data folder {str(folder)!r} does not exist. Check the path.")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"{str(folder)!r} is a file, not a folder. If it is an archive, unpack it and name the folder.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"data folder {str(folder)!r} may not be read. Check its permissions.")

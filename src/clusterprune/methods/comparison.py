@@ -6,22 +6,21 @@ training while filters become identical (CP). A search that does not train (ACP'
 in the record.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from clusterprune import checkpoint, evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.files import begun_with, write_json
+from clusterprune.files import begun_with, read_record, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
 from clusterprune.methods.settings import METHODS
+from clusterprune.reading import ReadError, parse_yaml
 from clusterprune.train import TrainConfig
 
 ASKED_NAME = "asked.json"
@@ -61,7 +60,10 @@ class Contender:
         pairs = [change.partition("=") for change in changes]
         if any(not (name and sign and value) for name, sign, value in pairs):
             raise ArgumentError(f"methods={text!r} is not of the form METHOD:NAME=VALUE:NAME=VALUE")
-        return cls(method, tuple((name, yaml.safe_load(value)) for name, _, value in pairs))
+        try:
+            return cls(method, tuple((name, parse_yaml(value)) for name, _, value in pairs))
+        except ReadError as error:
+            raise ArgumentError(f"methods={text!r} has a value that {error}") from error
 
     def __str__(self) -> str:
         """Return the text that reads as this."""
@@ -184,7 +186,7 @@ def _run(
     path = folder / ENTRY_NAME
     began_before = _same(folder / ASKED_NAME, settings, training, seed)
     if path.exists():
-        return Entry(**json.loads(path.read_text()))
+        return read_record(path, Entry)
     began = time.perf_counter()
     made = compress(
         task, contender.method, settings, training=training, seed=seed, out=folder, report=report, watch=watch

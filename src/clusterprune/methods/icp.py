@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clusterprune import checkpoint, data, evaluate
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
-from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.errors import ArgumentError, OutputError, WeightsError
 from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.merge.statistics import Progress as Report
@@ -32,8 +31,10 @@ from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.targets import check_knob
 from clusterprune.plans import Plan
+from clusterprune.reading import ReadError
 from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import apply
+from clusterprune.tensor_files import read_tensors, write_tensors
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
 from clusterprune.train.config import resolve_device
 
@@ -289,9 +290,14 @@ class _Run:
             with atomic_folder(folder) as temporary:
                 chosen.save(temporary / "plan")
                 checkpoint.save(apply(network, chosen, graph=graph), temporary / "compact")
-                save_file(carried, temporary / "momentum.safetensors")
+                write_tensors(temporary / "momentum.safetensors", carried)
         small = checkpoint.load(folder / "compact", lambda: copy.deepcopy(self.original).cpu())
-        carried = {name: tensor.clone() for name, tensor in load_file(folder / "momentum.safetensors").items()}
+        try:
+            carried, _ = read_tensors(folder / "momentum.safetensors")
+        except ReadError as error:
+            raise WeightsError(
+                f"{folder / 'momentum.safetensors'} {error}; remove the folder {folder} to have this cut made again"
+            ) from error
         return small.to(example.device), carried
 
     def _choose(self, number: int, graph: ChannelGraph, images: Tensor, keep_macs: float | None) -> Plan:

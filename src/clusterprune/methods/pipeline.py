@@ -11,7 +11,6 @@ schedule. Whoever writes Python calls the methods themselves.
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from clusterprune import checkpoint, data, evaluate, train
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
-from clusterprune.files import run_folder, write_json
+from clusterprune.files import read_record, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
@@ -317,7 +316,7 @@ def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what was measured before a run was stopped; measure if nothing was."""
     if not path.exists():
         write_json(path, measure())
-    return json.loads(path.read_text())
+    return read_record(path, dict[str, Any])
 
 
 def _accuracy(task: Task, model: nn.Module) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, WeightsError
-from clusterprune.reading import ReadError, open_regular
+from clusterprune.reading import ReadError, exists, is_folder, open_regular
 from clusterprune.tensor_files import fit_types, listing, read_tensors, read_torch, tensors_of
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
@@ -66,12 +66,12 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
 def _check_file(file: Path) -> None:
     """Refuse what cannot be a weights file of the kind that its suffix promises."""
     suffixes = (".safetensors", *TORCH_SUFFIXES)
-    if file.is_dir():
+    if is_folder(file):
         inside = sorted(entry.name for entry in file.iterdir() if entry.suffix in suffixes)
         holds = f"It holds {listing(inside)}." if inside else "It holds no weights file."
         msg = f"weights={str(file)!r} is a folder: name the file itself. {holds}"
         raise WeightsError(msg)
-    if not file.exists():
+    if not exists(file):
         msg = f"weights={str(file)!r} does not exist (looked in {Path.cwd()}): check the path."
         raise WeightsError(msg)
     if file.suffix not in suffixes:

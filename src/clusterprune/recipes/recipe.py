@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.settings import TRAINED, read_method
 from clusterprune.models.sources import suggestion
+from clusterprune.reading import ReadError, read_yaml
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision
 
@@ -195,11 +195,9 @@ def read(name: str | Path) -> Recipe:
             )
         path = _folder() / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"recipe={str(name)!r} cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"recipe={str(name)!r} is not YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except ReadError as error:
+        raise ArgumentError(f"recipe={str(name)!r} {error}; check the path, or correct the file") from error
     if not isinstance(content, dict):
         raise ArgumentError(f"recipe={str(name)!r} must hold fields such as 'model: resnet56', one a line")
     try:

@@ -1,8 +1,6 @@
 """Run a recipe: train the original network, run the method on it, measure both on the test images."""
 
 import functools
-import hashlib
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +13,10 @@ from torch import nn
 from clusterprune import checkpoint, data, models, run, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
-from clusterprune.files import begun_with, write_json
+from clusterprune.files import begun_with, read_record, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
 from clusterprune.models import ModelSpec
+from clusterprune.reading import ReadError, sha256_of
 from clusterprune.recipes.recipe import CLASSES, Recipe
 from clusterprune.run import Measurement
 from clusterprune.train import TrainConfig
@@ -235,9 +234,9 @@ def _digest(weights: str | Path | None) -> str | None:
     if weights is None:
         return None
     try:
-        return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ArgumentError(f"weights={str(weights)!r} cannot be read ({error.strerror}); check the path") from error
+        return sha256_of(weights)
+    except ReadError as error:
+        raise ArgumentError(f"weights={str(weights)!r} {error}; check the path") from error
 
 
 def _same(folder: Path, asked: dict[str, Any]) -> None:
@@ -264,4 +263,4 @@ def _same(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _read(folder: Path) -> Measurement:
-    return Measurement(**json.loads((folder / MEASURED_NAME).read_text(encoding="utf-8")))
+    return read_record(folder / MEASURED_NAME, Measurement)

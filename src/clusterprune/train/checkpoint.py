@@ -5,18 +5,18 @@ with itself: a process killed at any moment leaves either the previous checkpoin
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
 from clusterprune.errors import WeightsError
 from clusterprune.files import replace_file
+from clusterprune.reading import ReadError, parse_json
+from clusterprune.tensor_files import read_tensors
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = 1
@@ -92,25 +92,23 @@ def read(path: Path) -> tuple[dict[str, Tensor], Header]:
     """
     remedy = "delete it to start over, or put back a copy"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"checkpoint {path} cannot be read ({error}); {remedy}") from error
+        tensors, metadata = read_tensors(path)
+    except ReadError as error:
+        raise WeightsError(f"checkpoint {path} cannot be read (it {error}); {remedy}") from error
     if not {"clusterprune", "sha256"} <= metadata.keys():
         raise WeightsError(f"{path} is a safetensors file but no training checkpoint; {remedy}")
     text = metadata["clusterprune"]
     if metadata["sha256"] != _digest(text, tensors):
         raise WeightsError(f"checkpoint {path} is damaged (its SHA-256 does not match); {remedy}")
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         if fields["format"] > FORMAT:
             raise WeightsError(
                 f"checkpoint {path} has format {fields['format']}, this clusterprune reads up to "
                 f"{FORMAT}; update clusterprune"
             )
         return tensors, Header(**fields)
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
+    except (ReadError, ValidationError, ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"checkpoint {path} has a header that makes no sense; {remedy}") from error
 
 
