@@ -128,6 +128,8 @@ def bias_home(graph: ChannelGraph, weight: str) -> tuple[str, str] | None:
     follows it, ("new", path) for a bias that its module can be given, or None where there is no place.
     """
     calls = [call for call in graph.calls if call.weight == weight]
+    if not calls:
+        return None  # only training applies the layer
     call = calls[0]
     if call.kind == "conv_transpose":
         return None  # the overlap of its kernels makes the gain vary in space

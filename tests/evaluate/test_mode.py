@@ -4,7 +4,7 @@ from torch import nn
 
 from clusterprune.errors import ArgumentError
 from clusterprune.evaluate.mode import device_of, dtype_of, on_device
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 
 
 def test_every_module_gets_its_mode_back_even_after_an_error():

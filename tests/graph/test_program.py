@@ -145,3 +145,17 @@ def test_images_that_do_not_fill_the_only_batch_size_are_left_out() -> None:
     with pytest.raises(ArgumentError, match="3 images are too few: the model runs with a batch of 4 only"):
         whole_batches(graph, torch.zeros(3, 3, 8, 8))
     assert cp.oneshot(graph, torch.randn(11, 3, 8, 8), keep_macs=0.7).merges
+
+
+def test_a_view_of_whole_maps_can_be_measured() -> None:
+    class HardView(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.conv(x).relu().view(len(x), -1))
+
+    model = HardView().eval()
+    graph = cp.trace(model, torch.zeros(1, 3, 8, 8))
+    assert cp.apply(model, cp.oneshot(graph, torch.randn(16, 3, 8, 8), keep_macs=0.5), graph=graph)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clusterprune import data, models, run
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 from clusterprune.models import ModelSpec
 from clusterprune.reading import is_folder
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clusterprune.data import Split, normalize
 from clusterprune.errors import ArgumentError, DataError, ModelError
 from clusterprune.evaluate.mode import dtype_of, on_device
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 
 _AUTOCAST = (torch.bfloat16, torch.float16)
 

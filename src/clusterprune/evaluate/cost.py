@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clusterprune.errors import ModelError
 from clusterprune.evaluate.mode import Example, check_example, device_of
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 
 
 def macs(model: nn.Module, example: Example) -> int:
@@ -33,7 +33,7 @@ def macs(model: nn.Module, example: Example) -> int:
     place = device_of(model)
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
-            model(*(x.to(place) for x in inputs))
+            model(*(x.to(place, copy=True) for x in inputs))  # a forward may write into them
         except (RuntimeError, ValueError, TypeError) as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ModelError(

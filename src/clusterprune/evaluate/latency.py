@@ -9,7 +9,7 @@ from torch import nn
 
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import Example, check_example, on_device
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def latency(
     if warmup < 0:
         raise ArgumentError(f"warmup must be at least 0, but got warmup={warmup}.")
     runner, place = on_device(model, device)
-    inputs = tuple(x.to(place) for x in check_example(example))
+    inputs = tuple(x.to(place, copy=True) for x in check_example(example))  # a forward may write into them
     time_one = _timer(lambda: runner(*inputs), place)
     with evaluating(runner), torch.inference_mode():
         try:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Graph
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph.batch import BatchSize, find_batch_size
@@ -34,13 +35,19 @@ class ChannelGraph:
     unknown
         Operations without a rule, each with the nodes where it was met; what they read is frozen.
     unused
-        Parameters that the traced (evaluation) path never touches, such as auxiliary heads.
+        Parameters that neither evaluation nor training touches.
+    training
+        The exported graph of the training mode, traced with two images, where it touches parameters that evaluation
+        does not (auxiliary heads). Its layers belong to the groups too, and are cut with them.
+    training_unknown
+        Why the training mode could not be followed although there are parameters that evaluation does not touch,
+        or None.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    fx: fx.Graph
+    fx: Graph
     inputs: dict[str, str]
     constants: dict[str, Any]
     groups: tuple[Group, ...]
@@ -50,6 +57,8 @@ class ChannelGraph:
     unknown: dict[str, list[str]]
     unused: tuple[str, ...]
     out_spec: Any
+    training: Graph | None = None
+    training_unknown: str | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -128,6 +137,8 @@ def _describe(graph: ChannelGraph) -> str:
         lines += [f"  {name}: at {_few(nodes)}" for name, nodes in graph.unknown.items()]
     if graph.unused:
         lines.append(f"parameters that evaluation never touches: {_few(list(graph.unused))}")
+    if graph.training_unknown:
+        lines.append(f"training was not followed: {graph.training_unknown}")
     return "\n".join(lines)
 
 

@@ -1,51 +1,127 @@
 """A model as one flat graph of ATen operations, and the arguments of an operation by name."""
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
+from clusterprune.graph.throwaway import throwaway
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A model's operations in one mode.
+
+    Attributes
+    ----------
+    graph
+        ATen operations, one node each.
+    inputs
+        Path of the parameter or buffer by the name of the placeholder that stands for it. A tensor that the model
+        has under several paths goes by the first.
+    constants
+        Tensors (and other values) that are no parameters or buffers, by the name of their placeholder: copies of
+        what the model held before anything ran.
+    out_spec
+        How the outputs are nested.
+    """
+
+    graph: fx.Graph
+    inputs: dict[str, str]
+    constants: dict[str, Any]
+    out_spec: Any
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Exported:
+    """Export a model in evaluation mode, or in training mode. Nothing of the model changes.
+
+    Raises
+    ------
+    TraceError
+        If the model does not run on the inputs, or cannot be exported.
+    """
+    with throwaway(model) as copy, torch.no_grad(), _silence():
+        copy.module.train(training)
+        try:
+            program = torch.export.export(copy.module, args, kwargs, strict=False)
+        except Exception as error:  # whatever a user's forward or the exporter may raise
+            failure = error
+        else:
+            return _read(program, model, copy.original)
+    _run(model, args, kwargs, training=training)
+    raise TraceError(
+        f"torch.export cannot export {type(model).__name__} on an example of shape {_shapes(args, kwargs)}: "
+        f"{_first_line(failure)}. Data-dependent control flow is the usual cause; move it out of forward, or trace "
+        "the convolutional part alone."
+    ) from failure
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model into evaluation mode; afterwards every module has the mode it had before.
-
-    Module by module, because models are used with parts (often batch norm) frozen in evaluation
-    mode.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _silence() -> Iterator[None]:
+    """Keep the exporter's warnings and log to itself: what a user needs to know is in our errors."""
+    loggers = [logging.getLogger("torch")]
+    loggers += [
+        logger
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if name.startswith("torch.") and isinstance(logger, logging.Logger)
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """Export a model in evaluation mode."""
-    with evaluating(model), torch.no_grad():
+def _read(program: torch.export.ExportedProgram, model: nn.Module, original: Any) -> Exported:
+    inputs: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    paths = canonical_paths(model)
+    for spec in program.graph_signature.input_specs:
+        target = spec.target
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and target in paths:
+            inputs[spec.arg.name] = paths[target]
+        elif target is not None:
+            value = program.constants.get(target, program.state_dict.get(target))
+            constants[spec.arg.name] = original(value).detach().clone() if isinstance(value, Tensor) else value
+    return Exported(program.graph, inputs, constants, program.call_spec.out_spec)
+
+
+def canonical_paths(model: nn.Module) -> dict[str, str]:
+    """Map every path of every parameter and buffer to the first path of the same tensor."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    return {path: first.setdefault(id(tensor), path) for path, tensor in named}
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> None:
+    """Say so if a model that could not be exported does not even run."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    with throwaway(model) as copy, torch.no_grad():
+        copy.module.train(training)
         try:
-            return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:  # whatever a user's forward or the exporter may raise
-            failure = error
-        shapes = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in (*args, *kwargs.values()))
-        try:
-            model(*args, **kwargs)
+            copy.module(*args, **kwargs)
         except Exception as error:
             raise TraceError(
-                f"the model does not run on an example of shape {shapes}: {_first_line(error)}. "
+                f"the model does not run on an example of shape {_shapes(args, kwargs)}: {_first_line(error)}. "
                 "Give an example of the shape that the model expects."
             ) from error
-        raise TraceError(
-            f"torch.export cannot export {type(model).__name__} on an example of shape {shapes}: "
-            f"{_first_line(failure)}. Data-dependent control flow is the usual cause; move it out of forward, or trace "
-            "the convolutional part alone."
-        ) from failure
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in (*args, *kwargs.values()))
 
 
 def _first_line(error: Exception) -> str:

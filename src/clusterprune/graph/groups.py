@@ -1,5 +1,6 @@
 """Groups: channels that touch the same dimensions of the same parameters, and so can replace one another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,11 +66,17 @@ class Group:
         return self.producers + self.carriers + self.consumers
 
 
-def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
-    """Sort the labels of a finished walk into groups, in the order in which their channels are made."""
-    layer_weights = {call.weight for call in calls if not call.depthwise}
+def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[LayerCall] = ()) -> list[Group]:
+    """Sort the labels of a finished walk into groups, in the order in which their channels are made.
+
+    `calls` are those of evaluation. Layers that only `training_calls` apply are made smaller with the groups that
+    they read, but have none of their own that could be cut: nothing is gained in evaluation.
+    """
+    evaluated = {call.weight for call in calls}
+    every = [*calls, *(call for call in training_calls if call.weight not in evaluated)]
+    layer_weights = {call.weight for call in every if not call.depthwise}
     blocks, conflicts = _blocks(walk)
-    order = {call.weight: index for index, call in enumerate(calls)}
+    order = {call.weight: index for index, call in enumerate(every)}
 
     def first_made(sketch: _Sketch) -> tuple[int, int]:
         made = [
@@ -95,6 +102,10 @@ def find_groups(walk: Walk, calls: list[LayerCall]) -> list[Group]:
         why = sketch.why_frozen or next((conflicts[label] for label in labels if label in conflicts), None)
         if why is None and not uses["column"]:
             why = "no layer reads these channels"
+        if why is None and not any(use.path in evaluated for use in uses["producer"]):
+            why = "only training makes these channels"
+        if why is None and not any(use.path in evaluated for use in uses["column"]):
+            why = "only training reads these channels"
         block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
         if why is None and len(set(np.bincount(block).tolist())) > 1:
             why = "its channels are spread unequally over the groups of a grouped convolution"

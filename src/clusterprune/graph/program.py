@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ModelError
 from clusterprune.graph.batch import Batch, follow_batch
 from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.export import named_arguments
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
 
 aten = torch.ops.aten
@@ -67,7 +69,8 @@ class Program:
             for argument in node.all_input_nodes:
                 last[argument.name] = node.name
         changed = {node.name for node in graph.fx.nodes if node.op == "call_function" and _is_private(node)}
-        self.steps: list[Step] = []
+        # What the graph writes into belongs to the user (a buffer, the images): every run has its own.
+        self.steps = [Step(name, aten.clone.default, (Ref(name),), {}, ()) for name in written_placeholders(graph.fx)]
         self.user_inputs = list(graph.user_inputs)
         self.output: Any = None
         for node in graph.fx.nodes:
@@ -86,6 +89,10 @@ class Program:
                     args = follow_batch(args, graph.batch_size.arguments.get(node.name))
                 if node.name in changed:
                     target = _functional_twin(target)
+                if target is aten.view.default:
+                    target = aten.reshape.default  # images may come in channels-last format, which has fewer views
+                if _is_random(node):
+                    target = _Seeded(target, len(self.steps))
                 frees = tuple(name for name, user in last.items() if user == node.name)
                 self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
         self.index = {step.name: position for position, step in enumerate(self.steps)}
@@ -144,6 +151,55 @@ class Program:
     def collect(self, values: Mapping[str, Any]) -> Any:
         """Return the outputs once every step has run."""
         return _resolve(self.output, values)
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Tell whether a node throws dice; a dropout outside training does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    return getattr(node.target, "overloadpacket", None) not in IDENTITY or bool(named_arguments(node).get("train"))
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """A random operation that gives the same numbers in every run, and leaves the user's dice alone."""
+
+    target: Any
+    seed: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        devices = {leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        devices |= {kwargs["device"]} if isinstance(kwargs.get("device"), torch.device) else set()
+        numbers = {device.index or 0 for device in devices if device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(numbers)):
+            torch.manual_seed(self.seed)
+            return self.target(*args, **kwargs)
+
+
+def written_placeholders(graph: fx.Graph) -> list[str]:
+    """Return the placeholders (weights, buffers, constants, inputs) that operations of a graph write into."""
+    # What a value may be a view of: more than it is does no harm.
+    behind: dict[fx.Node, set[fx.Node]] = {}
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            behind[node] = {node}
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            behind[node] = set().union(*(behind.get(source, set()) for source in node.all_input_nodes))
+            continue
+        packet = node.target.overloadpacket  # type: ignore[union-attr]
+        given = named_arguments(node)
+        targets = [given[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if given.get("training") or given.get("use_input_stats"):
+            targets += [given.get("running_mean"), given.get("running_var")]  # which the schema does not tell
+        for source in pytree.tree_leaves(targets):
+            written |= behind.get(source, set())
+        aliases = packet in MOVEMENT or packet in IDENTITY or any(r.alias_info is not None for r in schema.returns)
+        sources = node.all_input_nodes if aliases else []
+        behind[node] = set().union(*(behind.get(source, set()) for source in sources))
+    return [node.name for node in graph.nodes if node in written]
 
 
 def _functional_twin(target: Any) -> Any:

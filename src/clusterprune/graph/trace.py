@@ -2,19 +2,20 @@
 
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
-from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.errors import ArgumentError, ModelError, TraceError
 from clusterprune.graph.channels import ChannelGraph
-from clusterprune.graph.export import export, named_arguments
+from clusterprune.graph.export import Exported, export, named_arguments
 from clusterprune.graph.groups import find_groups
 from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
 from clusterprune.graph.rules import RULES, pointwise
-from clusterprune.graph.walk import Parameter, Partition, Walk
+from clusterprune.graph.walk import LayerCall, Parameter, Partition, Walk
 
 aten = torch.ops.aten
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -56,39 +57,69 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
     args, kwargs = _inputs(example)
     _check_weights(model)
     exported = export(model, args, kwargs)
-    inputs: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    named = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    shared = _shared_paths(named)
-    for spec in exported.graph_signature.input_specs:
-        target = spec.target
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and target in named:
-            inputs[spec.arg.name] = shared[target]
-        elif target is not None:
-            constants[spec.arg.name] = exported.constants.get(target, exported.state_dict.get(target))
-    walk, values = _walk(exported.graph, inputs, constants)
-    groups = tuple(find_groups(walk, walk.calls))
-    used = {path for node in exported.graph.nodes if node.users for path in [inputs.get(node.name)] if path}
-    unused = tuple(name for name, _ in model.named_parameters() if name not in used)
+    walk = Walk()
+    values = _walk(walk, exported)
+    names = [name for name, _ in model.named_parameters()]
+    untouched = _untouched(names, exported)
+    training, why_not = None, None
+    if untouched:
+        training, why_not = _export_training(model, args, kwargs, untouched)
+    training_calls: list[LayerCall] = []
+    if training is not None:
+        untouched = _untouched(untouched, training)
+        # The same labels and slices: a weight of both modes unites what it meets in either.
+        second = replace(walk, calls=training_calls, unknown={}, norm_groups={})
+        _walk(second, training)
+        for name, nodes in second.unknown.items():
+            walk.unknown.setdefault(name, [f"{node} (in training)" for node in nodes])
+    _attach_elements(walk)
     graph = ChannelGraph(
         model,
         args,
         kwargs,
         exported.graph,
-        inputs,
-        constants,
-        groups,
+        exported.inputs,
+        exported.constants,
+        tuple(find_groups(walk, walk.calls, training_calls)),
         tuple(walk.calls),
         walk,
         values,
         walk.unknown,
-        unused,
-        exported.call_spec.out_spec,
+        tuple(untouched),
+        exported.out_spec,
+        None if training is None else training.graph,
+        why_not,
     )
     return graph.freeze(ignore)
+
+
+def _untouched(names: list[str], exported: Exported) -> list[str]:
+    """Return the parameters that no operation reads."""
+    used = {exported.inputs.get(node.name) for node in exported.graph.nodes if node.users}
+    return [name for name in names if name not in used]
+
+
+def _export_training(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], untouched: list[str]
+) -> tuple[Exported | None, str | None]:
+    """Export the training mode too, if it touches what evaluation does not; otherwise say what stands in the way."""
+    try:
+        # Two images, because a batch norm cannot train on a single number per channel.
+        training = export(model, *_two_images(args, kwargs), training=True)
+    except TraceError as error:
+        few = ", ".join(untouched[:3]) + (", …" if len(untouched) > 3 else "")
+        return None, f"evaluation never touches {few}, and its forward in training mode cannot be exported: {error}"
+    return (training, None) if len(_untouched(untouched, training)) < len(untouched) else (None, None)
+
+
+def _two_images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Double every input of one image."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not leaves or len(leaves[0]) != 1:
+        return args, kwargs
+    return pytree.tree_map_only(
+        Tensor, lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim and len(leaf) == 1 else leaf, (args, kwargs)
+    )
 
 
 def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -111,21 +142,15 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _shared_paths(named: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map every path to the first path of the same tensor (a module registered under two names)."""
-    first: dict[int, str] = {}
-    return {path: first.setdefault(id(tensor), path) for path, tensor in named.items()}
-
-
-def _walk(graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, Any]) -> tuple[Walk, dict[str, Any]]:
-    walk = Walk()
+def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
+    """Propagate labels through a graph; return what every node's value carries."""
     values: dict[str, Any] = {}
-    for node in graph.nodes:
+    for node in exported.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
-            if node.name in inputs:
-                values[node.name] = Parameter(inputs[node.name], tuple(value.shape))
-            elif node.name in constants:
+            if node.name in exported.inputs:
+                values[node.name] = Parameter(exported.inputs[node.name], tuple(value.shape))
+            elif node.name in exported.constants:
                 values[node.name] = walk.opaque_like(value, f"{node.name}: a constant of the model")
             else:
                 values[node.name] = walk.opaque_like(value, "the network's input")
@@ -136,8 +161,7 @@ def _walk(graph: fx.Graph, inputs: Mapping[str, str], constants: Mapping[str, An
                 walk.space.freeze(value, "it reaches the network's output")
         else:
             values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
-    _attach_elements(walk)
-    return walk, values
+    return values
 
 
 def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:

@@ -51,6 +51,8 @@ def take_over(graph: ChannelGraph, group: Group, kept: np.ndarray, moments: Mapp
     mixing: dict[str, Tensor] = {}
     offset: dict[str, Tensor] = {}
     for use in group.consumers:
+        if use.path not in moments:
+            continue  # only training applies the layer: it drops what is removed
         home = bias_home(graph, use.path)
         mixing[use.path], constant = mixing_matrix(moments[use.path], use, kept, offset=home is not None)
         if home is not None:

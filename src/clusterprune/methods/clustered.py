@@ -218,8 +218,9 @@ def _filters(graph: ChannelGraph, group: Group, tensors: dict[str, Tensor], *, f
     nodes = {node.name: node for node in graph.fx.nodes}
     for use in group.producers:
         rows = tensors[use.path].movedim(use.dim, 0).flatten(1).double()
-        call = next(c for c in graph.calls if c.weight == use.path)
-        users = list(nodes[call.node].users)
+        # A layer that only training applies has no call.
+        call = next((c for c in graph.calls if c.weight == use.path), None)
+        users = list(nodes[call.node].users) if call else []
         if fold and len(users) == 1 and "batch_norm" in str(users[0].target):
             stored = [graph.inputs.get(getattr(a, "name", "")) for a in users[0].args[1:5]]
             gamma, beta, mean, var = (tensors[p].double() if p else None for p in stored)
@@ -256,7 +257,7 @@ def _merge(
         return take_over(graph, group, kept, moments)
     mixing: dict[str, Tensor] = {}
     for use in group.consumers:
-        if kind == "drop":
+        if kind == "drop" or (kind != "add" and use.path not in moments):
             mixing[use.path] = drop(group.width, kept)
         elif kind == "add":
             mixing[use.path] = add(representative, kept)

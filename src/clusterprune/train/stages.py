@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.throwaway import evaluating
 
 Reader = Callable[[nn.Module, Tensor], tuple[Any, list[Tensor]]]
 """Runs a network on images; returns its outputs and the maps of its stages. It keeps no network alive."""
