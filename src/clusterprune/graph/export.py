@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
+from clusterprune.graph.regions import flatten_regions
 from clusterprune.graph.throwaway import throwaway
 
 
@@ -96,7 +97,7 @@ def _read(program: torch.export.ExportedProgram, model: nn.Module, original: Any
         elif target is not None:
             value = program.constants.get(target, program.state_dict.get(target))
             constants[spec.arg.name] = original(value).detach().clone() if isinstance(value, Tensor) else value
-    return Exported(program.graph, inputs, constants, program.call_spec.out_spec)
+    return Exported(flatten_regions(program.graph_module), inputs, constants, program.call_spec.out_spec)
 
 
 def canonical_paths(model: nn.Module) -> dict[str, str]:

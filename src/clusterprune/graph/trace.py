@@ -172,6 +172,8 @@ def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
     if target is operator.getitem:
         return args[0][args[1]]
     packet = getattr(target, "overloadpacket", None)
+    if packet in IDENTITY and args and isinstance(args[0], Parameter):
+        return args[0]
     if packet in RULES:
         return RULES[packet](walk, node, named_arguments(node, args, kwargs))
     # Outside the layer rules a parameter is plain data, and its elements carry labels of their own.
