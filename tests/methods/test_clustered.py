@@ -54,6 +54,71 @@ def test_identical_channels_are_found_and_added_without_loss(similarity: Filters
     assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
 
 
+class Tied(nn.Module):
+    """One kernel, used by two layers with biases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.left(x).relu() + self.right(x).relu())
+
+
+def conv_then(*between: nn.Module, bias: bool = True) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), *between, nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
+MADE_BY = {
+    "bias": (conv_then, "0.bias"),
+    "bias before a norm": (lambda: conv_then(nn.BatchNorm2d(8)), "0.bias"),
+    "norm": (lambda: conv_then(nn.BatchNorm2d(8), bias=False), "1.bias"),
+    "norm behind an activation": (lambda: conv_then(nn.ReLU(), nn.BatchNorm2d(8)), "2.weight"),
+    "slope": (lambda: conv_then(nn.PReLU(8)), "1.weight"),
+    "depthwise filter": (lambda: conv_then(nn.Conv2d(8, 8, 3, groups=8, bias=False)), "1.weight"),
+    "depthwise bias": (lambda: conv_then(nn.Conv2d(8, 8, 3, groups=8)), "1.bias"),
+    "second bias of a tied layer": (Tied, "right.bias"),
+    "linear bias": (
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)),
+        "2.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_BY)
+def test_equal_filters_are_one_channel_only_if_all_else_is_equal(kind: str) -> None:
+    make, path = MADE_BY[kind]
+    torch.manual_seed(2)
+    model = trained_statistics(make(), X).eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim and len(tensor) == 8:
+                tensor[1] = tensor[0]  # channels 0 and 1 are the same
+    graph = cp.trace(model, X[:1])
+    settings = {"similarity": Filters(fold_batch_norm=True), "clustering": DBSCAN(eps=1e-6, min_samples=2)}
+    assert [len(m.kept) for m in cp.plan(graph, merge="add", **settings).merges] == [7]
+    with torch.no_grad():
+        model.get_parameter(path)[0] -= 2
+        model.get_parameter(path)[1] += 2
+    graph = cp.trace(model, X[:1])
+    plan = cp.plan(graph, merge="add", **settings)
+    assert not plan.merges
+    assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
+
+
+def test_the_published_similarity_counts_biases_but_leaves_norms_out() -> None:
+    torch.manual_seed(2)
+    model = trained_statistics(conv_then(nn.BatchNorm2d(8)), X).eval()
+    settings = {"similarity": Filters(), "clustering": DBSCAN(eps=1e-6, min_samples=2), "merge": "drop"}
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = model[0].weight[0], model[0].bias[0]
+    assert [len(m.kept) for m in cp.plan(cp.trace(model, X[:1]), **settings).merges] == [7]
+    with torch.no_grad():
+        model[0].bias[1] += 4
+    assert not cp.plan(cp.trace(model, X[:1]), **settings).merges
+
+
 def test_proportional_channels_are_added_with_their_factor() -> None:
     model = plain()
     make_alike(model, 1.7)

@@ -28,6 +28,7 @@ from clusterprune.merge.statistics import (
     whole_batches,
 )
 from clusterprune.merge.take_over import channel_moments, take_over
+from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import Compared, partition
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
@@ -155,11 +156,10 @@ def _compare(
     if isinstance(similarity, FeatureMaps) and images is not None:
         points = _mean_maps(graph, groups, images, similarity, progress)
     else:
-        fold = isinstance(similarity, Filters) and similarity.fold_batch_norm
-        points = {group.name: _filters(graph, group, tensors, fold=fold) for group in groups}
+        points = {group.name: filter_vectors(graph, group, tensors, similarity) for group in groups}
     compared = []
     for group in groups:
-        vectors = points[group.name]
+        vectors = points[group.name].cpu()
         norms = sum(
             tensors[use.path].movedim(use.dim, 0)[torch.from_numpy(use.positions)].abs().flatten(1).sum(1).double()
             for use in group.producers
@@ -210,27 +210,6 @@ def _mean_maps(
         group: torch.cat([(sums[name] / count)[torch.from_numpy(p)].flatten(1) for name, p, _ in found], 1)
         for group, found in places.items()
     }
-
-
-def _filters(graph: ChannelGraph, group: Group, tensors: dict[str, Tensor], *, fold: bool) -> Tensor:
-    """Flatten the filters that make each channel; optionally with the batch norm behind them folded in."""
-    parts = []
-    nodes = {node.name: node for node in graph.fx.nodes}
-    for use in group.producers:
-        rows = tensors[use.path].movedim(use.dim, 0).flatten(1).double()
-        # A layer that only training applies has no call.
-        call = next((c for c in graph.calls if c.weight == use.path), None)
-        users = list(nodes[call.node].users) if call else []
-        if fold and len(users) == 1 and "batch_norm" in str(users[0].target):
-            stored = [graph.inputs.get(getattr(a, "name", "")) for a in users[0].args[1:5]]
-            gamma, beta, mean, var = (tensors[p].double() if p else None for p in stored)
-            if mean is not None and var is not None:
-                scale = (var + float(users[0].args[7])).rsqrt()  # type: ignore[arg-type]
-                scale = scale if gamma is None else scale * gamma
-                shift = -mean * scale if beta is None else beta - mean * scale
-                rows = torch.cat([rows * scale[:, None], shift[:, None]], 1)
-        parts.append(rows[torch.from_numpy(use.positions)].flatten(1))
-    return torch.cat(parts, 1)
 
 
 def _merge(
