@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph, Group, Use, trace
-from clusterprune.graph.program import Program, Ref
+from clusterprune.graph.program import Program, Ref, moved
 from clusterprune.graph.rewrite import Change, rewrite
 from clusterprune.plans import Merge, Plan, describe_example, rebuild_example
 from clusterprune.rebuild import graph_module
@@ -43,14 +43,15 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     plan
         What to keep and what to hand over.
     graph
-        The model's graph, if it is at hand; otherwise the model is traced again.
+        The model's graph, if it is at hand; otherwise, or if the model has moved to another device since, it is
+        traced again.
 
     Raises
     ------
     PlanError
         If the plan belongs to another model or asks for an impossible cut.
     """
-    if graph is None or graph.model is not model:
+    if graph is None or graph.model is not model or moved(graph) is not None:
         graph = trace(model, rebuild_example(plan.example))
     plan.check(graph)
     masked = masked_state(graph, plan)

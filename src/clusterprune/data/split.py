@@ -70,6 +70,7 @@ class Split:
     ) -> "Split":
         """Wrap ``uint8`` images (n, c, h, w) and int64 labels (n,) that are already in memory.
 
+        A split keeps them on the CPU, wherever they come from; each batch goes to the device that works on it.
         Without ``classes``, the classes are named "0", "1", … up to the largest label.
 
         Raises
@@ -83,7 +84,7 @@ class Split:
                 f"{images.dtype} of shape {tuple(images.shape)}."
             )
         if labels is None:
-            return cls(MemoryStore(images), None, classes or (), image_size=image_size)
+            return cls(MemoryStore(images.cpu()), None, classes or (), image_size=image_size)
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             raise ArgumentError(
                 f"labels must be int64 of shape ({len(images)},), one per image, but got "
@@ -96,7 +97,7 @@ class Split:
                 f"labels must lie in 0..{len(names) - 1} for {len(names)} classes, but they span "
                 f"{int(labels.min())}..{top - 1}."
             )
-        return cls(MemoryStore(images), labels.clone(), names, image_size=image_size)
+        return cls(MemoryStore(images.cpu()), labels.to("cpu", copy=True), names, image_size=image_size)
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -44,6 +44,16 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(length) for length in node.meta["val"].shape)
 
 
+def moved(graph: ChannelGraph) -> tuple[torch.device, torch.device] | None:
+    """Return where a graph's model was when it was traced and where it is now, if that is somewhere else."""
+    named = {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
+    for node in graph.fx.nodes:
+        tensor = named.get(graph.inputs.get(node.name, ""))
+        if node.op == "placeholder" and tensor is not None and tensor.device != node.meta["val"].device:
+            return node.meta["val"].device, tensor.device
+    return None
+
+
 class Program:
     """A traced model as a list of steps.
 
@@ -60,7 +70,17 @@ class Program:
     def __init__(
         self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None, *, any_batch: bool = True
     ) -> None:
-        """Compile the graph; `changes` come from cutting channels."""
+        """Compile the graph; `changes` come from cutting channels.
+
+        Raises
+        ------
+        ModelError
+            If the model has moved to another device since it was traced.
+        """
+        if (places := moved(graph)) is not None:
+            raise ModelError(
+                f"the model was traced on {places[0]} and is on {places[1]} now; trace it again where it is"
+            )
         self.graph = graph
         self.any_batch = any_batch
         changes = changes or {}
@@ -72,6 +92,7 @@ class Program:
         # What the graph writes into belongs to the user (a buffer, the images): every run has its own.
         self.steps = [Step(name, aten.clone.default, (Ref(name),), {}, ()) for name in written_placeholders(graph.fx)]
         self.user_inputs = list(graph.user_inputs)
+        self._places = {n.name: n.meta["val"].device for n in graph.fx.nodes if n.name in self.user_inputs}
         self.output: Any = None
         for node in graph.fx.nodes:
             if node.op == "placeholder":
@@ -107,7 +128,9 @@ class Program:
         return {**self.bind([value for value in given if isinstance(value, Tensor)]), **self.weights(state)}
 
     def bind(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """Return the inputs by node name.
+        """Return the inputs by node name, each on the device where the traced example had it.
+
+        Images may therefore stay on the CPU: a batch moves when it is its turn.
 
         Raises
         ------
@@ -122,7 +145,8 @@ class Program:
                 f"{type(self.graph.model).__name__} runs with a batch of {batch.traced} only, as it was traced, but "
                 f"got {len(inputs[0])}: {batch.fixed}. Trace it with an example of the batch size that you use."
             )
-        return dict(zip(self.user_inputs, inputs, strict=True))
+        places = self._places
+        return {name: value.to(places[name]) for name, value in zip(self.user_inputs, inputs, strict=True)}
 
     def weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return weights and constants by node name."""

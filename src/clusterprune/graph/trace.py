@@ -33,7 +33,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         Any module that `torch.export` can export. It is not changed.
     example
         One input: a tensor, a tuple of positional inputs, or a mapping of keyword inputs. Batch 1 is
-        fastest. Only shapes, dtypes and devices matter.
+        fastest. Only shapes and dtypes matter: its tensors are taken to the model's device, if it has but one.
     ignore
         Globs of group or layer names that must stay as they are, such as `"layer1.*"`.
 
@@ -54,7 +54,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, but got {type(model).__name__}; build it first")
-    args, kwargs = _inputs(example)
+    args, kwargs = _with_model(model, *_inputs(example))
     _check_weights(model)
     exported = export(model, args, kwargs)
     walk = Walk()
@@ -132,6 +132,17 @@ def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise ArgumentError(
         f"example={type(example).__name__} is not an input; give a tensor, a tuple of inputs, or a mapping of keywords"
     )
+
+
+def _with_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Take the example's tensors to the device that all of a model's tensors are on."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) != 1 or "meta" in {device.type for device in devices}:
+        return args, kwargs
+    (device,) = devices
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -86,6 +86,8 @@ def refit(
 ) -> Plan:
     """Return the plan with refitted kernels, biases and running means in `replaced`.
 
+    The regressions are solved where the model is; what they give is on the CPU, as all that a plan holds.
+
     Parameters
     ----------
     plan
@@ -100,8 +102,8 @@ def refit(
     new = {t.call.node: home[1] for t in targets if (home := homes[t.call.weight]) is not None and home[0] == "new"}
     for call in graph.calls:
         if call.node in new:
-            outputs = state[call.weight].shape[0]
-            state.setdefault(new[call.node], torch.zeros(outputs, dtype=state[call.weight].dtype))
+            weight = state[call.weight]
+            state.setdefault(new[call.node], weight.new_zeros(weight.shape[0]))
     network = _Pair(graph, plan, state, images, batch_size)
     replaced: dict[str, Tensor] = {}
     for number, target in enumerate(targets):
@@ -113,7 +115,7 @@ def refit(
             kind, path = home
             fresh[path] = state[path] + (-constant if kind == "subtract" else constant).to(state[path].dtype)
         network.replace(fresh)
-        replaced |= fresh
+        replaced |= {path: tensor.cpu() for path, tensor in fresh.items()}
         network.finish(target)
         release_memory()
         if progress:

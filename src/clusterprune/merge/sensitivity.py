@@ -57,7 +57,8 @@ def fisher_losses(
             continue
         for level, snapshot in path.snapshots.items():
             for consumer, refitted in zip(consumers(graph, group, whole_kernel), snapshot, strict=True):
-                node, weight = consumer.call.node, state[consumer.use.path]
+                # Moments, paths and what follows from them are on the CPU, wherever the model is.
+                node, weight = consumer.call.node, state[consumer.use.path].cpu()
                 kernel, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
                 changed.setdefault(node, []).append(_Change(group.name, level, kernel, bias))
     readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in changed}

@@ -23,7 +23,10 @@ def channel_moments(
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Return the second moments of the channels that each consumer of the groups reads, by the consumer's weight."""
+    """Return the second moments of the channels that each consumer of the groups reads, by the consumer's weight.
+
+    They are on the CPU, where plans are made.
+    """
     calls = consumer_calls(graph, {use.path for group in groups for use in group.consumers})
     found = input_moments(
         graph,
@@ -35,7 +38,7 @@ def channel_moments(
         generator=generator,
         progress=progress,
     )
-    return {path: found[nodes[0]] for path, nodes in calls.items()}
+    return {path: found[nodes[0]].cpu() for path, nodes in calls.items()}
 
 
 def take_over(graph: ChannelGraph, group: Group, kept: np.ndarray, moments: Mapping[str, Tensor]) -> Merge:

@@ -10,6 +10,7 @@ from torch import nn
 
 from clusterprune.budget import CostModel
 from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.evaluate.mode import device_of
 from clusterprune.graph import ChannelGraph
 from clusterprune.merge.elimination import Path
 from clusterprune.merge.refit import refit
@@ -188,11 +189,15 @@ def from_random(graph: ChannelGraph, plan: Plan, *, factory: Factory | None = No
 def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
     """Let every layer draw its own initial weights, in place, by its `reset_parameters`.
 
+    They are drawn on the CPU, so that a seed means the same weights on every device.
+
     Raises
     ------
     ModelError
         If a module has parameters and does not know how.
     """
+    place = device_of(model)
+    model.cpu()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for path, module in model.named_modules():
@@ -205,4 +210,4 @@ def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
                     "from random weights; give a factory, or set inherit=True"
                 )
             reset()
-    return model
+    return model.to(place)

@@ -121,7 +121,8 @@ def oneshot(
         A traced model.
     images
         Unlabelled, normalised inputs, shape (images, channels, height, width), or a tuple of such tensors for
-        a model with several inputs; 256 to 1,024 are enough. None works without data.
+        a model with several inputs; 256 to 1,024 are enough. None works without data. They may be on any device:
+        each batch goes to where the traced example is.
     keep_macs, keep_params, keep_latency
         Exactly one of them: the fraction to keep, in (0, 1].
     round_to, min_width
