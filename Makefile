@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow gpu lint bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/clusterprune demo
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow
+
+# Every public call and every command on a GPU, compared with the CPU. With PYTHON=python3 it runs what is installed.
+gpu: $(if $(filter $(VENV)/%,$(PYTHON)),$(STAMP))
+	$(PYTHON) benchmarks/gpu_check.py $(GPU)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check .
