@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters
 from clusterprune.surgery import masked_state
 from clusterprune.train import Guidance, TrainConfig
+
+T = TypeVar("T")
 
 SEED = 0
 MEAN, STD = (0.3,), (0.4,)
@@ -61,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part works: the device, a folder of its own, and whether the device is a GPU."""
+    """Where a part works: a device, and a folder of its own."""
 
     device: torch.device
     folder: Path
@@ -70,6 +72,15 @@ class Place:
     def gpu(self) -> bool:
         """Tell whether there is a GPU to check what only a GPU has."""
         return self.device.type == "cuda"
+
+    @property
+    def brief(self) -> bool:
+        """Tell whether the device only stands for one: then a few of many like cases are enough."""
+        return self.device.type not in ("cuda", "cpu")
+
+    def some(self, cases: Sequence[T], few: int) -> Sequence[T]:
+        """Return the cases, or the first few where that is enough."""
+        return cases[:few] if self.brief else cases
 
 
 def layer(before: int, after: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -221,7 +232,7 @@ def part_trace(place: Place) -> Iterator[Row]:
     from torchvision import models
 
     makers = {"resnet18": models.resnet18, "mobilenet_v3_small": models.mobilenet_v3_small, "vgg11": models.vgg11}
-    for name, make in makers.items():
+    for name, make in place.some(tuple(makers.items()), 1):
         torch.manual_seed(SEED)
         model = make(weights=None).eval()
         there = copy.deepcopy(model).to(place.device)
@@ -237,12 +248,13 @@ def part_trace(place: Place) -> Iterator[Row]:
 def part_oneshot(place: Place) -> Iterator[Row]:
     """Compress in one shot, with images and without, by every target and price."""
     model, inputs = mixed()
-    for name, given, options in (
+    cases: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("oneshot", True, {"keep_macs": 0.5}),
+        ("oneshot, no images", False, {"keep_macs": 0.6}),
         ("oneshot params", True, {"keep_params": 0.6, "round_to": 2}),
         ("oneshot, no refit", True, {"keep_macs": 0.5, "config": cp.OneShot(refit=None, price="error")}),
-        ("oneshot, no images", False, {"keep_macs": 0.6}),
-    ):
+    )
+    for name, given, options in place.some(cases, 2):
         yield from compare_plans(
             name, place, model, inputs,
             lambda graph, x, given=given, options=options: cp.oneshot(graph, x if given else None, **options),
@@ -279,10 +291,14 @@ def part_plan(place: Place) -> Iterator[Row]:
     others = (DBSCAN(eps=0.05, min_samples=2), HDBSCAN(min_cluster_size=2), OPTICS(min_samples=2), MeanShift())
     similarities = (FeatureMaps(), FeatureMaps("euclidean", at="consumer_input"), Filters(fold_batch_norm=True))
     merges = itertools.cycle(("least_squares", "drop", "refit", "add", "scaled_add"))
-    ways = [(similarities[0], clustering, {"keep_macs": 0.6}) for clustering in counted]
+    ways: list[tuple[Any, Any, dict[str, Any]]] = [
+        (similarities[0], DBSCAN(eps=0.05, min_samples=2), {"keep_macs": 0.6}),
+        (similarities[2], KMeans(n_clusters=6), {}),
+    ]
     ways += [(similarities[1], clustering, {}) for clustering in others]
-    ways += [(similarities[2], KMeans(n_clusters=6), {}), (Filters("cosine"), DBSCAN(eps=0.2, min_samples=2), {})]
-    for similarity, clustering, options in ways:
+    ways += [(similarities[0], clustering, {"keep_macs": 0.6}) for clustering in counted]
+    ways += [(Filters("cosine"), DBSCAN(eps=0.2, min_samples=2), {})]
+    for similarity, clustering, options in place.some(ways, 5):
         merge = next(merges)
         name = f"plan {type(similarity).__name__} {type(clustering).__name__} {merge}"
         given = {"similarity": similarity, "clustering": clustering, "merge": merge, **options}
@@ -316,7 +332,7 @@ def part_law_2(place: Place) -> Iterator[Row]:
         "mobilenet_v2": (lambda: models.mobilenet_v2(weights=None, num_classes=10), 48),
         "densenet121": (lambda: models.densenet121(weights=None, num_classes=10), 48),
     }
-    for name, (make, size) in makers.items():
+    for name, (make, size) in place.some(tuple(makers.items()), 2):
         torch.manual_seed(SEED)
         inputs = images(8, size)
         model = settled(make(), inputs)
@@ -515,7 +531,7 @@ def part_acp(place: Place) -> Iterator[Row]:
             graph, found.plan, images_, held_out, training=config, equal_macs=False, inherit=settings.inherit, **common
         )[0]
 
-    for fitness in ("merge", "train"):
+    for fitness in ("train", "merge"):
         yield from both(place, lambda model, config, f=fitness: run(f, model, config), f"acp {fitness}")
 
 

@@ -56,6 +56,8 @@ def register() -> torch.device:
     _setup_privateuseone_for_python_backend(NAME, backend_module=SecondDevice())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_run, _KEY)
+    # Autocast finds nothing to cast here.
+    library.fallback(torch.library.fallthrough_kernel, f"Autocast{_KEY}")
     of_aten = torch.library.Library("aten", "IMPL")
     for name, function in _PRIMITIVES.items():
         of_aten.impl(name, function, _KEY)
