@@ -62,6 +62,10 @@ def register() -> torch.device:
     for name, function in _PRIMITIVES.items():
         of_aten.impl(name, function, _KEY)
     _libraries.extend([library, of_aten])
+    synchronize = torch.accelerator.synchronize
+    torch.accelerator.synchronize = lambda device=None: (
+        None if torch.device(device).type == NAME else synchronize(device)
+    )
     clone = torch.UntypedStorage.clone
 
     def clone_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:

@@ -153,10 +153,10 @@ def _compare(
 ) -> list[Compared]:
     """Turn every group's channels into points; a channel that several layers make is one long point."""
     tensors = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
-    if isinstance(similarity, FeatureMaps) and images is not None:
-        points = _mean_maps(graph, groups, images, similarity, progress)
-    else:
+    if isinstance(similarity, Filters):
         points = {group.name: filter_vectors(graph, group, tensors, similarity) for group in groups}
+    else:
+        points = _mean_maps(graph, groups, images, similarity, progress)
     compared = []
     for group in groups:
         vectors = points[group.name].cpu()
@@ -170,9 +170,11 @@ def _compare(
 
 
 def _mean_maps(
-    graph: ChannelGraph, groups: list[Group], images: Images, similarity: FeatureMaps, progress: Progress | None
+    graph: ChannelGraph, groups: list[Group], images: Images | None, similarity: FeatureMaps, progress: Progress | None
 ) -> dict[str, Tensor]:
     """Average feature maps over the images (ACP Eq. 1), at conv outputs or at what consumers read."""
+    if images is None:
+        return {}
     program = Program(graph)
     weights = program.weights(named_tensors(graph))
     places: dict[str, list[tuple[str, np.ndarray, str]]] = {}
