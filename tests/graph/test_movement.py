@@ -24,6 +24,10 @@ def labels_of(space: LabelSpace, channels: int = 6, size: int = 4) -> torch.Tens
         (aten.repeat.default, ([1, 2, 1, 1],), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]),
         (aten.narrow.default, (1, 3, 2), [3, 4]),
         (aten.roll.default, ([1], [2]), [0, 1, 2, 3, 4, 5]),
+        (aten.roll.default, ([6], [1]), [0, 1, 2, 3, 4, 5]),
+        (aten.repeat_interleave.self_int, (2, 1), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+        (aten.index_select.default, (2, torch.tensor([3, 0])), [0, 1, 2, 3, 4, 5]),
+        (aten.index.Tensor, ([None, None, torch.tensor([2, 0]), torch.tensor([1, 1])],), [0, 1, 2, 3, 4, 5]),
     ],
 )
 def test_the_order_of_channels_follows(target, args, expected) -> None:
@@ -82,7 +86,7 @@ def test_a_vector_that_becomes_maps_keeps_channels_rather_than_rows() -> None:
         (aten.slice.Tensor, (1, 0, 6, 2)),
         (aten.select.int, (1, 3)),
         (aten.index_select.default, (1, torch.tensor([3, 1, 2, 0, 5, 4]))),
-        (aten.repeat_interleave.self_int, (2, 1)),
+        (aten.roll.default, ([96],)),
     ],
 )
 def test_what_names_channels_by_number_is_not_followed(target, args) -> None:

@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
+from clusterprune.graph.dead import drop_dead_code
 from clusterprune.graph.regions import flatten_regions
 from clusterprune.graph.throwaway import throwaway
 
@@ -56,6 +57,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         except Exception as error:  # whatever a user's forward or the exporter may raise
             failure = error
         else:
+            drop_dead_code(program.graph)
             return _read(program, model, copy.original)
     _run(model, args, kwargs, training=training)
     raise TraceError(

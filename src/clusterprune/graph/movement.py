@@ -10,7 +10,7 @@ grid. When two dimensions vary (a channel dimension split into groups × channel
 united along the shorter one, so that every group loses the same positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,32 +37,48 @@ MOVEMENT: frozenset[Any] = frozenset(
 IDENTITY: frozenset[Any] = frozenset(
     packet
     for name in (
-        "clone contiguous detach alias to _to_copy dropout dropout_ feature_dropout alpha_dropout "
-        "feature_alpha_dropout lift_fresh_copy lift_fresh copy detach_ type_as"
+        "clone contiguous detach alias to _to_copy dropout dropout_ feature_dropout feature_dropout_ alpha_dropout "
+        "alpha_dropout_ feature_alpha_dropout feature_alpha_dropout_ lift_fresh_copy lift_fresh detach_ type_as"
     ).split()
     if (packet := getattr(aten, name, None)) is not None
 )
 """Operator packets that hand their first argument on (dropout too: networks are traced in eval mode)."""
 
 
-def move(space: LabelSpace, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Execute a movement operator on label tensors and make every result a grid."""
+def move(
+    space: LabelSpace,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prefer: Callable[[], Collection[int]] = frozenset,
+) -> Any:
+    """Execute a movement operator on label tensors and make every result a grid.
+
+    `prefer` is asked, where a view splits channels over several dimensions, which of these they should run along.
+    """
     packet = target.overloadpacket  # type: ignore[attr-defined]
     if packet in (aten.cat, aten.concat, aten.concatenate):
         return enforce_grid(space, _cat(args, kwargs))
+    a = _by_name(target, args, kwargs)
+    by_number = _dims_by_number(packet, a)
+    if by_number and not _whole_roll(packet, a):
+        varying = set(varying_dims(space.root_tensor(args[0])))
+        if by_number & varying and not varying - by_number:
+            raise NotImplementedError("it picks channels by their number")
+        for dim in by_number & varying:  # a table whose rows are picked and whose columns are channels
+            space.unite_along(args[0], dim)
+    if packet is aten.index:
+        return enforce_grid(space, _index(args[0], a["indices"]))
+    if packet is aten.index_select:
+        index = [None] * (a["dim"] % args[0].ndim) + [a["index"]]
+        return enforce_grid(space, _index(args[0], index))
     if packet in (aten.view, aten._unsafe_view):
         # Labels expanded with stride 0 cannot always be viewed where the activation can.
         result = args[0].reshape(args[1])
     else:
         result = target(*args, **kwargs)
-    if packet in _FRAGILE and not _harmless(args[0], result):
-        raise NotImplementedError(f"{packet} rearranges channels")
-    if packet is aten.slice and (*args[4:5], kwargs.get("step", 1))[0] != 1:
-        dim = (*args[1:2], 0)[0] % args[0].ndim
-        if dim in varying_dims(args[0]):
-            raise NotImplementedError("a strided slice of the channels")
-    if packet is aten.select and (args[1] % args[0].ndim) in varying_dims(space.root_tensor(args[0])):
-        raise NotImplementedError("a single channel picked by its number")
+    if packet is aten.native_channel_shuffle and not _harmless(args[0], result):
+        raise NotImplementedError("it rearranges channels")
     if packet is aten.pixel_shuffle:
         # The r² maps that make one output map go together: the operator has no other cut.
         space.unite_along(args[0].unflatten(-3, (-1, args[1] ** 2)), -3)
@@ -70,15 +86,66 @@ def move(space: LabelSpace, target: Callable[..., Any], args: tuple[Any, ...], k
         space.unite_along(args[0].unflatten(1, (args[1], -1)), 1)
     if isinstance(result, (tuple, list)):
         return type(result)(enforce_grid(space, part) for part in result)
-    return enforce_grid(space, result)
+    return enforce_grid(space, result, prefer if packet in _SPLITS else frozenset)
 
 
-_FRAGILE: frozenset[Any] = frozenset(
-    packet
-    for name in "index index_select repeat_interleave roll unfold diagonal unbind native_channel_shuffle".split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-"""Movements whose arguments name positions: fine in space, not followed along the channels."""
+_SPLITS = frozenset({aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, aten.view_as, aten.reshape_as})
+
+
+def _by_name(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    schema = target._schema.arguments
+    named = {argument.name: argument.default_value for argument in schema}
+    return {**named, **dict(zip((argument.name for argument in schema), args, strict=False)), **kwargs}
+
+
+def _dims_by_number(packet: Any, a: dict[str, Any]) -> set[int]:
+    """Return the dimensions in which a movement's arguments name positions: fine in space, not followed for channels.
+
+    Where channels are cut a position means another channel.
+    """
+    rank = a["self"].ndim if isinstance(a.get("self"), Tensor) else 0
+    if packet in (aten.select, aten.unbind, aten.unfold, aten.index_select):
+        dims = [a.get("dim", a.get("dimension"))]
+    elif packet is aten.slice:
+        dims = [a["dim"]] if a["step"] != 1 else []
+    elif packet is aten.diagonal:
+        dims = [a["dim1"], a["dim2"]]
+    elif packet is aten.roll:
+        dims = a["dims"] or range(rank)
+    elif packet is aten.index:
+        dims = [dim for dim, index in enumerate(a["indices"]) if index is not None]
+    elif packet is aten.repeat_interleave and (
+        isinstance(a.get("repeats"), Tensor) or a.get("output_size") is not None
+    ):
+        dims = range(rank) if a.get("dim") is None else [a["dim"]]
+    else:
+        dims = []
+    return {dim % rank for dim in dims} if rank else set()
+
+
+def _whole_roll(packet: Any, a: dict[str, Any]) -> bool:
+    """Tell whether a roll brings every channel back to where it was."""
+    if packet is not aten.roll or not a["dims"]:
+        return False
+    x = a["self"]
+    varying = varying_dims(x)
+    return all(
+        shift % x.shape[dim] == 0 for shift, dim in zip(a["shifts"], a["dims"], strict=True) if dim % x.ndim in varying
+    )
+
+
+def _index(labels: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """Pick positions of dimensions along which nothing varies: which of them does not matter."""
+    for dim, index in enumerate(indices):
+        if index is not None:
+            labels = labels.narrow(dim, 0, 1)
+    lengths = torch.broadcast_shapes(*(index.shape for index in indices if index is not None))
+    nothing = torch.zeros([1] * len(lengths), dtype=torch.int64)
+    result = labels[tuple(slice(None) if index is None else nothing for index in indices)]
+    picked = [dim for dim, index in enumerate(indices) if index is not None]
+    # Indices that stand together put their dimensions there, others in front.
+    start = picked[0] if picked == list(range(picked[0], picked[-1] + 1)) else 0
+    return result.expand([*result.shape[:start], *lengths, *result.shape[start + len(lengths) :]])
 
 
 def _harmless(labels: Tensor, result: Any) -> bool:
@@ -146,8 +213,11 @@ def pad(space: LabelSpace, labels: Tensor, amounts: list[int], *, constant: bool
     return enforce_grid(space, labels)
 
 
-def enforce_grid(space: LabelSpace, labels: Tensor) -> Tensor:
-    """Unite labels so that any cut leaves a rectangle; return the labels unchanged in shape."""
+def enforce_grid(space: LabelSpace, labels: Tensor, prefer: Callable[[], Collection[int]] = frozenset) -> Tensor:
+    """Unite labels so that any cut leaves a rectangle; return the labels unchanged in shape.
+
+    `prefer` returns the dimensions of which one should stay free, if any of them is at hand.
+    """
     small = collapse(labels)
     if sum(length > 1 for length in small.shape) < 2:
         return labels
@@ -157,7 +227,8 @@ def enforce_grid(space: LabelSpace, labels: Tensor) -> Tensor:
         return roots.expand(labels.shape)
     # Channels that run into rows and columns of an image (a latent vector viewed as maps) stay channels.
     spatial = {roots.ndim - 2, roots.ndim - 1} if roots.ndim >= 4 else set()
-    free = max(dims, key=lambda dim: (dim not in spatial, roots.shape[dim]))
+    wanted = [dim for dim in prefer() if dim in dims] or dims
+    free = max(wanted, key=lambda dim: (dim not in spatial, roots.shape[dim], dim))
     for dim in dims:
         if dim != free:
             space.unite_along(small, dim)

@@ -19,6 +19,7 @@ from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.program import shape_of
+from clusterprune.graph.walk import Parameter
 
 aten = torch.ops.aten
 
@@ -59,6 +60,22 @@ class Survivors:
         """Return the shape of a node's value after the cut."""
         return tuple(int(flags.sum()) for flags in self.along(name))
 
+    def kept(self, name: str) -> list[np.ndarray | None]:
+        """Return for each dimension of a node's value the indices that stay, or None where all do.
+
+        For a parameter, what its layer loses.
+        """
+        value = self.graph.values[name]
+        if isinstance(value, Parameter):
+            slices = self.graph.walk.slices
+            found = [slices.get((value.path, dim)) for dim in range(len(value.shape))]
+            flags = [None if known is None else self.of(known.labels) for known in found]
+        elif isinstance(value, Tensor):
+            flags = self.along(name)
+        else:
+            return []
+        return [None if f is None or bool(f.all()) else np.flatnonzero(f) for f in flags]
+
     def touches(self, name: str) -> bool:
         """Tell whether a node's value loses anything."""
         labels = self.graph.values.get(name)
@@ -92,6 +109,86 @@ def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
             target = _LIKE.get(packet, target)
             changes[node.name] = Change(target, args, kwargs)
     return changes
+
+
+def masked_norms(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
+    """Return calls at full size of the norms that a cut changes: over the kept channels, and zero elsewhere.
+
+    A trace with `approximate=True` lets norms over the channels be cut. What the cut network computes there is the
+    norm over the kept channels, so that is what the masked network has to compute too.
+
+    Parameters
+    ----------
+    graph
+        The traced model.
+    removed
+        Root labels of all removed channels.
+    """
+    survivors = Survivors(graph, removed)
+    changes: dict[str, Change] = {}
+    after = rewrite(graph, removed)
+    for node in graph.fx.nodes:
+        if node.name not in graph.walk.approximate or not any(survivors.touches(n.name) for n in node.all_input_nodes):
+            continue
+        cut = after.get(node.name, Change(node.target, tuple(node.args), dict(node.kwargs)))
+        kept = {source.name: survivors.kept(source.name) for source in node.all_input_nodes}
+        sources = [source for source in node.all_input_nodes if source.name in kept]
+        norm = _NormOfKept(
+            cut, [source.name for source in sources], kept, survivors.kept(node.name), _shape_or_none(node)
+        )
+        changes[node.name] = Change(norm, tuple(sources), {})
+    return changes
+
+
+def _shape_or_none(node: fx.Node) -> tuple[int, ...] | None:
+    value = node.meta["val"]
+    return tuple(int(length) for length in value.shape) if isinstance(value, Tensor) else None
+
+
+class _NormOfKept:
+    """An operation on the kept entries of its inputs, put back among zeros."""
+
+    def __init__(
+        self,
+        cut: Change,
+        names: list[str],
+        kept: dict[str, list[np.ndarray | None]],
+        made: list[np.ndarray | None],
+        shape: tuple[int, ...] | None,
+    ) -> None:
+        """Take the call after the cut, its inputs by name, and which indices of every dimension stay (None: all)."""
+        self.cut, self.names, self.kept, self.made, self.shape = cut, names, kept, made, shape
+        self.__name__ = "norm_of_kept"
+
+    def __call__(self, *values: Any) -> Any:
+        """Run the operation; only lengths of dimensions that lose nothing may differ from the traced ones."""
+        given = {name: _narrowed(value, self.kept[name]) for name, value in zip(self.names, values, strict=True)}
+        args, kwargs = fx.map_arg((self.cut.args, self.cut.kwargs), lambda node: given[node.name])
+        result = self.cut.target(*args, **kwargs)
+        if self.shape is None or not isinstance(result, Tensor):
+            return result
+        whole = [
+            length if keep is None else full
+            for length, keep, full in zip(result.shape, self.made, self.shape, strict=True)
+        ]
+        out = result.new_zeros(whole)
+        index = [
+            torch.arange(length) if keep is None else torch.from_numpy(keep)
+            for length, keep in zip(result.shape, self.made, strict=True)
+        ]
+        if not index:
+            return result
+        grid = torch.meshgrid(*(i.to(result.device) for i in index), indexing="ij")
+        out[grid] = result
+        return out
+
+
+def _narrowed(value: Any, kept: list[np.ndarray | None]) -> Any:
+    if isinstance(value, Tensor):
+        for dim, keep in enumerate(kept):
+            if keep is not None:
+                value = value.index_select(dim, torch.from_numpy(keep).to(value.device))
+    return value
 
 
 def _makes_cut(survivors: Survivors, node: fx.Node) -> bool:
@@ -206,14 +303,38 @@ def _norm_groups(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
     """Group norms keep the size of their groups and lose some of the groups."""
     a = named_arguments(node)
     flags = survivors.along(node.args[0].name)[1]  # type: ignore[union-attr]
-    a["num_groups"] = int(flags.sum()) * a["num_groups"] // len(flags)
+    a["num_groups"] = max(1, int(flags.sum()) * a["num_groups"] // len(flags))
     return tuple(a.values()), {}
+
+
+def _normalized_shape(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A norm over the channels is one over those that stay."""
+    shape = survivors.shape(node.name)
+    count = len(node.args[1])  # type: ignore[arg-type]
+    return (node.args[0], list(shape[len(shape) - count :]), *node.args[2:]), dict(node.kwargs)
+
+
+def _size(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A constant is made as wide as what it meets."""
+    return (list(survivors.shape(node.name)), *node.args[1:]), dict(node.kwargs)
+
+
+def _size_of_new(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    return (node.args[0], list(survivors.shape(node.name)), *node.args[2:]), dict(node.kwargs)
+
+
+def _roll(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:
+    """A roll by the whole width is none."""
+    a = named_arguments(node)
+    flags = survivors.along(node.args[0].name)  # type: ignore[union-attr]
+    dims = [d % len(flags) for d in a["dims"]]
+    return (node.args[0], [s if flags[d].all() else 0 for s, d in zip(a["shifts"], dims, strict=True)], dims), {}
 
 
 _HANDLERS: dict[Any, Any] = {
     packet: handler
     for names, handler in (
-        ("view reshape _unsafe_view expand", _shape_argument),
+        ("view reshape _unsafe_view expand broadcast_to", _shape_argument),
         ("view_as reshape_as", _shape_of_other),
         ("unflatten", _unflatten),
         ("pad constant_pad_nd", _pad),
@@ -223,6 +344,10 @@ _HANDLERS: dict[Any, Any] = {
         ("select", _select),
         ("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d", _groups),
         ("group_norm", _norm_groups),
+        ("layer_norm rms_norm", _normalized_shape),
+        ("zeros ones full empty", _size),
+        ("new_zeros new_ones new_full new_empty", _size_of_new),
+        ("roll", _roll),
     )
     for name in names.split()
     if (packet := getattr(aten, name, None)) is not None

@@ -1,7 +1,7 @@
 """From a model to the groups of channels that can be cut together."""
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +10,20 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError, ModelError, TraceError
+from clusterprune.graph import along, norms, products, sampling  # noqa: F401 (they enter their rules)
 from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.constants import EXPANSIONS, expanded, settle, settle_all
 from clusterprune.graph.export import Exported, export, named_arguments
 from clusterprune.graph.groups import find_groups
 from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
-from clusterprune.graph.rules import RULES, pointwise
+from clusterprune.graph.rules import pointwise, rule_for
 from clusterprune.graph.walk import LayerCall, Parameter, Partition, Walk
 
 aten = torch.ops.aten
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
-def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> ChannelGraph:
+def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), approximate: bool = False) -> ChannelGraph:
     """Find which channels of a model belong together.
 
     The model is exported in evaluation mode with `torch.export` and walked once; every activation carries
@@ -36,6 +38,11 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
         fastest. Only shapes and dtypes matter: its tensors are taken to the model's device, if it has but one.
     ignore
         Globs of group or layer names that must stay as they are, such as `"layer1.*"`.
+    approximate
+        Whether channels may be cut that a norm takes its statistics over (layer norm over the channels, group norm with
+        one group, L2 norm). The cut network's norm is then the norm over the kept channels, which is not what the
+        original computed even where nothing reads the removed ones. Groups of which that is true say so:
+        `group.approximate`.
 
     Raises
     ------
@@ -57,7 +64,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
     args, kwargs = _with_model(model, *_inputs(example))
     _check_weights(model)
     exported = export(model, args, kwargs)
-    walk = Walk()
+    walk = Walk(allow_approximate=approximate)
     values = _walk(walk, exported)
     names = [name for name, _ in model.named_parameters()]
     untouched = _untouched(names, exported)
@@ -68,7 +75,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = ()) -> 
     if training is not None:
         untouched = _untouched(untouched, training)
         # The same labels and slices: a weight of both modes unites what it meets in either.
-        second = replace(walk, calls=training_calls, unknown={}, norm_groups={})
+        second = replace(walk, calls=training_calls, unknown={}, norm_groups={}, approximate={})
         _walk(second, training)
         for name, nodes in second.unknown.items():
             walk.unknown.setdefault(name, [f"{node} (in training)" for node in nodes])
@@ -165,35 +172,39 @@ def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
                 values[node.name] = walk.opaque_like(value, f"{node.name}: a constant of the model")
             else:
                 values[node.name] = walk.opaque_like(value, "the network's input")
+                walk.user_inputs.add(node.name)
         elif node.op == "call_function":
             values[node.name] = _call(walk, node, values)
         elif node.op == "output":
-            for value in _tensors(fx.map_arg(node.args, lambda n: values[n.name])):
+            for value in _tensors(settle(walk, node, fx.map_arg(node.args, lambda n: values[n.name]), values)):
                 walk.space.freeze(value, "it reaches the network's output")
         else:
             values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
+    settle_all(walk, values)
     return values
 
 
-def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
+def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     """Propagate labels through one operation."""
     arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
-    args, kwargs = arguments
+    args, kwargs = settle(walk, node, arguments, values)
     target: Any = node.target
     if target is operator.getitem:
         return args[0][args[1]]
     packet = getattr(target, "overloadpacket", None)
     if packet in IDENTITY and args and isinstance(args[0], Parameter):
         return args[0]
-    if packet in RULES:
-        return RULES[packet](walk, node, named_arguments(node, args, kwargs))
+    if (found := rule_for(target)) is not None:
+        return found(walk, node, named_arguments(node, args, kwargs))
     # Outside the layer rules a parameter is plain data, and its elements carry labels of their own.
-    args, kwargs = _as_data(walk, (args, kwargs))
+    args, kwargs = walk.as_data((args, kwargs))
     tensors = _tensors((args, kwargs))
     if not tensors or "val" not in node.meta:
         return walk.opaque_like(node.meta.get("val"), f"{node.name}: a constant")
     if packet in IDENTITY:
         return tensors[0]
+    if packet in EXPANSIONS and (uniform := expanded(walk, node, args[0])) is not None:
+        return uniform
     if packet in MOVEMENT:
         return _move(walk, node, args, kwargs)
     if isinstance(node.meta["val"], Tensor) and _is_pointwise(target):
@@ -202,12 +213,21 @@ def _call(walk: Walk, node: fx.Node, values: Mapping[str, Any]) -> Any:
         return walk.opaque_like(node.meta["val"], f"{node.name}: it has no channels")
     name = str(packet or target)
     walk.unknown.setdefault(name, []).append(node.name)
+    first = next(iter(_tensors(node.meta["val"])), None)
+    stored = [values[source.name] for source in node.all_input_nodes]
+    layer = any(isinstance(v, Parameter) and len(v.shape) > 1 for v in stored)
+    if layer and first is not None and first.ndim and not all(isinstance(v, Parameter) for v in stored):
+        width = int(first.shape[1 if first.ndim > 3 else -1])
+        walk.without_labels(node, width, f"{name} has no rule")
     return walk.opaque(node, tensors, f"{node.name}: {name} has no rule")
 
 
 UNTAGGED: frozenset[Any] = frozenset(
     packet
-    for name in ["hardswish", "hardswish_", "rrelu_", "rsub", "log_sigmoid", "special_expit", "floor_divide"]
+    for name in (
+        "hardswish hardswish_ rrelu_ rsub log_sigmoid special_expit floor_divide isclose copy copy_ fill fill_ "
+        "zero zero_ __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ bernoulli real imag"
+    ).split()
     if (packet := getattr(aten, name, None)) is not None
 )
 """Operators that work element by element although PyTorch does not tag them so."""
@@ -217,6 +237,8 @@ def _is_pointwise(target: Any) -> bool:
     """Tell whether an operator works element by element (in-place twins do not always carry the tag)."""
     if torch.Tag.pointwise in target.tags or target.overloadpacket in UNTAGGED:
         return True
+    if any(argument.name == "dim" for argument in target._schema.arguments):
+        return False  # an overload that works along a dimension: max(a, dim) beside max(a, b)
     twin = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
     return twin is not None and any(torch.Tag.pointwise in getattr(twin, o).tags for o in twin.overloads())
 
@@ -224,24 +246,36 @@ def _is_pointwise(target: Any) -> bool:
 def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Execute a movement on labels; what cannot be executed freezes what it reads."""
     target: Any = node.target
-    if target.overloadpacket is aten.index and not isinstance(args[0], Tensor):
-        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: it indexes with an activation")
-    if any(
-        t.numel() and not walk.space.all_opaque(t) for t in _tensors((args[1:], kwargs))
-    ) and target.overloadpacket in (
-        aten.index,
-        aten.index_select,
-    ):
-        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: it indexes with an activation")
+    if target.overloadpacket in (aten.index, aten.index_select):
+        picked = [n for n in node.all_input_nodes if n is not node.args[0]]
+        labels = _tensors(args[1:])
+        if not isinstance(args[0], Tensor) or not (
+            all(_is_stored(walk, n) for n in picked) or all(walk.space.all_opaque(t) for t in labels if t.numel())
+        ):
+            return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: it indexes with an activation")
     try:
-        result = move(walk.space, target, args, kwargs)
-    except (RuntimeError, IndexError, NotImplementedError, ValueError):
+        result = move(walk.space, target, args, kwargs, lambda: products.dims_of_heads(node))
+    except NotImplementedError as error:
+        return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: {error}")
+    except (RuntimeError, IndexError, ValueError):
         name = str(target.overloadpacket)
         walk.unknown.setdefault(name, []).append(node.name)
         return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: {name} could not follow its channels")
     if target.overloadpacket in (aten.chunk, aten.split, aten.split_with_sizes) and isinstance(result, (list, tuple)):
         _note_chunks(walk, node, args, kwargs)
     return result
+
+
+def _is_stored(walk: Walk, node: fx.Node) -> bool:
+    """Tell whether a value follows from what the model holds alone, whatever its input."""
+    waiting, seen = [node], {node}
+    while waiting:
+        current = waiting.pop()
+        if current.name in walk.user_inputs:
+            return False
+        waiting += [source for source in current.all_input_nodes if source not in seen]
+        seen.update(current.all_input_nodes)
+    return True
 
 
 def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -269,16 +303,6 @@ def _attach_elements(walk: Walk) -> None:
             continue
         index = tuple(slice(None) if d == varying[0] else 0 for d in range(labels.ndim))
         walk.bind(Parameter(path, tuple(labels.shape)), varying[0], labels[index])
-
-
-def _as_data(walk: Walk, nest: Any) -> Any:
-    if isinstance(nest, Parameter):
-        return walk.parameter_elements(nest)
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_as_data(walk, part) for part in nest)
-    if isinstance(nest, dict):
-        return {key: _as_data(walk, part) for key, part in nest.items()}
-    return nest
 
 
 def _tensors(nest: Any) -> list[Tensor]:

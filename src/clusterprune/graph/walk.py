@@ -69,7 +69,12 @@ class Partition:
 
 @dataclass
 class Walk:
-    """The state of a trace: labels, slices of parameters, layer calls, partitions, and what was not understood."""
+    """The state of a trace: labels, slices of parameters, layer calls, partitions, and what was not understood.
+
+    `approximate` says by node which operations a cut changes beyond leaving channels out (allowed if
+    `allow_approximate`). `unlabelled` holds the layers whose outputs cannot be channels of a group: by name, how
+    many they make and why none may go.
+    """
 
     space: LabelSpace = field(default_factory=LabelSpace)
     slices: dict[tuple[str, int], Slice] = field(default_factory=dict)
@@ -78,6 +83,11 @@ class Walk:
     partitions: list[Partition] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     norm_groups: dict[str, int] = field(default_factory=dict)
+    user_inputs: set[str] = field(default_factory=set)
+    allow_approximate: bool = False
+    approximate: dict[str, str] = field(default_factory=dict)
+    approximate_labels: list[Tensor] = field(default_factory=list)
+    unlabelled: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def bind(
         self,
@@ -130,6 +140,28 @@ class Walk:
         if parameter.path not in self.elements:
             self.elements[parameter.path] = self.space.new(count).view(parameter.shape)
         return self.elements[parameter.path]
+
+    def as_data(self, nest: Any) -> Any:
+        """Put the labels of their elements in place of parameters."""
+        if isinstance(nest, Parameter):
+            return self.parameter_elements(nest)
+        if isinstance(nest, (tuple, list)):
+            return type(nest)(self.as_data(part) for part in nest)
+        if isinstance(nest, dict):
+            return {key: self.as_data(part) for key, part in nest.items()}
+        return nest
+
+    def note_approximate(self, node: fx.Node, labels: Tensor, reason: str) -> None:
+        """Say that an operation reads all of these channels, and yet they may be cut."""
+        self.approximate[node.name] = reason
+        self.approximate_labels.append(collapse(labels))
+
+    def without_labels(self, node: fx.Node, channels: int, reason: str) -> str:
+        """Enter a layer whose outputs can be no channels of a group; return why, with the node's name."""
+        stack = node.meta.get("nn_module_stack")
+        path = list(stack.values())[-1][0] if stack else ""
+        self.unlabelled[path or node.name] = (channels, reason)
+        return f"{node.name}: {reason}"
 
     def opaque(self, node: fx.Node, inputs: list[Tensor], reason: str) -> Any:
         """Freeze everything an operation reads and return opaque labels for what it makes."""
