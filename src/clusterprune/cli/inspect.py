@@ -91,9 +91,11 @@ def _facts(graph: "ChannelGraph") -> dict[str, Any]:
     """Return all that is known about a graph as plain values."""
     from clusterprune import evaluate
     from clusterprune.budget import CostModel, reachable
+    from clusterprune.graph.channels import frozen_layers
 
     cost = {"macs": evaluate.macs(graph.model, graph.args), "params": evaluate.params(graph.model)}
     model = CostModel(graph)
+    whole, frozen = frozen_layers(graph)
     return {
         "model": type(graph.model).__name__,
         **cost,
@@ -101,7 +103,9 @@ def _facts(graph: "ChannelGraph") -> dict[str, Any]:
             "macs": round(cost["macs"] * reachable(model, "macs")),
             "params": round(cost["params"] * reachable(model, "params")),
         },
+        "channels": whole,
         "groups": [_describe(group) for group in graph.groups],
+        "frozen": [{"layers": list(f.layers), "channels": f.channels, "of": f.of, "reason": f.reason} for f in frozen],
         "unknown": dict(graph.unknown),
         "unused": list(graph.unused),
     }
@@ -110,30 +114,35 @@ def _facts(graph: "ChannelGraph") -> dict[str, Any]:
 def _describe(group: "Group") -> dict[str, Any]:
     return {
         "name": group.name,
-        "channels": group.width,
+        "channels": group.channels,
+        "units": group.width,
         "blocks": group.n_blocks,
         "producers": [use.path for use in group.producers],
         "carriers": [use.path for use in group.carriers],
         "consumers": [use.path for use in group.consumers],
         "frozen": group.frozen,
+        "approximate": group.approximate,
     }
 
 
 def _table(title: str, graph: "ChannelGraph") -> "Table":
     from clusterprune.cli.console import table
+    from clusterprune.graph.channels import frozen_layers
 
     made = table(title, ("group", "channels", "also made by", "read by"))
     made.columns[0].no_wrap = made.columns[1].no_wrap = True
     for column in made.columns[2:]:
         column.justify = "left"
-    for group in graph.groups:
-        width = f"{group.width}" if group.n_blocks == 1 else f"{group.n_blocks} x {group.width // group.n_blocks}"
+    for group in graph.prunable:
+        each = group.channels // group.width
+        sets = f"{group.width}" if each == 1 else f"{group.width} sets of {each}"
+        width = sets if group.n_blocks == 1 else f"{group.n_blocks} x {group.width // group.n_blocks}"
         # The first producer gives the group its name.
         makers = _few([use.path for use in group.producers[1:]])
-        if group.frozen is None:
-            made.add_row(group.name, width, makers, _few([use.path for use in group.consumers]))
-        else:
-            made.add_row(group.name, width, makers, f"frozen: {group.frozen}", style="dim")
+        made.add_row(group.name, width, makers, _few([use.path for use in group.consumers]))
+    for layer in frozen_layers(graph)[1]:
+        width = f"{layer.of}" if layer.channels == layer.of else f"{layer.channels} of {layer.of}"
+        made.add_row(layer.layers[0], width, _few(list(layer.layers[1:])), f"frozen: {layer.reason}", style="dim")
     return made
 
 
@@ -150,7 +159,7 @@ def _closing(facts: dict[str, Any]) -> list[str]:
     free = [group for group in groups if group["frozen"] is None]
     lines = [
         f"{len(free)} of {len(groups)} groups may be cut: {sum(g['channels'] for g in free):,} of "
-        f"{sum(g['channels'] for g in groups):,} channels.",
+        f"{facts['channels']:,} channels.",
         f"MACs {count(facts['macs'])}, parameters {count(facts['params'])}.",
     ]
     smallest = facts["smallest"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
@@ -120,18 +121,18 @@ class ChannelGraph:
 def _describe(graph: ChannelGraph) -> str:
     """Say in words: a line per group, then what is frozen and why, then what was not understood."""
     free = [group for group in graph.groups if group.frozen is None]
-    frozen = [group for group in graph.groups if group.frozen is not None]
+    whole, frozen = frozen_layers(graph)
     lines = [
         f"{type(graph.model).__name__}: {len(graph.groups)} groups, {len(free)} may be cut "
-        f"({sum(g.width for g in free)} of {sum(g.width for g in graph.groups)} channels)"
+        f"({sum(group.channels for group in free)} of {whole} channels)"
     ]
-    width = max((len(group.name) for group in graph.groups), default=0)
-    for group in free:
-        blocks = f" in {group.n_blocks} equal blocks" if group.n_blocks > 1 else ""
-        lines.append(f"  {group.name:<{width}}  {group.width:>5} channels{blocks}  {_uses(group)}")
+    width = max((len(name) for name in [*(group.name for group in free), *(f.layers[0] for f in frozen)]), default=0)
+    lines += [f"  {group.name:<{width}}  {_width(group)}  {_uses(group)}" for group in free]
     if frozen:
         lines.append("frozen:")
-        lines += [f"  {g.name:<{width}}  {g.width:>5} channels  {g.frozen}" for g in frozen]
+        for layer in frozen:
+            more = f" (so are {_few(list(layer.layers[1:]))})" if len(layer.layers) > 1 else ""
+            lines.append(f"  {layer.layers[0]:<{width}}  {layer.width}  {layer.reason}{more}")
     if graph.unknown:
         lines.append("operations without a rule (what they read is frozen):")
         lines += [f"  {name}: at {_few(nodes)}" for name, nodes in graph.unknown.items()]
@@ -140,6 +141,82 @@ def _describe(graph: ChannelGraph) -> str:
     if graph.training_unknown:
         lines.append(f"training was not followed: {graph.training_unknown}")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FrozenLayers:
+    """Channels that must stay: of how many layers together, how many of each, and why.
+
+    Attributes
+    ----------
+    layers
+        The layers that make these channels; the first one names them.
+    channels, of
+        How many of the first layer's channels must stay for this reason, and how many it makes.
+    reason
+        Why.
+    """
+
+    layers: tuple[str, ...]
+    channels: int
+    of: int
+    reason: str
+
+    @property
+    def width(self) -> str:
+        """How many channels, in words."""
+        noun = "channel" if self.of == 1 else "channels"
+        return f"{self.of:>5} {noun}" if self.channels == self.of else f"{self.channels:>5} of {self.of} {noun}"
+
+
+def frozen_layers(graph: ChannelGraph) -> tuple[int, list[FrozenLayers]]:
+    """Return how many channels all layers make (shared ones once), and which of them must stay, layer by layer.
+
+    Groups that the same layers make are taken together if they stay for the same reason.
+    """
+    walk = graph.walk
+    order = list(dict.fromkeys(call.layer for call in graph.calls))
+    weights = {call.layer: call.weight for call in graph.calls}
+    made = {layer: _rows_of(graph, layer, weights[layer]) for layer in order}
+    owner = {int(label): group for group in graph.groups for label in group.labels}
+    together: dict[tuple[tuple[str, ...], str], int] = {}
+    whole = sum(group.channels for group in graph.groups)
+    for layer in order:
+        roots = walk.space.roots(made[layer])
+        reasons = Counter()
+        for label in roots.tolist():
+            group = owner.get(label)
+            if group is None:
+                reasons[(layer,), walk.space.why_frozen(label) or "no layer reads these channels"] += 1
+                whole += 1
+            elif group.frozen is not None and group.layers[0] == layer:
+                reasons[group.layers, group.frozen] += 1
+        for key, count in reasons.items():
+            together[key] = together.get(key, 0) + count
+    found = [FrozenLayers(layers, n, len(made[layers[0]]), reason) for (layers, reason), n in together.items()]
+    for group in graph.groups:
+        if group.frozen is not None and group.layers[0] not in made:  # of a layer that only training runs
+            found.append(FrozenLayers(group.layers, group.channels, group.channels, group.frozen))
+    for layer, (count, reason) in walk.unlabelled.items():
+        found.append(FrozenLayers((layer,), count, count, reason))
+        whole += count
+    return whole, found
+
+
+def _rows_of(graph: ChannelGraph, layer: str, weight: str) -> Tensor:
+    """Return the label of every channel that a layer makes."""
+    kind = next(call.kind for call in graph.calls if call.layer == layer)
+    dim = 1 if kind in ("conv_transpose", "matmul") else 0
+    known = graph.walk.slices.get((weight, dim))
+    return known.labels if known is not None else torch.empty(0, dtype=torch.int64)
+
+
+def _width(group: Group) -> str:
+    """Say how many channels a group has, and how they must be cut."""
+    each = group.channels // group.width
+    ties = f" in {group.width} sets of {each}" if each > 1 else ""
+    blocks = f" in {group.n_blocks} equal blocks" if group.n_blocks > 1 else ""
+    return f"{group.channels:>5} channels{ties}{blocks}"
 
 
 def _uses(group: Group) -> str:

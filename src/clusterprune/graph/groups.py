@@ -1,7 +1,8 @@
 """Groups: channels that touch the same dimensions of the same parameters, and so can replace one another."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +41,9 @@ class Group:
         Block of each channel, shape (channels,). Every block must keep the same number of channels.
     frozen
         Why the group must stay as it is, or None.
+    approximate
+        Whether a norm takes its statistics over these channels, so that a cut changes more than it leaves out (only
+        in a trace with `approximate=True`).
     """
 
     name: str
@@ -49,11 +53,22 @@ class Group:
     consumers: tuple[Use, ...]
     blocks: np.ndarray
     frozen: str | None = None
+    approximate: bool = False
 
     @property
     def width(self) -> int:
-        """Number of channels."""
+        """Number of units that stay or go: channels, or sets of channels that are tied to one another."""
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the first layer that makes them."""
+        return self.producers[0].positions.size
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that make the channels."""
+        return tuple(dict.fromkeys(use.path.removesuffix(".weight") for use in self.producers))
 
     @property
     def n_blocks(self) -> int:
@@ -86,9 +101,11 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
         ]
         return min(made, default=(len(order), 0))
 
+    crossed = {int(label) for labels in walk.approximate_labels for label in np.unique(walk.space.roots(labels))}
     groups: list[Group] = []
     names: dict[str, int] = {}
-    for sketch in sorted(_sketches(walk), key=first_made):
+    sketches = sorted(_sketches(walk), key=first_made)
+    for sketch in (part for whole in sketches for part in _balanced(walk, whole, blocks, conflicts)):
         labels = sketch.labels
         uses = {"producer": [], "carrier": [], "column": []}
         for (path, dim), positions in sketch.positions.items():
@@ -99,7 +116,7 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
             places.sort(key=lambda use: order.get(use.path, len(order)))
         if not uses["producer"]:
             continue
-        why = sketch.why_frozen or next((conflicts[label] for label in labels if label in conflicts), None)
+        why = sketch.why_frozen
         if why is None and not uses["column"]:
             why = "no layer reads these channels"
         if why is None and not any(use.path in evaluated for use in uses["producer"]):
@@ -107,8 +124,6 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
         if why is None and not any(use.path in evaluated for use in uses["column"]):
             why = "only training reads these channels"
         block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
-        if why is None and len(set(np.bincount(block).tolist())) > 1:
-            why = "its channels are spread unequally over the groups of a grouped convolution"
         if why is None and len(labels) == len(set(block.tolist())):
             why = "a single channel that nothing else can replace"
         name = uses["producer"][0].path.removesuffix(".weight")
@@ -116,7 +131,8 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
         if names[name] > 1:
             name = f"{name}#{names[name]}"
         producers, carriers, columns = (tuple(uses[kind]) for kind in ("producer", "carrier", "column"))
-        groups.append(Group(name, np.array(labels), producers, carriers, columns, block, why))
+        approximate = why is None and not crossed.isdisjoint(labels)
+        groups.append(Group(name, np.array(labels), producers, carriers, columns, block, why, approximate))
     return _check_partitions(walk, groups)
 
 
@@ -127,6 +143,68 @@ class _Sketch:
     labels: list[int]
     positions: dict[tuple[str, int], np.ndarray]
     why_frozen: str | None
+
+
+_UNEQUAL = "its channels are spread unequally over the groups of a grouped convolution"
+
+
+def _balanced(
+    walk: Walk, sketch: _Sketch, blocks: dict[int, dict[int, int]], conflicts: dict[int, str]
+) -> list[_Sketch]:
+    """Set aside the channels that no equal cut of grouped convolutions can take, so that the others may be cut.
+
+    Every group of every grouped convolution that makes or reads these channels has to lose the same number. Where
+    they are spread unequally over the groups, as after a concatenated shortcut, as many stay for good as it takes.
+    """
+    if sketch.why_frozen is not None:
+        return [sketch]
+    keys = _even_keys(walk, [blocks.get(label, {}) for label in sketch.labels])
+    reasons: list[str | None] = [conflicts.get(label) for label in sketch.labels]
+    counts = Counter(key for key, reason in zip(keys, reasons, strict=True) if reason is None)
+    if len(set(counts.values())) > 1:
+        chosen = _transversal(walk, counts)
+        room = dict.fromkeys(chosen, min((counts[key] for key in chosen), default=0))
+        for index, key in enumerate(keys):
+            if reasons[index] is None:
+                if room.get(key, 0) > 0:
+                    room[key] -= 1
+                else:
+                    reasons[index] = _UNEQUAL
+    parts: dict[str | None, list[int]] = {}
+    for index, reason in enumerate(reasons):
+        parts.setdefault(reason, []).append(index)
+    found = [
+        _Sketch([sketch.labels[i] for i in part], {k: p[part] for k, p in sketch.positions.items()}, reason)
+        for reason, part in parts.items()
+    ]
+    return sorted(found, key=lambda part: part.why_frozen is not None)
+
+
+def _transversal(walk: Walk, counts: Mapping[tuple, int]) -> list[tuple]:
+    """Choose blocks that together meet every group of every grouped convolution once; the smallest as large as can be.
+
+    Returns nothing where there are no such blocks.
+    """
+    partitions = sorted({number for key in counts for number, _ in key})
+    sizes = {walk.partitions[number].blocks for number in partitions}
+    if len(sizes) != 1 or any(len(key) != len(partitions) for key in counts):
+        return []
+    size = sizes.pop()
+
+    def extend(chosen: list[tuple], candidates: list[tuple]) -> list[tuple]:
+        if len(chosen) == size:
+            return chosen
+        for key in candidates:
+            if key[0][1] == len(chosen):
+                apart = [k for k in candidates if all(a != b for a, b in zip(k, key, strict=True))]
+                if found := extend([*chosen, key], apart):
+                    return found
+        return []
+
+    for least in sorted(set(counts.values()), reverse=True):
+        if found := extend([], [key for key in counts if counts[key] >= least]):
+            return found
+    return []
 
 
 def _sketches(walk: Walk) -> list[_Sketch]:
@@ -221,7 +299,4 @@ def _check_partitions(walk: Walk, groups: list[Group]) -> list[Group]:
         uneven = np.flatnonzero((np.stack(counts) != counts[0]).any(axis=0))
         for index in uneven[uneven < len(groups)]:
             frozen[int(index)] = f"{partition.reason}, which its other channels cannot match"
-    return [
-        Group(g.name, g.labels, g.producers, g.carriers, g.consumers, g.blocks, g.frozen or frozen.get(i))
-        for i, g in enumerate(groups)
-    ]
+    return [replace(group, frozen=group.frozen or frozen.get(index)) for index, group in enumerate(groups)]
