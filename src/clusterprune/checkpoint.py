@@ -57,6 +57,7 @@ class _StageDocument(BaseModel):
     example: list[ExampleDocument]
     added: Names
     folded: Names = []
+    approximate: bool = False
 
     def stage(self) -> Stage:
         """Return the record of the stage."""
@@ -114,6 +115,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
             "example": stage.example,
             "added": stage.added,
             "folded": stage.folded,
+            **({"approximate": True} if stage.approximate else {}),
         }
         for stage in stages(model)
     ]
@@ -368,7 +370,7 @@ def _replay_stage(model: nn.Module, stage: Stage) -> nn.Module:
             layer = model.get_submodule(path.rpartition(".")[0])
             layer.register_parameter("bias", nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0])))
         return model
-    graph = trace(model.eval(), rebuild_example(tuple(stage.example)))
+    graph = trace(model.eval(), rebuild_example(tuple(stage.example)), approximate=stage.approximate)
     merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
     replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
     return apply(model, Plan(merges, replaced), graph=graph)

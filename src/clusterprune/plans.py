@@ -92,6 +92,8 @@ class Plan:
         Shapes and dtypes of the example input, from which the plan can be replayed.
     notes
         Free-form facts: method, budget, seconds.
+    approximate
+        Whether the model was traced with `approximate=True`, as it has to be to find the same groups.
     """
 
     merges: tuple[Merge, ...]
@@ -100,6 +102,7 @@ class Plan:
     weights: str = ""
     example: tuple[Mapping[str, Any], ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+    approximate: bool = False
 
     @classmethod
     def of(
@@ -111,7 +114,8 @@ class Plan:
     ) -> "Plan":
         """Make a plan for a traced model, with the model's fingerprint."""
         shapes, digest = fingerprint(graph)
-        return cls(merges, replaced or {}, shapes, digest, describe_example(graph), notes)
+        approximate = graph.walk.allow_approximate
+        return cls(merges, replaced or {}, shapes, digest, describe_example(graph), notes, approximate)
 
     @property
     def by_group(self) -> dict[str, Merge]:
@@ -178,6 +182,8 @@ class Plan:
             "example": list(self.example),
             "notes": dict(self.notes),
         }
+        if self.approximate:
+            document["approximate"] = True
         try:
             json.dumps(document)
         except (TypeError, ValueError) as error:
@@ -231,7 +237,7 @@ class Plan:
         replaced = {p: tensors[f"replaced.{p}"] for p in document.replaced}
         shapes = {p: tuple(s) for p, s in document.model.items()}
         example = tuple(entry.plain() for entry in document.example)
-        return cls(merges, replaced, shapes, document.weights, example, document.notes)
+        return cls(merges, replaced, shapes, document.weights, example, document.notes, document.approximate)
 
 
 class _MergeDocument(BaseModel):
@@ -253,6 +259,7 @@ class _Document(BaseModel):
     example: list[ExampleDocument]
     tensors_sha256: Hexadecimal
     notes: dict[str, Any]
+    approximate: bool = False
     sha256: Hexadecimal | None = None
 
     @field_validator("merges")

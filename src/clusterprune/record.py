@@ -26,6 +26,8 @@ class Stage:
         Parameters that the original does not have (biases that took up an offset, or a batch norm).
     folded
         Batch norms that are gone, because the layers before them took them up.
+    approximate
+        Whether the model was traced with `approximate=True`.
     """
 
     rewired: bool
@@ -34,6 +36,7 @@ class Stage:
     example: list[dict[str, Any]] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
+    approximate: bool = False
 
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:

@@ -39,6 +39,11 @@ def resize_module(
             owner = module.get_submodule(path)
             if isinstance(owner, ChannelPadding) and len(change.args[1]) >= 6:
                 attributes[path] = {"before": change.args[1][4], "after": change.args[1][5]}
+        if str(nodes[name].target).startswith(("aten.layer_norm", "aten.rms_norm")):
+            # Also of layers that have no weights, and of the user's own norms.
+            owner = module.get_submodule(owner_of(nodes[name]) or "")
+            if hasattr(owner, "normalized_shape"):
+                attributes.setdefault(owner_of(nodes[name]) or "", {})["normalized_shape"] = tuple(change.args[1])
     set_attributes(module, attributes)
     set_tensors(module, state)
     return attributes
@@ -61,7 +66,8 @@ def layer_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, dep
         return {"num_features": weight[0]}
     if isinstance(layer, nn.GroupNorm):
         per_group = layer.num_channels // layer.num_groups
-        return {"num_channels": weight[0], "num_groups": weight[0] // per_group}
+        groups = 1 if layer.num_groups == 1 else weight[0] // per_group
+        return {"num_channels": weight[0], "num_groups": groups}
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         return {"normalized_shape": tuple(weight)}
     if isinstance(layer, nn.PReLU):

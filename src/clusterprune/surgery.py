@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph, Group, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
-from clusterprune.graph.rewrite import Change, rewrite
+from clusterprune.graph.rewrite import Change, masked_norms, rewrite
 from clusterprune.plans import Merge, Plan, describe_example, rebuild_example
 from clusterprune.rebuild import graph_module
 from clusterprune.record import Stage, add_stage
@@ -52,13 +52,14 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
         If the plan belongs to another model or asks for an impossible cut.
     """
     if graph is None or graph.model is not model or moved(graph) is not None:
-        graph = trace(model, rebuild_example(plan.example))
+        graph = trace(model, rebuild_example(plan.example), approximate=plan.approximate)
     plan.check(graph)
     masked = masked_state(graph, plan)
     state = _cut_state(graph, plan, masked)
-    changes = with_new_biases(graph, state, rewrite(graph, removed_labels(graph, plan)))
+    removed = removed_labels(graph, plan)
+    changes = with_new_biases(graph, state, rewrite(graph, removed))
     # The whole network with its channels masked is the truth that the cut one has to meet.
-    whole = Program(graph, with_new_biases(graph, masked, {}), any_batch=False)
+    whole = Program(graph, with_new_biases(graph, masked, masked_norms(graph, removed)), any_batch=False)
     expected = _leaves(_run_program(whole, masked, graph))
     small = copy.deepcopy(model)
     attributes = resize_module(small, graph, state, changes)
@@ -72,7 +73,9 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
             )
     kept = {merge.group: [int(i) for i in merge.kept] for merge in plan.merges}
     added = sorted(state.keys() - named_tensors(graph).keys())
-    stage = Stage(rewired, attributes, kept, list(describe_example(graph)), added)
+    stage = Stage(
+        rewired, attributes, kept, list(describe_example(graph)), added, approximate=graph.walk.allow_approximate
+    )
     return add_stage(small, model, stage)
 
 

@@ -57,7 +57,6 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
         except Exception as error:  # whatever a user's forward or the exporter may raise
             failure = error
         else:
-            drop_dead_code(program.graph)
             return _read(program, model, copy.original)
     _run(model, args, kwargs, training=training)
     raise TraceError(
@@ -99,7 +98,9 @@ def _read(program: torch.export.ExportedProgram, model: nn.Module, original: Any
         elif target is not None:
             value = program.constants.get(target, program.state_dict.get(target))
             constants[spec.arg.name] = original(value).detach().clone() if isinstance(value, Tensor) else value
-    return Exported(flatten_regions(program.graph_module), inputs, constants, program.call_spec.out_spec)
+    graph = flatten_regions(program.graph_module)
+    drop_dead_code(graph)
+    return Exported(graph, inputs, constants, program.call_spec.out_spec)
 
 
 def canonical_paths(model: nn.Module) -> dict[str, str]:
