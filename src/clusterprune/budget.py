@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from clusterprune.arguments import check_number
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 
@@ -139,7 +140,7 @@ class Limits:
         """Check both numbers."""
         for name in ("round_to", "min_width"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ArgumentError(f"{name} must be a whole number of at least 1, but got {name}={value!r}")
 
     def choices(self, width: int, n_blocks: int) -> list[int]:
@@ -239,6 +240,7 @@ def check_fraction(name: str, value: float) -> None:
     ArgumentError
         If it is not in (0, 1].
     """
+    check_number(name, value)
     if not 0 < value <= 1:
         raise ArgumentError(f"{name} must be a fraction in (0, 1], but got {name}={value!r}; 0.5 keeps half")
 

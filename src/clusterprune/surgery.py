@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from clusterprune.arguments import check_apply
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph, Group, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
@@ -50,7 +51,10 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     ------
     PlanError
         If the plan belongs to another model or asks for an impossible cut.
+    ArgumentError, ModelError
+        If an argument is of another type, or two are swapped.
     """
+    check_apply(model, plan, graph)
     if graph is None or graph.model is not model or moved(graph) is not None:
         graph = trace(model, rebuild_example(plan.example), approximate=plan.approximate)
     plan.check(graph)

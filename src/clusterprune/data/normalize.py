@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clusterprune.arguments import check_instance, check_statistics
 from clusterprune.errors import ArgumentError
 
 
@@ -30,6 +31,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         When the images are not ``uint8``, the numbers of channels differ, or a ``std`` is not
         positive.
     """
+    check_instance("images", images, Tensor, "torch.from_numpy(images) makes one of an array")
+    mean, std = check_statistics(mean, std)
     if images.dtype != torch.uint8 or images.dim() not in {3, 4}:
         raise ArgumentError(
             "images must be uint8 of shape (n, c, h, w) or (c, h, w), but got "

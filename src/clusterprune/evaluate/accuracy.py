@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clusterprune.arguments import check_model, type_name
 from clusterprune.data import Split, normalize
 from clusterprune.errors import ArgumentError, DataError, ModelError
 from clusterprune.evaluate.mode import dtype_of, on_device
@@ -85,7 +86,12 @@ def accuracy(
     ModelError
         When the model fails, returns another shape, or returns NaN.
     """
-    if not topk or not set(topk) <= {1, 5}:
+    check_model(model)
+    if not isinstance(split, Split):
+        raise ArgumentError(
+            f"split must be a Split of labelled images, but got split={type_name(split)}; Split.from_tensors makes one."
+        )
+    if not isinstance(topk, tuple | list) or not topk or not set(topk) <= {1, 5}:
         raise ArgumentError(f"topk may contain 1 and 5, but got topk={topk}.")
     if dtype not in {None, torch.float32, *_AUTOCAST}:
         raise ArgumentError(f"dtype must be None, torch.bfloat16 or torch.float16, but got {dtype}.")

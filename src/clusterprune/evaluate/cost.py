@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clusterprune.arguments import check_model
 from clusterprune.errors import ModelError
 from clusterprune.evaluate.mode import Example, check_example, device_of
 from clusterprune.graph.throwaway import evaluating
@@ -29,6 +30,7 @@ def macs(model: nn.Module, example: Example) -> int:
     ModelError
         When the model cannot take the example.
     """
+    check_model(model)
     inputs = check_example(example)
     place = device_of(model)
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -43,5 +45,12 @@ def macs(model: nn.Module, example: Example) -> int:
 
 
 def params(model: nn.Module) -> int:
-    """Count the parameters; shared ones count once, buffers such as running means not at all."""
+    """Count the parameters; shared ones count once, buffers such as running means not at all.
+
+    Raises
+    ------
+    ModelError
+        If `model` is no network.
+    """
+    check_model(model)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from clusterprune.arguments import check_model, shown
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import Example, check_example, on_device
 from clusterprune.graph.throwaway import evaluating
@@ -65,6 +66,10 @@ def latency(
     ModelError
         When the model cannot take the example.
     """
+    check_model(model)
+    for name, value in (("runs", runs), ("warmup", warmup)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ArgumentError(f"{name} must be a whole number, but got {name}={shown(value)}.")
     if runs < 1:
         raise ArgumentError(f"runs must be at least 1, but got runs={runs}.")
     if warmup < 0:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from clusterprune.errors import ArgumentError
+from clusterprune.arguments import globs
+from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group
 from clusterprune.graph.walk import LayerCall, Walk
@@ -94,10 +95,10 @@ class ChannelGraph:
         Raises
         ------
         ArgumentError
-            If a glob matches nothing.
+            If a glob matches nothing, or is no text.
         """
         groups = list(self.groups)
-        for pattern in ignore:
+        for pattern in globs(ignore):
             matched = False
             for index, group in enumerate(groups):
                 names = {group.name, *(use.path.removesuffix(".weight") for use in group.producers)}
@@ -113,9 +114,30 @@ class ChannelGraph:
                 )
         return replace(self, groups=tuple(groups))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
+        groups = tuple((group.name, group.width, group.frozen) for group in self.groups)
+        return _trace_again, (self.model, self.args, self.kwargs, groups)
+
     def __str__(self) -> str:
         """Describe groups, widths, producers, consumers, and what is frozen and why."""
         return _describe(self)
+
+
+def _trace_again(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], groups: tuple[tuple[str, int, str | None], ...]
+) -> ChannelGraph:
+    """Return the graph that was pickled, with the groups frozen that were."""
+    from clusterprune.graph.trace import trace
+
+    graph = trace(model, kwargs or args)
+    if [(group.name, group.width) for group in graph.groups] != [(name, width) for name, width, _ in groups]:
+        raise TraceError(
+            f"the pickled graph of {type(model).__name__} has other groups than a new trace of it; trace the model "
+            "where the graph is needed, and pickle the plan instead (Plan.save)"
+        )
+    frozen = zip(graph.groups, groups, strict=True)
+    return replace(graph, groups=tuple(replace(group, frozen=reason) for group, (_, _, reason) in frozen))
 
 
 def _describe(graph: ChannelGraph) -> str:

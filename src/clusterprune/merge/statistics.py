@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from clusterprune.arguments import tensors_in
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
@@ -20,8 +21,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def as_inputs(images: Images) -> tuple[Tensor, ...]:
-    """Return the network's inputs as a tuple of tensors that share their first dimension."""
-    return (images,) if isinstance(images, Tensor) else tuple(images)
+    """Return the network's inputs as a tuple of tensors that share their first dimension.
+
+    Raises
+    ------
+    ArgumentError
+        If `images` are no tensors.
+    """
+    return tensors_in(images)
 
 
 def batches(images: Images, size: int) -> Iterator[tuple[Tensor, ...]]:

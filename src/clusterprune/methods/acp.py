@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from clusterprune import data, evaluate
+from clusterprune.arguments import check_graph, check_instance, check_model, check_statistics
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
@@ -191,6 +192,8 @@ def acp(
     ClusterpruneError
         If no structure can be evaluated.
     """
+    check_model(model)
+    check_graph(graph)
     if graph.model is not model:
         raise ArgumentError("graph is the trace of another model; give trace(model, example)")
     fitness = StructureFitness(
@@ -278,7 +281,12 @@ class StructureFitness:
         start: Mapping[str, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
+        check_graph(graph)
+        check_instance("config", config, ACP, "write ACP(eps=0.02)")
+        check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
+        mean, std = check_statistics(mean, std)
         for name, split in (("train", train), ("validation", validation)):
+            check_instance(name, split, Split, "Split.from_tensors makes one of labelled images")
             if split.labels is None or not len(split):
                 raise ArgumentError(f"{name} must hold labelled images; hold some out of the training images")
         if config.samples > len(train):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.budget import Limits
+from clusterprune.arguments import check_graph, check_progress, check_seed, shown
+from clusterprune.budget import Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
@@ -30,6 +31,7 @@ from clusterprune.merge.statistics import (
 from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import Compared, partition
+from clusterprune.methods.targets import check_images
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery import named_tensors
@@ -85,20 +87,34 @@ def plan(
     BudgetError
         If a target cannot be reached.
     """
+    check_graph(graph)
+    check_seed(seed)
+    check_progress(progress)
+    targets = (("channels", keep_channels), ("macs", keep_macs), ("params", keep_params))
+    given = {name: value for name, value in targets if value is not None}
+    if len(given) > 1:
+        raise ArgumentError(
+            "give at most one of keep_channels, keep_macs and keep_params, but got "
+            f"{', '.join(f'keep_{name}={value!r}' for name, value in given.items())}"
+        )
+    for name, value in given.items():
+        check_fraction(f"keep_{name}", value)
     similarity = similarity or FeatureMaps()
     clustering = clustering or DBSCAN(eps=0.02)
+    if not hasattr(clustering, "fit"):
+        raise ArgumentError(
+            f"clustering must be an object such as DBSCAN(eps=0.02), but got clustering={shown(clustering)}; "
+            "clusterprune.clustering.create(name) makes one by its name"
+        )
     _check(images, similarity, merge, survivors)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)
-    images = None if images is None else whole_batches(graph, images)
+    if images is not None:
+        check_images(graph, as_inputs(images))
+        images = whole_batches(graph, images)
     compared = _compare(graph, groups, images, similarity, progress)
-    given = {
-        k: v for k, v in (("channels", keep_channels), ("macs", keep_macs), ("params", keep_params)) if v is not None
-    }
-    if len(given) > 1:
-        raise ArgumentError(f"give at most one of keep_channels, keep_macs and keep_params, but got {sorted(given)}")
     labels = partition(graph, compared, clustering, given, limits)
     moments = (
         channel_moments(graph, groups, images, generator, progress)
@@ -126,6 +142,8 @@ def plan(
 
 
 def _check(images: Images | None, similarity: object, merge: str, survivors: str) -> None:
+    if not isinstance(similarity, FeatureMaps | Filters):
+        raise ArgumentError(f"similarity must be FeatureMaps() or Filters(), but got similarity={shown(similarity)}")
     kinds = ("drop", "add", "scaled_add", "least_squares", "refit")
     if merge not in kinds:
         raise ArgumentError(f"merge must be one of {', '.join(kinds)}, but got merge={merge!r}")

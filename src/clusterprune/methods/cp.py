@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune import train as training
+from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.budget import CostModel, check_fraction
 from clusterprune.clustering import NOISE, Clustering, Clusters, KMeans
 from clusterprune.data import Split
@@ -147,6 +148,10 @@ def cluster_prune(
         If a layer is no group that may be cut, its batch norm cannot be removed, or the average of weights is asked
         for: filters that are identical after the last epoch are not identical on average.
     """
+    check_model(model)
+    check_instance("config", config, CP, "write CP(goal=0.5)")
+    check_instance("train_config", train_config, training.TrainConfig, "write TrainConfig(epochs=10)")
+    mean, std = check_statistics(mean, std)
     if train_config.ema_decay is not None:
         raise ArgumentError(
             f"ema_decay={train_config.ema_decay:g} does not go with CP: averaged filters are no longer identical. "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from clusterprune.arguments import check_graph, check_progress, check_seed, type_name
 from clusterprune.budget import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
@@ -71,6 +72,8 @@ def scores(
     ArgumentError
         For an unknown criterion, missing images or labels, or a group without batch norm where its scale is asked for.
     """
+    check_graph(graph)
+    check_seed(seed)
     if criterion not in CRITERIA:
         raise ArgumentError(f"criterion must be one of {', '.join(CRITERIA)}, but got criterion={criterion!r}")
     if images is None and criterion in ("hrank", "taylor"):
@@ -121,6 +124,9 @@ def prune_by(
     BudgetError
         If the target cannot be reached; the message says what can.
     """
+    check_graph(graph)
+    check_seed(seed)
+    check_progress(progress)
     if scope not in get_args(Scope):
         raise ArgumentError(f"scope must be 'local' or 'global', but got scope={scope!r}")
     if merge not in get_args(Handover):
@@ -130,7 +136,9 @@ def prune_by(
     target, keep = read_target(keep_macs, keep_params, keep_latency)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
-    images = None if images is None else whole_batches(graph, images)
+    if images is not None:
+        check_images(graph, as_inputs(images))
+        images = whole_batches(graph, images)
     found = {
         name: score.numpy() for name, score in scores(graph, criterion, images=images, labels=labels, seed=seed).items()
     }
@@ -193,6 +201,10 @@ class _Asked:
 def _check_labels(count: int, labels: Tensor | None) -> None:
     if labels is None:
         raise ArgumentError("criterion='taylor' differentiates the loss on labelled images, but labels=None")
+    if not isinstance(labels, Tensor):
+        raise ArgumentError(
+            f"labels must be a tensor, but got labels={type_name(labels)}; torch.tensor(labels) makes one"
+        )
     if labels.shape != (count,) or labels.is_floating_point():
         raise ArgumentError(
             f"labels must be whole numbers, one for each of the {count} images, but got {labels.dtype} of shape "

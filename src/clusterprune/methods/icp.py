@@ -20,6 +20,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from clusterprune import checkpoint, data, evaluate
+from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError, WeightsError
@@ -208,6 +209,10 @@ def icp(
     OutputError, TrainingError, WeightsError, ModelError
         As :func:`clusterprune.train.fit`.
     """
+    check_model(model)
+    check_instance("config", config, ICP, "write ICP(eps=0.02)")
+    check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
+    mean, std = check_statistics(mean, std)
     _check_split("train", train)
     _check_split("validation", validation, optional=True)
     if config.samples > len(train):

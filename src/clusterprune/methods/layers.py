@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, fx
 
+from clusterprune.arguments import check_graph
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.surgery import named_tensors
@@ -23,6 +24,7 @@ def inner_groups(graph: ChannelGraph) -> list[str]:
 
     Groups are named after the layer that makes them, so these are names of convolutions. Frozen groups are left out.
     """
+    check_graph(graph)
     convolutions = {call.weight for call in graph.calls if call.kind == "conv"}
     added = _added(graph)
     lengths = {path: tuple(tensor.shape) for path, tensor in named_tensors(graph).items()}
@@ -55,6 +57,8 @@ def restrict(graph: ChannelGraph, names: Collection[str]) -> ChannelGraph:
     ArgumentError
         If a name is not that of a group that may be cut, or there is none.
     """
+    check_graph(graph)
+    names = {names} if isinstance(names, str) else names
     known = {group.name for group in graph.prunable}
     if not names or not known.issuperset(names):
         wrong = ", ".join(sorted(set(names) - known)) or "nothing"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clusterprune.arguments import check_graph, check_progress, check_seed, shown
 from clusterprune.budget import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
@@ -128,7 +129,7 @@ def oneshot(
     round_to, min_width
         Kept widths are multiples of `round_to` and at least `min_width`.
     ignore
-        Globs of groups or layers to leave alone.
+        A glob, or several, of groups or layers to leave alone.
     seed
         Chooses positions, signs of the Fisher information, and noise.
     progress
@@ -156,6 +157,11 @@ def oneshot(
     >>> small[0].out_channels
     8
     """
+    check_graph(graph)
+    check_seed(seed)
+    check_progress(progress)
+    if config is not None and not isinstance(config, OneShot):
+        raise ArgumentError(f"config must be a OneShot, but got config={shown(config)}; write OneShot(price='fisher')")
     config = config or OneShot()
     quantity, keep = read_target(keep_macs, keep_params, keep_latency)
     limits = Limits(round_to, min_width)

@@ -62,7 +62,10 @@ def check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
     """Raise :class:`ArgumentError` for images that do not fit the traced example."""
     examples = [a for a in (*graph.args, *graph.kwargs.values()) if isinstance(a, Tensor)]
     if len(inputs) != len(examples):
-        raise ArgumentError(f"the model has {len(examples)} tensor inputs, but images holds {len(inputs)}")
+        raise ArgumentError(
+            f"the model has {len(examples)} tensor inputs, but images holds {len(inputs)} tensors; give one for each "
+            "input, and make one of a list of images by torch.stack(images)"
+        )
     for given, example in zip(inputs, examples, strict=True):
         if given.shape[1:] != example.shape[1:] or given.dtype != example.dtype:
             raise ArgumentError(

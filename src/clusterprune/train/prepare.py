@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.data import normalize
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.train.average import WeightAverage
@@ -90,7 +91,9 @@ def prepare(
     hook: EpochHook | None,
 ) -> Run:
     """Check all that can be checked before anything changes."""
-    mean, std = tuple(mean), tuple(std)
+    check_model(model)
+    check_instance("config", config, TrainConfig, "write TrainConfig(epochs=10)")
+    mean, std = check_statistics(mean, std)
     if not mean or len(mean) != len(std) or min(std) <= 0:
         raise ArgumentError(
             f"mean and std must have one value per channel, those of std above 0, but got mean={mean}, std={std}"

@@ -1,0 +1,216 @@
+"""Checks of arguments that many public calls have: each error names the argument, its value and the remedy."""
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from clusterprune.errors import ArgumentError, ModelError
+
+LARGEST_SEED = (1 << 63) - 1
+
+
+def check_graph(graph: object) -> None:
+    """Check that an argument is what :func:`clusterprune.trace` returns.
+
+    Raises
+    ------
+    ArgumentError
+        If it is anything else, such as the model itself.
+    """
+    from clusterprune.graph import ChannelGraph
+
+    if isinstance(graph, ChannelGraph):
+        return
+    remedy = "trace the model first: graph = clusterprune.trace(model, example)"
+    if isinstance(graph, nn.Module):
+        raise ArgumentError(f"graph must be a traced model, but got the model itself, a {type_name(graph)}; {remedy}")
+    raise ArgumentError(f"graph must be a traced model, but got graph={type_name(graph)}; {remedy}")
+
+
+def check_model(model: object) -> None:
+    """Check that an argument is a network.
+
+    Raises
+    ------
+    ModelError
+        If it is not.
+    """
+    from clusterprune.graph import ChannelGraph
+
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, ChannelGraph):
+        raise ModelError("model must be a torch.nn.Module, but got a traced one; the network is graph.model")
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, but got the class {model.__name__}; build it first")
+    raise ModelError(f"model must be a torch.nn.Module, but got model={type_name(model)}; build it first")
+
+
+def check_apply(model: object, plan: object, graph: object) -> None:
+    """Check the arguments of :func:`clusterprune.apply`.
+
+    Raises
+    ------
+    ArgumentError, ModelError
+        If one is of another type, or two are swapped.
+    """
+    from clusterprune.plans import Plan
+
+    if isinstance(model, Plan):
+        raise ArgumentError(
+            f"apply takes the model first, but got apply(Plan, {type_name(plan)}); write apply(model, plan)"
+        )
+    check_model(model)
+    if not isinstance(plan, Plan):
+        raise ArgumentError(
+            f"plan must be a Plan, but got plan={type_name(plan)}; make one with clusterprune.oneshot, or read it with "
+            "clusterprune.Plan.load(folder)"
+        )
+    if graph is not None:
+        check_graph(graph)
+
+
+def globs(ignore: object) -> tuple[str, ...]:
+    """Return the globs of an `ignore` argument. A text is one glob: its letters could not be meant.
+
+    Raises
+    ------
+    ArgumentError
+        If it holds anything but text.
+    """
+    if isinstance(ignore, str):
+        return (ignore,)
+    patterns = tuple(ignore) if isinstance(ignore, Iterable) else None
+    if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentError(
+            f"ignore must be a glob or a list of globs, such as ['layer1.*'], but got ignore={ignore!r}"
+        )
+    return patterns
+
+
+def check_number(name: str, value: object) -> None:
+    """Check that an argument is one real number; truth values, text and tensors are none.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ArgumentError(f"{name} must be a number, but got {name}={shown(value)}")
+
+
+def check_seed(seed: object) -> None:
+    """Check that a seed is a whole number that PyTorch and NumPy take.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) <= LARGEST_SEED:
+        raise ArgumentError(f"seed must be a whole number from 0 to 2**63 - 1, but got seed={shown(seed)}")
+
+
+def check_progress(progress: Callable[..., Any] | None) -> None:
+    """Check that what is called back can be called.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot.
+    """
+    if progress is not None and not callable(progress):
+        raise ArgumentError(f"progress must be a function or None, but got progress={shown(progress)}")
+
+
+def tensors_in(images: object) -> tuple[Tensor, ...]:
+    """Return the network's inputs as a tuple of tensors: one tensor, or a tuple or list with one for each input.
+
+    Raises
+    ------
+    ArgumentError
+        If it is anything else; the message says how to make a tensor of it.
+    """
+    if isinstance(images, Tensor):
+        return (images,)
+    if isinstance(images, tuple | list) and images and all(isinstance(part, Tensor) for part in images):
+        return tuple(images)
+    raise ArgumentError(f"images must be a tensor (images, channels, height, width), but got {_how_to(images)}")
+
+
+def _how_to(images: object) -> str:
+    """Say what was given in place of images, and how to make a tensor of it."""
+    what = type_name(images)
+    if isinstance(images, nn.Module):
+        return f"a network, a {what}; give normalised images, or leave them out"
+    if hasattr(images, "__array__"):
+        return f"images={what}; torch.from_numpy(images) makes one"
+    if isinstance(images, str):
+        return f"images={images!r}; clusterprune.data.load(images).train.load()[0] reads images, normalize them"
+    if hasattr(images, "batches"):
+        return f"images={what}; normalize(images.load()[0], mean, std) of clusterprune.data makes one"
+    if isinstance(images, tuple | list):
+        inside = ", ".join(sorted({type_name(part) for part in images})) or "nothing"
+        return f"a {what} of {inside}; torch.stack(images) makes one tensor of images of one size"
+    if isinstance(images, dict):
+        return "a mapping; give a tuple with one tensor for each input, in the order of the example"
+    if hasattr(images, "__iter__") or hasattr(images, "__getitem__"):
+        return f"images={what}; torch.cat([batch for batch, _ in images])[:1024] makes one of a loader of batches"
+    return f"images={shown(images)}; 256 to 1,024 normalised images are enough"
+
+
+def type_name(value: object) -> str:
+    """Return the name of a value's type."""
+    return type(value).__name__
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def check_instance(name: str, value: object, expected: type, remedy: str) -> None:
+    """Check the type of an argument such as a configuration.
+
+    Raises
+    ------
+    ArgumentError
+        If it is another.
+    """
+    if not isinstance(value, expected):
+        raise ArgumentError(f"{name} must be of the type {expected.__name__}, but got {name}={shown(value)}; {remedy}")
+
+
+def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation of every image channel as tuples of numbers.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no sequences of finite numbers.
+    """
+    found = []
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = _numbers(values)
+        if numbers is None or not all(_is_finite(number) for number in numbers):
+            number = "positive number" if name == "std" else "number"
+            raise ArgumentError(
+                f"{name} must have one {number} per channel, such as (0.5, 0.5, 0.5), but got {name}={shown(values)}"
+            )
+        found.append(numbers)
+    return found[0], found[1]
+
+
+def _numbers(values: Any) -> tuple[Any, ...] | None:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes) or getattr(values, "ndim", 1) != 1:
+        return None
+    return tuple(values.tolist() if isinstance(values, Tensor) else values)
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
