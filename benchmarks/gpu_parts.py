@@ -395,6 +395,7 @@ def part_fit(place: Place) -> Iterator[Row]:
         "float32": {},
         "crop_flip, clip, average": {"augment": "crop_flip", "clip_norm": 1.0, "ema_decay": 0.9},
         "resized crops, streamed": {"augment": "resized_crop_flip", "memory_limit_gib": 0.0},
+        "resized crops": {"augment": "resized_crop_flip"},
         "bfloat16": {"precision": "bfloat16"},
     }
     ways |= {"float16": {"precision": "float16"}} if place.gpu else {}
@@ -496,6 +497,11 @@ def through_disk(
     with torch.no_grad():
         outputs = loaded(inputs.to(dtype)), model(inputs.to(place.device, dtype))
     yield Row(f"{name}: loaded on the CPU, outputs", "", "", relative(*outputs), SINGLE)
+    there = cp.load(folder, lambda: factory().to(place.device)).to(dtype)
+    yield same_models(f"{name}, loaded there", there, model)
+    with torch.no_grad():
+        outputs = there(inputs.to(place.device, dtype)), model(inputs.to(place.device, dtype))
+    yield Row(f"{name}: loaded there, outputs", "", "", relative(*outputs), SINGLE)
 
 
 def part_icp(place: Place) -> Iterator[Row]:

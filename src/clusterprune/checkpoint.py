@@ -144,7 +144,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     Returns
     -------
     nn.Module
-        In evaluation mode, equal to what was saved.
+        In evaluation mode, equal to what was saved, on the device where the factory builds.
 
     Raises
     ------
@@ -273,7 +273,8 @@ def _fit(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor
                 module.register_buffer(name, value.to(old), persistent=name not in module._non_persistent_buffers_set)
         elif path in added and path not in named:
             try:
-                model.get_submodule(owner).register_parameter(name, nn.Parameter(value.clone()))
+                layer = model.get_submodule(owner)
+                layer.register_parameter(name, nn.Parameter(value.clone().to(layer.get_parameter("weight").device)))
             except (AttributeError, KeyError, RuntimeError) as error:
                 raise WeightsError(f"the factory's model has no place for {path}; it builds another model") from error
     if history:
@@ -368,7 +369,8 @@ def _replay_stage(model: nn.Module, stage: Stage) -> nn.Module:
         _fold(model, stage)
         for path in stage.added:
             layer = model.get_submodule(path.rpartition(".")[0])
-            layer.register_parameter("bias", nn.Parameter(torch.zeros(layer.get_parameter("weight").shape[0])))
+            weight = layer.get_parameter("weight")
+            layer.register_parameter("bias", nn.Parameter(weight.detach().new_zeros(weight.shape[0])))
         return model
     graph = trace(model.eval(), rebuild_example(tuple(stage.example)), approximate=stage.approximate)
     merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
