@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -512,7 +513,7 @@ def part_icp(place: Place) -> Iterator[Row]:
     )
 
     def run(model: nn.Module, config_: TrainConfig) -> nn.Module:
-        out = place.folder / f"icp-{config_.device}".replace(":", "-")
+        out = tempfile.mkdtemp(dir=place.folder)
         common = {"config": config, "training": config_, "mean": MEAN, "std": STD, "out": out}
         cp.icp(model, images_, held_out, **common)
         return cp.icp(model, images_, held_out, **common, resume=True).model
