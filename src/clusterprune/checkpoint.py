@@ -6,6 +6,7 @@ unpickled, and no code travels with the file. Both files carry their digests, si
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,8 @@ class _StageDocument(BaseModel):
     added: Names
     folded: Names = []
     approximate: bool = False
+    buffers: Names = []
+    untrainable: str | None = None
 
     def stage(self) -> Stage:
         """Return the record of the stage."""
@@ -96,7 +99,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
-    for path, tensor in tensors_of(model).items():
+    for path, tensor in {**tensors_of(model), **_unlisted(model, stages(model))}.items():
         source = first.setdefault(id(tensor), path)
         if source != path:
             shared[path] = source
@@ -107,18 +110,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
                 "take the model of an earlier epoch"
             )
         tensors[path] = tensor
-    history = [
-        {
-            "rewired": stage.rewired,
-            "attributes": stage.attributes,
-            "kept": stage.kept,
-            "example": stage.example,
-            "added": stage.added,
-            "folded": stage.folded,
-            **({"approximate": True} if stage.approximate else {}),
-        }
-        for stage in stages(model)
-    ]
+    history = [asdict(stage) for stage in stages(model)]
     document = {
         "format": "clusterprune-model",
         "version": VERSION,
@@ -184,7 +176,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
         model = _replay(model, history)
     else:
         _fit(model, history, tensors)
-    _fill(model, tensors, folder)
+    _fill(model, history, tensors, folder)
     return set_stages(model, history).eval()
 
 
@@ -374,7 +366,11 @@ def _replay_stage(model: nn.Module, stage: Stage) -> nn.Module:
         return model
     graph = trace(model.eval(), rebuild_example(tuple(stage.example)), approximate=stage.approximate)
     merges = tuple(Merge(name, np.array(kept, dtype=np.int64)) for name, kept in stage.kept.items())
-    replaced = {path: torch.zeros(_rows(graph, merges, path)) for path in stage.added}
+    weights = dict(model.named_parameters())
+    replaced = {
+        path: weights[path.removesuffix("bias") + "weight"].detach().new_zeros(_rows(graph, merges, path))
+        for path in stage.added
+    }
     return apply(model, Plan(merges, replaced), graph=graph)
 
 
@@ -390,8 +386,20 @@ def _rows(graph: Any, merges: tuple[Merge, ...], bias: str) -> int:
     return rows
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    expected = model.state_dict()
+def _unlisted(model: nn.Module, history: tuple[Stage, ...]) -> dict[str, Tensor]:
+    """Return the cut buffers that a model's state dictionary leaves out, by path.
+
+    A factory makes them at full size, and nothing else says which of their channels stayed.
+    """
+    listed = model.state_dict().keys()
+    named = dict(model.named_buffers())
+    cut = {path for stage in history for path in stage.buffers}
+    return {path: named[path] for path in sorted(cut - listed) if path in named}
+
+
+def _fill(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor], folder: Path) -> None:
+    unlisted = _unlisted(model, history)
+    expected = {**model.state_dict(), **unlisted}
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())
     shapes = [p for p in expected.keys() & tensors.keys() if expected[p].shape != tensors[p].shape]
@@ -404,6 +412,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
         raise WeightsError(
             f"{folder} does not fit the factory's model: {'; '.join(parts)}. The factory must build the original model."
         )
+    for path, buffer in unlisted.items():
+        buffer.copy_(tensors[path])
     # load_state_dict may look at the version notes of the model's own dictionary.
-    expected.update(tensors)
-    model.load_state_dict(expected)
+    listed = model.state_dict()
+    listed.update({path: tensor for path, tensor in tensors.items() if path in listed})
+    model.load_state_dict(listed)

@@ -44,3 +44,7 @@ class TrainingError(ClusterpruneError):
 
 class OutputError(ClusterpruneError):
     """An output folder cannot be written."""
+
+
+class UntrainableWarning(UserWarning):
+    """A compact model computes what it should in evaluation mode, but not in training mode."""

@@ -1,16 +1,21 @@
 """Rebuild a model from its graph, for models whose own code does not fit the cut any more."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from clusterprune.equivalence import Equivalence, Way
+from clusterprune.errors import ModelError, PlanError, TraceError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.batch import call_with_batch, follow_batch
 from clusterprune.graph.program import Ref
 from clusterprune.graph.rewrite import Change
+from clusterprune.graph.sizes import follow_sizes
 from clusterprune.resize import owner_of
 
 _LAYERS = (
@@ -23,6 +28,79 @@ _FORWARDS = frozenset(
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+class EvaluationModule(fx.GraphModule):
+    """A rebuilt model that knows evaluation mode alone, and refuses training mode by saying why.
+
+    Its graph is that of an evaluation: what the original does in training mode beyond its layers' own (a dropout
+    called as a function, an auxiliary head, a branch on `self.training`) is not in it.
+    """
+
+    def train(self, mode: bool = True) -> "EvaluationModule":
+        """Put the module into evaluation mode.
+
+        Raises
+        ------
+        ModelError
+            If training mode is asked for.
+        """
+        if mode:
+            raise ModelError(
+                f"{type(self).__name__} was rebuilt from what the original does in evaluation, and the original does "
+                "something else in training; train the original before the cut, or leave the groups alone that its "
+                "code has sizes for (ignore=), so that the model keeps its class"
+            )
+        return super().train(mode=False)
+
+
+def rebuild(
+    module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change], equivalence: Equivalence
+) -> tuple[fx.GraphModule, str | None]:
+    """Return a graph module over the resized layers of `module`, and why it cannot be trained (None if it can).
+
+    It does what the original does, at other image sizes, at other batch sizes and in training mode; where it could
+    not, it refuses.
+
+    Raises
+    ------
+    PlanError
+        If not even the traced size comes out right.
+    """
+    best: tuple[fx.GraphModule, list[Way]] | None = None
+    for build in (graph_module, _at_any_size):
+        built = build(module, graph, changes)
+        if built is None or _wrong(built, equivalence, ("traced",)):
+            continue
+        wrong = _wrong(built, equivalence, ("batch", "size"))
+        if best is None or len(wrong) < len(best[1]):
+            best = built, wrong
+        if not wrong:
+            break
+    if best is None:
+        raise PlanError(
+            f"{type(graph.model).__name__} cannot be rebuilt after this cut; leave groups alone with ignore= until "
+            "it can"
+        )
+    built, wrong = best
+    refused = {way for way in ("batch", "size") if way in wrong or not equivalence.takes(way)}
+    _refuse(built, graph, refused)
+    if not _wrong(built, equivalence, ("training as traced" if refused else "training",)):
+        return built, None
+    frozen = EvaluationModule(built, built.graph, class_name=type(graph.model).__name__)
+    frozen.eval()
+    return frozen, "the model had to be rebuilt from its evaluation graph, and in training mode it does something else"
+
+
+def _wrong(built: fx.GraphModule, equivalence: Equivalence, ways: Sequence[Way]) -> list[Way]:
+    """Return the ways in which a rebuilt model differs from the original in every precision.
+
+    A graph holds constants and types as they were traced (the least float32 as a mask, an `arange` in float32), for
+    which the original's code takes others when it runs in float64: that is no difference if there is none in the
+    model's own types.
+    """
+    wrong = equivalence.differs(built, ways)
+    return equivalence.in_own_types.differs(built, wrong) if wrong else []
+
+
 def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]) -> fx.GraphModule:
     """Return a `GraphModule` over the (already resized) layers of `module`.
 
@@ -30,60 +108,121 @@ def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, C
     names. Views are tied to the traced image size, and to the batch size only where the
     graph could not be followed to another one (see :mod:`clusterprune.graph.batch`).
     """
-    rebuilt = fx.Graph()
-    values: dict[str, Any] = {}
-    constants: dict[str, str] = {}
-    for node in graph.fx.nodes:
-        if node.op == "placeholder":
-            if node.name in graph.inputs:
-                continue  # fetched where it is used, and not at all where a module uses it
-            if node.name in graph.constants:
-                constants[node.name] = next(n for i in count() if not hasattr(module, n := f"_constant_{i}"))
-                module.register_buffer(constants[node.name], graph.constants[node.name], persistent=False)
-                continue
-            values[node.name] = rebuilt.placeholder(node.name)
-        elif node.op == "output":
-            rebuilt.output(_output(graph, node, values))
+    follow = graph.batch_size.arguments
+
+    def arguments(build: "_Builder", node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        args = follow_batch(args, follow.get(node.name))
+        return call_with_batch(build.rebuilt, next(n for n in build.rebuilt.nodes if n.op == "placeholder"), args)
+
+    return _Builder(module, graph, changes, arguments).build()
+
+
+def _at_any_size(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]) -> fx.GraphModule | None:
+    """Return a `GraphModule` whose views follow the sizes of its inputs, where the export can follow them."""
+    try:
+        sizes = follow_sizes(graph)
+    except TraceError:
+        return None
+
+    def arguments(build: "_Builder", node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return sizes.into(build.rebuilt, build.values, node, args)
+
+    return _Builder(module, graph, changes, arguments).build()
+
+
+class _Builder:
+    """Writes an exported graph anew, with layers called as modules and numbers that follow the inputs."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: ChannelGraph,
+        changes: Mapping[str, Change],
+        arguments: Callable[["_Builder", fx.Node, tuple[Any, ...]], tuple[Any, ...]],
+    ) -> None:
+        self.module, self.graph, self.changes, self._arguments = module, graph, changes, arguments
+        self.rebuilt = fx.Graph()
+        self.values: dict[str, Any] = {}
+        self._constants: dict[str, str] = {}
+
+    def build(self) -> fx.GraphModule:
+        for node in self.graph.fx.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "output":
+                flat = [self.values[n.name] if isinstance(n, fx.Node) else n for n in node.args[0]]  # type: ignore[union-attr]
+                self.rebuilt.output(pytree.tree_unflatten(flat, self.graph.out_spec))
+            else:
+                self.values[node.name] = self._call(node)
+        root = fx.GraphModule(self.module, self.rebuilt, class_name=type(self.graph.model).__name__)
+        root.train(self.module.training)
+        return root
+
+    def _placeholder(self, node: fx.Node) -> None:
+        if node.name in self.graph.inputs:
+            return  # fetched where it is used, and not at all where a module uses it
+        if node.name in self.graph.constants:
+            free = next(n for i in count() if not hasattr(self.module, n := f"_constant_{i}"))
+            self._constants[node.name] = free
+            self.module.register_buffer(free, self.graph.constants[node.name], persistent=False)
+            return
+        self.values[node.name] = self.rebuilt.placeholder(node.name)
+
+    def _fetch(self, source: fx.Node) -> Any:
+        if source.name in self.values:
+            return self.values[source.name]
+        if source.name in self.graph.inputs:
+            return self.rebuilt.get_attr(self.graph.inputs[source.name])
+        return self.rebuilt.get_attr(self._constants[source.name])
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        if (path := _layer_of(self.module, self.graph, node) or self._dropout_of(node)) is not None:
+            return self.rebuilt.call_module(path, (self.values[node.args[0].name],))  # type: ignore[union-attr]
+        target: Any = node.target
+        if node.name in self.changes:
+            change = self.changes[node.name]
+            target, args, kwargs = change.target, change.args, change.kwargs
         else:
-            values[node.name] = _call(rebuilt, module, graph, node, changes, values, constants)
-    root = fx.GraphModule(module, rebuilt, class_name=type(module).__name__)
-    root.train(module.training)
-    return root
+            args, kwargs = tuple(node.args), dict(node.kwargs)
+        args = self._arguments(self, node, args)
+        args, kwargs = fx.map_arg((args, kwargs), lambda n: n if n.graph is self.rebuilt else self._fetch(n))
+        args = tuple(self.rebuilt.get_attr(a.name) if isinstance(a, Ref) else a for a in args)
+        return self.rebuilt.call_function(target, args, kwargs)
+
+    def _dropout_of(self, node: fx.Node) -> str | None:
+        path = owner_of(node) if "dropout" in str(node.target) else None
+        return path if path is not None and isinstance(self.module.get_submodule(path), _DROPOUTS) else None
 
 
-def _call(
-    rebuilt: fx.Graph,
-    module: nn.Module,
-    graph: ChannelGraph,
-    node: fx.Node,
-    changes: Mapping[str, Change],
-    values: dict[str, Any],
-    constants: dict[str, str],
-) -> fx.Node:
-    def fetch(source: fx.Node) -> Any:
-        if source.name in values:
-            return values[source.name]
-        if source.name in graph.inputs:
-            return rebuilt.get_attr(graph.inputs[source.name])
-        return rebuilt.get_attr(constants[source.name])
+def _refuse(built: fx.GraphModule, graph: ChannelGraph, ways: set[str]) -> None:
+    """Make a graph module check the size, or the batch, of its inputs before anything else."""
+    if not ways:
+        return
+    inputs = [node for node in built.graph.nodes if node.op == "placeholder"]
+    shapes = [t.shape for t in pytree.tree_leaves((graph.args, graph.kwargs)) if isinstance(t, Tensor)]
+    name = type(graph.model).__name__
+    after = inputs[-1]
+    with built.graph.inserting_after(after):
+        for node, dim, length in _checked(inputs, shapes, ways):
+            message = (
+                f"{name} was rebuilt after a cut and takes inputs of the traced size alone: dimension {dim} of its "
+                f"input {node.name!r} must be {length}. Trace it with an example of the size that you use."
+            )
+            size = built.graph.call_method("size", (node, dim))
+            after.append(size)
+            same = built.graph.call_function(operator.eq, (size, length))
+            size.append(same)
+            check = built.graph.call_function(torch._assert, (same, message))
+            same.append(check)
+            after = check
+    built.recompile()
 
-    if (path := _layer_of(module, graph, node)) is not None:
-        return rebuilt.call_module(path, (values[node.args[0].name],))  # type: ignore[union-attr]
-    if "dropout" in str(node.target) and (path := owner_of(node)) is not None:
-        owner = module.get_submodule(path)
-        if isinstance(owner, _DROPOUTS):
-            return rebuilt.call_module(path, (values[node.args[0].name],))  # type: ignore[union-attr]
-    target: Any = node.target
-    if node.name in changes:
-        change = changes[node.name]
-        target, args, kwargs = change.target, change.args, change.kwargs
-    else:
-        args, kwargs = tuple(node.args), dict(node.kwargs)
-    args = follow_batch(args, graph.batch_size.arguments.get(node.name))
-    args = call_with_batch(rebuilt, next(n for n in rebuilt.nodes if n.op == "placeholder"), args)
-    args, kwargs = fx.map_arg((args, kwargs), lambda n: n if n.graph is rebuilt else fetch(n))
-    args = tuple(rebuilt.get_attr(a.name) if isinstance(a, Ref) else a for a in args)
-    return rebuilt.call_function(target, args, kwargs)
+
+def _checked(inputs: list[fx.Node], shapes: list[torch.Size], ways: set[str]) -> Iterator[tuple[fx.Node, int, int]]:
+    for node, shape in zip(inputs, shapes, strict=False):
+        for dim, length in enumerate(shape):
+            if ("batch" if dim == 0 else "size" if dim > 1 else "") in ways:
+                yield node, dim, length
 
 
 def _layer_of(module: nn.Module, graph: ChannelGraph, node: fx.Node) -> str | None:
@@ -101,8 +240,3 @@ def _layer_of(module: nn.Module, graph: ChannelGraph, node: fx.Node) -> str | No
     own = {canonical[prefix + name] for name, _ in [*owner.named_parameters(), *owner.named_buffers()]}
     stored = {graph.inputs[n.name] for n in node.all_input_nodes if n.name in graph.inputs}
     return path if stored and stored <= own else None
-
-
-def _output(graph: ChannelGraph, node: fx.Node, values: Mapping[str, Any]) -> Any:
-    flat = [values[leaf.name] if isinstance(leaf, fx.Node) else leaf for leaf in node.args[0]]  # type: ignore[union-attr]
-    return pytree.tree_unflatten(flat, graph.out_spec)

@@ -28,6 +28,10 @@ class Stage:
         Batch norms that are gone, because the layers before them took them up.
     approximate
         Whether the model was traced with `approximate=True`.
+    buffers
+        Buffers that were cut and that a state dictionary does not hold (registered with `persistent=False`).
+    untrainable
+        Why the result computes something else in training mode than the masked original, or None.
     """
 
     rewired: bool
@@ -37,6 +41,8 @@ class Stage:
     added: list[str] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
     approximate: bool = False
+    buffers: list[str] = field(default_factory=list)
+    untrainable: str | None = None
 
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:
@@ -63,3 +69,8 @@ def set_stages(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
 def describe(model: nn.Module) -> list[dict[str, Any]]:
     """Return the stages of a model as plain dictionaries."""
     return [asdict(stage) for stage in stages(model)]
+
+
+def why_untrainable(model: nn.Module) -> str | None:
+    """Return why a compact model must not be trained (None if it may be, or was never cut)."""
+    return next((stage.untrainable for stage in reversed(stages(model)) if stage.untrainable is not None), None)

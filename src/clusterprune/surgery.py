@@ -5,27 +5,27 @@ W · offset.* :func:`masked_state` carries the rule out without cutting (removed
 :func:`compact_state` cuts what it returns. That the two agree is the library's central law.
 """
 
-import copy
+import warnings
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
 from clusterprune.arguments import check_apply
-from clusterprune.errors import PlanError
-from clusterprune.graph import ChannelGraph, Group, Use, trace
+from clusterprune.copying import copy_model
+from clusterprune.equivalence import Equivalence, State, random_state
+from clusterprune.errors import PlanError, UntrainableWarning
+from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
 from clusterprune.graph.rewrite import Change, masked_norms, rewrite
 from clusterprune.plans import Merge, Plan, describe_example, rebuild_example
-from clusterprune.rebuild import graph_module
+from clusterprune.rebuild import rebuild
 from clusterprune.record import Stage, add_stage
 from clusterprune.resize import owner_of, resize_module
-
-_TOLERANCE = 1e-3
-"""Largest difference, relative to the largest output, at which a model's own code counts as still fitting."""
 
 
 def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) -> nn.Module:
@@ -58,29 +58,75 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     if graph is None or graph.model is not model or moved(graph) is not None:
         graph = trace(model, rebuild_example(plan.example), approximate=plan.approximate)
     plan.check(graph)
-    masked = masked_state(graph, plan)
-    state = _cut_state(graph, plan, masked)
+    state = _cut_state(graph, plan, masked_state(graph, plan))
     removed = removed_labels(graph, plan)
     changes = with_new_biases(graph, state, rewrite(graph, removed))
-    # The whole network with its channels masked is the truth that the cut one has to meet.
-    whole = Program(graph, with_new_biases(graph, masked, masked_norms(graph, removed)), any_batch=False)
-    expected = _leaves(_run_program(whole, masked, graph))
-    small = copy.deepcopy(model)
+    equivalence = _equivalence(graph, plan, state)
+    small = copy_model(model)
     attributes = resize_module(small, graph, state, changes)
-    rewired = not _fits(small, graph, expected)
+    rewired = bool(equivalence.differs(small, ("traced", "size and batch")))
+    untrainable = None
     if rewired:
-        small = graph_module(small, graph, changes)
-        if not _fits(small, graph, expected):
-            raise PlanError(
-                f"{type(model).__name__} cannot be rebuilt after this cut; leave groups alone with ignore= until it "
-                f"can, starting with {', '.join(merge.group for merge in plan.merges[:3])}"
-            )
+        small, untrainable = rebuild(small, graph, changes, equivalence)
+    elif equivalence.differs(small, ("training",)):
+        untrainable = _why_untrainable(graph)
+    if untrainable is not None:
+        warnings.warn(f"{type(model).__name__} cannot be trained after this cut: {untrainable}", UntrainableWarning, 2)
     kept = {merge.group: [int(i) for i in merge.kept] for merge in plan.merges}
     added = sorted(state.keys() - named_tensors(graph).keys())
+    listed = model.state_dict().keys()
     stage = Stage(
-        rewired, attributes, kept, list(describe_example(graph)), added, approximate=graph.walk.allow_approximate
+        rewired,
+        attributes,
+        kept,
+        list(describe_example(graph)),
+        added,
+        approximate=graph.walk.allow_approximate,
+        buffers=[p for p, buffer in model.named_buffers() if p not in listed and state[p].shape != buffer.shape],
+        untrainable=untrainable,
     )
     return add_stage(small, model, stage)
+
+
+def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
+    """Prepare to compare cut modules with the masked original, on tensors that hide nothing."""
+    bare = replace(plan, merges=tuple(Merge(merge.group, merge.kept) for merge in plan.merges), replaced={})
+    named = named_tensors(graph)
+
+    def drawn(dtype: torch.dtype | None) -> tuple[State, State]:
+        masked = random_state(named, dtype)
+        _mask(graph, bare, masked, masked)
+        for path, bias in random_state({p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype).items():
+            _embed(graph, bare, masked, path, bias)
+        return masked, _cut_state(graph, bare, masked)
+
+    def own(dtype: torch.dtype | None) -> tuple[State, State]:
+        pair = masked_state(graph, plan), state
+        masked, cut = ({k: t.to(dtype) if dtype and t.is_floating_point() else t for k, t in s.items()} for s in pair)
+        return masked, cut
+
+    norms = masked_norms(graph, removed_labels(graph, plan))
+    if not norms:
+        return Equivalence(graph, (drawn, own))
+
+    def program(masked: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The original's own norms cannot leave channels out of their statistics; those of its graph can.
+        changed = with_new_biases(graph, masked, dict(norms))
+        return Program(graph, changed, any_batch=False).run(masked, args, kwargs)
+
+    return Equivalence(graph, (drawn, own), program)
+
+
+def _why_untrainable(graph: ChannelGraph) -> str:
+    """Say why a module whose evaluation is right goes wrong in training mode."""
+    names = sorted({path.rpartition(".")[0] or path for path in graph.unused})
+    if names:
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return (
+            f"evaluation never uses {listed}, so they were not cut along with what they read in training; "
+            "leave those layers alone with ignore=, or take such heads out of the model"
+        )
+    return "in training mode its code picks other channels than in evaluation mode, on which the cut rests"
 
 
 def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
@@ -88,22 +134,27 @@ def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
 
     A bias that the plan makes necessary and the model lacks appears under its future path.
     """
-    state = {
-        path: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for path, tensor in named_tensors(graph).items()
-    }
-    originals = {path: state[path].clone() for path in {use.path for g in graph.groups for use in g.consumers}}
+    originals = named_tensors(graph)
+    state = {path: t.detach().clone(memory_format=torch.contiguous_format) for path, t in originals.items()}
+    _mask(graph, plan, state, {path: tensor.detach() for path, tensor in originals.items()})
+    return state
+
+
+def _mask(graph: ChannelGraph, plan: Plan, state: dict[str, Tensor], originals: State) -> None:
+    """Carry a plan out on full-size tensors, in place. The originals may be the same tensors if nothing is mixed."""
     for merge in plan.merges:
         group = graph.by_name[merge.group]
         for use in group.consumers:
-            _mix(state[use.path], originals[use.path], use, group, merge)
+            if use.path in merge.mixing:
+                _mix(state[use.path], originals[use.path], use, group, merge)
+            else:
+                _zero(state[use.path], use, np.delete(np.arange(group.width), merge.kept))
         for use in group.consumers:
             if use.path in merge.offset:
                 gain = _gain(originals[use.path], use, merge.offset[use.path])
                 _add_gain(graph, state, use.path, gain)
     for path, value in plan.replaced.items():
         _embed(graph, plan, state, path, value)
-    return state
 
 
 def compact_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
@@ -127,6 +178,9 @@ def named_tensors(graph: ChannelGraph) -> dict[str, Tensor]:
     return {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
 
 
+_HOMES: weakref.WeakKeyDictionary[ChannelGraph, dict[str, tuple[str, str] | None]] = weakref.WeakKeyDictionary()
+
+
 def bias_home(graph: ChannelGraph, weight: str) -> tuple[str, str] | None:
     """Say where a layer can take up a constant added to its output.
 
@@ -135,9 +189,34 @@ def bias_home(graph: ChannelGraph, weight: str) -> tuple[str, str] | None:
     ("add", path) for its own bias, ("subtract", path) for the running mean of the batch norm that alone
     follows it, ("new", path) for a bias that its module can be given, or None where there is no place.
     """
-    calls = [call for call in graph.calls if call.weight == weight]
-    if not calls:
-        return None  # only training applies the layer
+    homes = _HOMES.get(graph)
+    if homes is None:
+        homes = _HOMES[graph] = _find_homes(graph)
+    return homes.get(weight)  # a layer that only training applies has none
+
+
+def _find_homes(graph: ChannelGraph) -> dict[str, tuple[str, str] | None]:
+    """Return the home of a constant for every layer, by the path of its weight."""
+    calls: dict[str, list[LayerCall]] = {}
+    for call in graph.calls:
+        calls.setdefault(call.weight, []).append(call)
+    users: dict[str, set[str]] = {}
+    nodes = {node.name: node for node in graph.fx.nodes}
+    for name, path in graph.inputs.items():
+        users.setdefault(path, set()).update(user.name for user in nodes[name].users)
+    owners: dict[str, set[str]] = {}
+    for path, canonical in _names(graph).items():
+        owners.setdefault(canonical, set()).add(path.rpartition(".")[0])
+    return {weight: _find_home(graph, found, nodes, users, owners) for weight, found in calls.items()}
+
+
+def _find_home(
+    graph: ChannelGraph,
+    calls: list[LayerCall],
+    nodes: Mapping[str, fx.Node],
+    users: Mapping[str, set[str]],
+    owners: Mapping[str, set[str]],
+) -> tuple[str, str] | None:
     call = calls[0]
     if call.kind == "conv_transpose":
         return None  # the overlap of its kernels makes the gain vary in space
@@ -145,29 +224,22 @@ def bias_home(graph: ChannelGraph, weight: str) -> tuple[str, str] | None:
         return None  # tied weights with different biases
     if call.bias is not None:
         # A bias that somebody else adds too would carry the constant there.
-        return ("add", call.bias) if _users(graph, call.bias) == {other.node for other in calls} else None
-    node = next(node for node in graph.fx.nodes if node.name == call.node)
-    users = list(node.users)
-    if len(calls) == 1 and len(users) == 1 and "batch_norm" in str(users[0].target):
-        mean = users[0].args[3] if len(users[0].args) > 3 else users[0].kwargs.get("running_mean")
+        return ("add", call.bias) if users[call.bias] == {other.node for other in calls} else None
+    after = list(nodes[call.node].users)
+    if len(calls) == 1 and len(after) == 1 and "batch_norm" in str(after[0].target):
+        mean = after[0].args[3] if len(after[0].args) > 3 else after[0].kwargs.get("running_mean")
         if mean is None or mean.name not in graph.inputs:
             return None
         path = graph.inputs[mean.name]
-        return ("subtract", path) if _users(graph, path) == {users[0].name} else None
+        return ("subtract", path) if users[path] == {after[0].name} else None
     owner = call.weight.rpartition(".")[0]
-    if len({path.rpartition(".")[0] for path, canonical in _names(graph).items() if canonical == call.weight}) > 1:
+    if len(owners[call.weight]) > 1:
         return None  # tied weights: a bias on one of the modules is none on the others
     module = graph.model.get_submodule(owner) if owner else graph.model
-    made = {other.node for other in calls}
-    if any(owner_of(node) != owner for node in graph.fx.nodes if node.name in made):
+    if any(owner_of(nodes[other.node]) != owner for other in calls):
         return None  # the weight is borrowed: whoever uses it does not ask its module for a bias
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return ("new", f"{owner}.bias" if owner else "bias") if isinstance(module, kinds) else None
-
-
-def _users(graph: ChannelGraph, path: str) -> set[str]:
-    """Return the nodes that read a parameter or buffer."""
-    return {user.name for node in graph.fx.nodes if graph.inputs.get(node.name) == path for user in node.users}
 
 
 def _names(graph: ChannelGraph) -> dict[str, str]:
@@ -209,17 +281,20 @@ def _blocks_of(use: Use, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return blocks
 
 
-def _mixing(use: Use, group: Group, merge: Merge, like: Tensor) -> Tensor:
-    mixing = merge.mixing.get(use.path)
-    if mixing is None:
-        mixing = torch.zeros(group.width, len(merge.kept))
-        mixing[torch.from_numpy(merge.kept), torch.arange(len(merge.kept))] = 1
-    return mixing.to(like.device, torch.promote_types(like.dtype, torch.float32))
+def _zero(target: Tensor, use: Use, removed: np.ndarray) -> None:
+    """Write zero into the columns of removed channels."""
+    if use.groups == 1:
+        target.movedim(use.dim, -1)[..., use.positions[removed].ravel()] = 0
+        return
+    rows, size = target.shape[0] // use.groups, target.shape[1]
+    gone = use.positions[removed].ravel()
+    for block in range(use.groups):
+        target[block * rows : (block + 1) * rows, gone[gone // size == block] % size] = 0
 
 
 def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge) -> None:
     """Write W · mixing into the kept columns of `target`, and zero into the removed ones."""
-    mixing = _mixing(use, group, merge, original)
+    mixing = merge.mixing[use.path].to(original.device, torch.promote_types(original.dtype, torch.float32))
     removed = np.delete(np.arange(group.width), merge.kept)
     if use.groups == 1:
         source, sink = original.movedim(use.dim, -1), target.movedim(use.dim, -1)
@@ -343,50 +418,3 @@ def _embed(graph: ChannelGraph, plan: Plan, state: dict[str, Tensor], path: str,
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise PlanError(f"the plan's {path} holds NaN or infinity")
     full.view(-1)[origin.view(-1).to(full.device)] = value.reshape(-1).to(full.device, full.dtype)
-
-
-def _probe(graph: ChannelGraph) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the example with its floating-point tensors replaced by noise, so that errors cannot hide in zeros."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
-        return value
-
-    return tuple(noise(a) for a in graph.args), {k: noise(v) for k, v in graph.kwargs.items()}
-
-
-def _run_program(program: Program, state: Mapping[str, Tensor], graph: ChannelGraph) -> Any:
-    args, kwargs = _probe(graph)
-    with torch.no_grad():
-        return program.run(state, args, kwargs)
-
-
-def _leaves(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
-
-
-def _fits(small: nn.Module, graph: ChannelGraph, expected: list[Tensor]) -> bool:
-    """Tell whether a module computes what the cut graph computes."""
-    args, kwargs = _probe(graph)
-    modes = {module: module.training for module in small.modules()}
-    small.eval()
-    try:
-        with torch.no_grad():
-            actual = _leaves(small(*args, **kwargs))
-    except Exception:  # whatever the model's own code raises when its widths change
-        return False
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if [a.shape for a in actual] != [e.shape for e in expected]:
-        return False
-    return all(_close(a, e) for a, e in zip(actual, expected, strict=True))
-
-
-def _close(actual: Tensor, expected: Tensor) -> bool:
-    if not actual.is_floating_point():
-        return bool((actual == expected).all())
-    scale = float(expected.abs().nan_to_num().max()) if expected.numel() else 0.0
-    return torch.allclose(actual, expected, rtol=0, atol=_TOLERANCE * scale + 1e-12, equal_nan=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.data import normalize
 from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.record import why_untrainable
 from clusterprune.train.average import WeightAverage
 from clusterprune.train.config import TrainConfig, resolve_precision
 from clusterprune.train.hooks import EpochHook
@@ -100,6 +101,8 @@ def prepare(
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError("model has no parameter to train; set requires_grad on some")
+    if (why := why_untrainable(model)) is not None:
+        raise ModelError(f"model={type(model).__name__} cannot be trained after its cut: {why}")
     _check_together(config, loss, hook)
     loss = CrossEntropy(config.label_smoothing) if loss is None else loss
     processes, device = join(config)

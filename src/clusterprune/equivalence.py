@@ -1,0 +1,411 @@
+"""Whether a cut module still computes what the original does with its channels masked (law 2).
+
+The question is about code, not about numbers: does the forward that the user wrote pick the right channels now that
+there are fewer? So it is not asked of the user's weights, which can hide a wrong answer (a branch scaled by 1e-6, a
+residual block whose last layer starts at zero), but of random ones, drawn here so that every branch counts, and in
+float64, where rounding is too small to be taken for an error whatever the model's own precision. The same random
+tensors, masked at full size and cut, go into a copy of the original and into the module in question; then both see
+the same noise, at the traced size, at another size and batch where the original takes them, and in training mode.
+"""
+
+import functools
+import math
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clusterprune.copying import copy_model
+from clusterprune.errors import PlanError
+from clusterprune.graph import ChannelGraph
+
+aten = torch.ops.aten
+
+State = Mapping[str, Tensor]
+Pair = Callable[[torch.dtype | None], tuple[State, State]]
+"""Returns tensors by path, masked at full size and cut, in a floating-point type (None: in the model's own types)."""
+Way = Literal["traced", "size and batch", "size", "batch", "training", "training as traced"]
+"""How a network is run: as it was traced, at another image size or batch, or in training mode (there or as traced)."""
+
+_RELATIVE = 1e-7
+"""Largest difference of one number relative to itself; a billion roundings of float64 leave room for deep networks."""
+_OF_SLICE = 1e-10
+"""Largest difference of one number relative to the largest of the least of the slices through it."""
+_ROUNDINGS = 64.0
+"""How many times the effect of one rounding of the weights a difference may have, where a model rounds coarsely."""
+_COARSE = 0.05
+"""Beyond this share of its slice no difference is taken for rounding, however coarse."""
+
+
+class Equivalence:
+    """Compares modules with a masked original.
+
+    Parameters
+    ----------
+    graph
+        The traced original.
+    pairs
+        Makers of masked and cut tensors, in order of preference. The first with which the original gives numbers that
+        tell something is used.
+    stand_in
+        Computes the truth from masked tensors and inputs in place of a copy of the original, for cuts that the
+        original's own code cannot mask; it is asked at the traced size alone.
+    dtypes
+        Floating-point types to run in, in order of preference; None stands for the model's own.
+
+    Raises
+    ------
+    PlanError
+        If the original does not run on noise of the traced shape.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        pairs: Sequence[Pair],
+        stand_in: Callable[[State, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+        dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+    ) -> None:
+        """Find tensors and a precision in which the original can be run."""
+        self.graph = graph
+        self._pairs, self._stand_in = pairs, stand_in
+        self._more = 1
+        for self._dtype in dtypes:
+            for pair in pairs:
+                self._masked, self._cut = pair(self._dtype)
+                self._reference = self._filled(graph.model, self._masked)
+                self._found: dict[Way, _Found | None] = {}
+                found = self._find("traced")
+                if found is not None and _tells(found.truth):
+                    # Classes say little of the scores behind them: ask for those of more images.
+                    self._more = 1 if any(t.is_floating_point() for t in found.truth) else 31
+                    self._found = {"traced": found}
+                    return
+        if self._find("traced") is None:
+            raise PlanError(
+                f"{type(graph.model).__name__} does not run on noise of the traced shape, so that nothing can be said "
+                "of a cut; make it accept any numbers, or trace its convolutional part alone"
+            )
+
+    @functools.cached_property
+    def in_own_types(self) -> "Equivalence":
+        """The same comparison in the model's own types."""
+        return Equivalence(self.graph, self._pairs, self._stand_in, dtypes=(None,))
+
+    def takes(self, way: Way) -> bool:
+        """Tell whether the original runs that way."""
+        return self._find(way) is not None
+
+    def differs(self, module: nn.Module, ways: Sequence[Way]) -> list[Way]:
+        """Return those ways of running in which a module does not compute what the original computes.
+
+        A way that the original itself does not take demands nothing; where it takes another size or another batch
+        but not both at once, "size and batch" stands for the one that it takes.
+        """
+        filled = self._filled(module, self._cut)
+        different: list[Way] = []
+        for way in ways:
+            parts: tuple[Way, ...] = (way,) if way != "size and batch" or self.takes(way) else ("size", "batch")
+            different += [part for part in parts if not self._agrees(filled, part)]
+        return different
+
+    def _filled(self, module: nn.Module, state: State) -> nn.Module:
+        """Return a copy of a module that holds other tensors."""
+        # What a run may write to is its own.
+        buffers = {path: state[path].clone() for path, _ in module.named_buffers() if path in state}
+        copied = copy_model(module, {**state, **buffers})
+        named = {path for path, _ in [*module.named_parameters(), *module.named_buffers()]}
+        layers = dict(copied.named_modules())
+        for path in state.keys() - named:
+            # A bias that the cut adds. A rebuilt module has no place for layers that nothing calls.
+            owner, _, name = path.rpartition(".")
+            if owner in layers and name == "bias":
+                layers[owner].register_parameter(name, nn.Parameter(state[path]))
+        return (copied if self._dtype is None else copied.to(self._dtype)).eval()
+
+    def _agrees(self, filled: nn.Module, way: Way) -> bool:
+        found = self._find(way)
+        if found is None:
+            return True
+        try:
+            actual = _run(filled, found.probe)
+        except Exception:  # whatever the user's code raises when its widths change
+            return False
+        if [a.shape for a in actual] != [e.shape for e in found.truth]:
+            return False
+        if all(_close(a, e) for a, e in zip(actual, found.truth, strict=True)):
+            return True
+        # A model that casts to a coarser dtype inside rounds more than float64 does: find out how much.
+        shaken = {path: _shaken(path, tensor) for path, tensor in self._masked.items()}
+        noisy = self._original(self._filled(self.graph.model, shaken), shaken, found.probe)
+        return noisy is not None and all(_close(a, e, n) for a, e, n in zip(actual, found.truth, noisy, strict=True))
+
+    def _find(self, way: Way) -> "_Found | None":
+        """Return inputs that the original takes that way, and what it makes of them (None if it takes none)."""
+        if way not in self._found:
+            self._found[way] = None
+            for probe in self._probes(way):
+                truth = self._original(self._reference, self._masked, probe)
+                if truth is not None:
+                    self._found[way] = _Found(probe, truth)
+                    break
+        return self._found[way]
+
+    def _original(self, reference: nn.Module, state: State, probe: "_Probe") -> list[Tensor] | None:
+        try:
+            if self._stand_in is None:
+                return _run(self._filled(self.graph.model, state) if probe.training else reference, probe)
+            with torch.no_grad():
+                return _tensors(self._stand_in(state, probe.args, probe.kwargs))
+        except Exception:  # whatever the user's code raises at a size or in a mode that it does not take
+            return None
+
+    def _probes(self, way: Way) -> Iterator["_Probe"]:
+        """Yield inputs for a way of running; the original may not take the first of them."""
+        args, kwargs = self.graph.args, self.graph.kwargs
+        if way == "traced":
+            yield self._noise(args, kwargs)
+        elif self._stand_in is not None:
+            return
+        elif way in ("training", "training as traced"):
+            # On a smaller image where the original takes one, which is cheaper; batch norms need more than one.
+            others: tuple[Way, ...] = ("size and batch", "batch", "traced")
+            for other in others if way == "training" else ("traced",):
+                if (found := self._find(other)) is not None:
+                    yield replace(found.probe, training=True)
+                    return
+        elif way == "batch":
+            yield self._noise(*_reshaped(args, kwargs, None, self._more))
+        else:
+            for change in (_smaller, _larger):
+                inputs = _reshaped(args, kwargs, change, self._more if way == "size and batch" else 0)
+                if [t.shape[2:] for t in _tensors(inputs)] != [t.shape[2:] for t in _tensors((args, kwargs))]:
+                    yield self._noise(*inputs)
+
+    def _noise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Probe":
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return drawn.to(value.device, self._dtype or value.dtype)
+
+        args, kwargs = pytree.tree_map(noise, (args, kwargs))
+        return _Probe(args, kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """Inputs of noise, and the mode to run in."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    training: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Inputs that the original takes, and the tensors that it gives."""
+
+    probe: _Probe
+    truth: list[Tensor]
+
+
+def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Draw tensors in the shape of a model's own, so that every branch of it counts and none explodes.
+
+    Matrices and kernels are scaled by their fan-in. Scales (of norms, layers, gates) lie around one, never near zero,
+    whatever they are in the model; biases around zero. Buffers keep their values, but for the statistics of norms:
+    code may depend on what stands in a buffer. What a tensor gets depends on its path alone, not on its neighbours.
+
+    Parameters
+    ----------
+    named
+        Parameters and buffers by path.
+    dtype
+        Floating-point type of what is drawn; None for that of each tensor.
+    """
+    drawn: dict[str, Tensor] = {}
+    for path, tensor in named.items():
+        leaf = path.rpartition(".")[2]
+        to = dtype or tensor.dtype
+        if not tensor.is_floating_point():
+            drawn[path] = tensor.detach().clone()
+            continue
+        if not (isinstance(tensor, nn.Parameter) or leaf.startswith("running_")):
+            drawn[path] = tensor.detach().to(to, copy=True)
+            continue
+        # Pieces of one long noise: of prime length, so that no two rows of a matrix are the same piece.
+        start = zlib.crc32(path.encode()) % _PRIME
+        times = -(-(start + tensor.numel()) // _PRIME)
+        noise = _noise_of_prime_length()
+        value = (noise if times == 1 else noise.repeat(times))[start : start + tensor.numel()].view(tensor.shape)
+        if "bias" in leaf or leaf == "running_mean":
+            value = value * 0.5
+        elif sum(length > 1 for length in tensor.shape) > 1:
+            value = value * math.sqrt(6 / max(1, math.prod(tensor.shape[1:])))
+        else:
+            value = value / 2 + 1
+        drawn[path] = value.to(tensor.device, to)
+    return drawn
+
+
+_PRIME = 1048573
+
+
+@functools.cache
+def _noise_of_prime_length() -> Tensor:
+    """Return numbers drawn evenly from [-1, 1)."""
+    return torch.rand(_PRIME, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+
+
+class _NothingRandom(TorchDispatchMode):
+    """Replaces what is drawn at random by constants: one for what is kept with some probability, a half otherwise.
+
+    So dropout and stochastic depth keep everything, in a network of any width alike.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        if packet is aten.native_dropout:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        name = packet.__name__
+        if not any(name.startswith(random) for random in _RANDOM):
+            return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        return (
+            made.fill_(1)
+            if name.startswith("bernoulli")
+            else made.fill_(0.5)
+            if made.is_floating_point()
+            else made.zero_()
+        )
+
+
+_RANDOM = ("bernoulli", "rand", "normal", "uniform", "exponential", "cauchy", "log_normal", "geometric", "multinomial")
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Seed every generator that a forward may ask, and put them back afterwards."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+def _run(module: nn.Module, probe: _Probe) -> list[Tensor]:
+    module.train(probe.training)
+    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (probe.args, probe.kwargs))
+    with torch.no_grad(), _same_draws():
+        if probe.training:
+            with _NothingRandom():
+                return _tensors(module(*args, **kwargs))
+        return _tensors(module(*args, **kwargs))
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def _reshaped(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[int], int] | None, more: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs with so many more images, or images of another size, filled by repeating what is there."""
+    lengths = [len(leaf) for leaf in _tensors((args, kwargs)) if leaf.ndim]
+    batch = lengths[0] if lengths else 0
+
+    def reshape(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        if change is not None:
+            for dim in range(2, value.ndim):
+                length = change(value.shape[dim])
+                value = value.index_select(dim, torch.arange(length, device=value.device) % value.shape[dim])
+        return torch.cat([value, *[value[:1]] * more]) if len(value) == batch else value
+
+    return pytree.tree_map(reshape, (args, kwargs))
+
+
+def _smaller(length: int) -> int:
+    """Return a smaller side that strided networks still like: three quarters, as a multiple of 32 (or 4, or 1)."""
+    step = 32 if length >= 64 else 4 if length >= 8 else 1
+    return max(1, length * 3 // 4 // step * step)
+
+
+def _larger(length: int) -> int:
+    return length + (32 if length >= 32 else max(1, length))
+
+
+def _tells(outputs: list[Tensor]) -> bool:
+    """Tell whether outputs are finite enough, and varied enough, to show an error."""
+    finite = [output[output.isfinite()] if output.is_floating_point() else output.flatten() for output in outputs]
+    return any(
+        2 * len(f) >= o.numel() > 0 and len(f) > 0 and bool((f != f[0]).any())
+        for f, o in zip(finite, outputs, strict=True)
+    )
+
+
+def _shaken(path: str, tensor: Tensor) -> Tensor:
+    """Move every number by about one rounding."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
+    signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+    return tensor * (1 + signs * torch.finfo(tensor.dtype).eps)
+
+
+def _close(actual: Tensor, expected: Tensor, noisy: Tensor | None = None) -> bool:
+    """Compare two outputs number by number.
+
+    A number counts beside the largest of the least slice through it: a probability beside the other probabilities,
+    though pixels stand in the same tensor, and neither beside a masked score of -1e38. What is not finite must be the
+    same.
+    """
+    if not actual.is_floating_point():
+        return bool((actual == expected).all())
+    if actual.numel() == 0:
+        return True
+    finite = expected.isfinite()
+    if not bool((finite == actual.isfinite()).all()):
+        return False
+    odd = ~finite
+    if not torch.equal(actual[odd].nan_to_num(nan=0.5), expected[odd].nan_to_num(nan=0.5)):
+        return False
+    actual, expected = (t.double().masked_fill(odd, 0) for t in (actual, expected))
+    scale = expected.abs().max().expand_as(expected)
+    for dim in range(expected.ndim):
+        others = [d for d in range(expected.ndim) if d != dim]
+        scale = torch.minimum(scale, expected.abs().amax(others, keepdim=True) if others else expected.abs())
+    allowed = _RELATIVE * expected.abs() + _OF_SLICE * scale
+    if noisy is not None:
+        if noisy.shape != expected.shape:
+            return False
+        moved = (noisy.double().masked_fill(odd, 0) - expected).abs().nan_to_num(nan=0.0, posinf=0.0)
+        # One run shows no more than one draw of the rounding: numbers beside it may have moved as far.
+        for dim in range(moved.ndim):
+            others = [d for d in range(moved.ndim) if d != dim]
+            spread = moved.square().mean(others, keepdim=True).sqrt() if others else moved
+            allowed = torch.maximum(
+                allowed, torch.minimum(_ROUNDINGS * spread.expand_as(allowed), _COARSE * scale + allowed)
+            )
+    return bool(((actual - expected).abs() <= allowed).all())
