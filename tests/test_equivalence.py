@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import clusterprune as cp
 from clusterprune import record, train
-from clusterprune.copying import copy_model
 from clusterprune.errors import ModelError, UntrainableWarning
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.throwaway import duplicate
 
 
 def cut(
@@ -283,7 +283,7 @@ def test_tensors_put_into_a_copy_are_the_given_ones_and_stay_shared() -> None:
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     model["b"].weight = model["a"].weight
     other = torch.ones(3, 2)
-    copied = copy_model(model, {"a.weight": other})
+    copied = duplicate(model, {"a.weight": other})
     assert copied["a"].weight is copied["b"].weight
     assert copied["a"].weight.data_ptr() == other.data_ptr()
     assert model["a"].weight.shape == (2, 2)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clusterprune.copying import copy_model
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.throwaway import duplicate, surroundings_kept
 
 aten = torch.ops.aten
 
@@ -121,7 +121,7 @@ class Equivalence:
         """Return a copy of a module that holds other tensors."""
         # What a run may write to is its own.
         buffers = {path: state[path].clone() for path, _ in module.named_buffers() if path in state}
-        copied = copy_model(module, {**state, **buffers})
+        copied = duplicate(module, {**state, **buffers})
         named = {path for path, _ in [*module.named_parameters(), *module.named_buffers()]}
         layers = dict(copied.named_modules())
         for path in state.keys() - named:
@@ -316,7 +316,7 @@ def _same_draws() -> Iterator[None]:
 def _run(module: nn.Module, probe: _Probe) -> list[Tensor]:
     module.train(probe.training)
     args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (probe.args, probe.kwargs))
-    with torch.no_grad(), _same_draws():
+    with torch.no_grad(), _same_draws(), surroundings_kept(module):
         if probe.training:
             with _NothingRandom():
                 return _tensors(module(*args, **kwargs))

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from clusterprune.arguments import check_apply
-from clusterprune.copying import copy_model
 from clusterprune.equivalence import Equivalence, State, random_state
 from clusterprune.errors import PlanError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
 from clusterprune.graph.rewrite import Change, masked_norms, rewrite
+from clusterprune.graph.throwaway import duplicate
 from clusterprune.plans import Merge, Plan, describe_example, rebuild_example
 from clusterprune.rebuild import rebuild
 from clusterprune.record import Stage, add_stage
@@ -62,7 +62,7 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     removed = removed_labels(graph, plan)
     changes = with_new_biases(graph, state, rewrite(graph, removed))
     equivalence = _equivalence(graph, plan, state)
-    small = copy_model(model)
+    small = duplicate(model)
     attributes = resize_module(small, graph, state, changes)
     rewired = bool(equivalence.differs(small, ("traced", "size and batch")))
     untrainable = None
@@ -119,12 +119,10 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
 
 def _why_untrainable(graph: ChannelGraph) -> str:
     """Say why a module whose evaluation is right goes wrong in training mode."""
-    names = sorted({path.rpartition(".")[0] or path for path in graph.unused})
-    if names:
-        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if graph.training_unknown is not None:
         return (
-            f"evaluation never uses {listed}, so they were not cut along with what they read in training; "
-            "leave those layers alone with ignore=, or take such heads out of the model"
+            f"{graph.training_unknown}. Leave the layers that it reads alone with ignore=, or take such heads out of "
+            "the model"
         )
     return "in training mode its code picks other channels than in evaluation mode, on which the cut rests"
 

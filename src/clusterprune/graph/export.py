@@ -42,8 +42,20 @@ class Exported:
     out_spec: Any
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False) -> Exported:
+def export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    training: bool = False,
+    sizes: tuple[Any, ...] | None = None,
+) -> Exported:
     """Export a model in evaluation mode, or in training mode. Nothing of the model changes.
+
+    Parameters
+    ----------
+    sizes
+        Which dimensions of each input are left open, as `torch.export` takes them; None fixes all.
 
     Raises
     ------
@@ -53,7 +65,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, t
     with throwaway(model) as copy, torch.no_grad(), _silence():
         copy.module.train(training)
         try:
-            program = torch.export.export(copy.module, args, kwargs, strict=False)
+            program = torch.export.export(copy.module, args, kwargs, dynamic_shapes=sizes, strict=False)
         except Exception as error:  # whatever a user's forward or the exporter may raise
             failure = error
         else:

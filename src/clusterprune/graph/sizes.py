@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from clusterprune.copying import copy_model
 from clusterprune.errors import TraceError
 from clusterprune.graph.channels import ChannelGraph
-from clusterprune.graph.export import evaluating
+from clusterprune.graph.export import export
 
 aten = torch.ops.aten
 
@@ -28,7 +27,6 @@ def follow_sizes(graph: ChannelGraph) -> "Sizes":
     TraceError
         If it cannot be exported so, or runs other operations then.
     """
-    model = copy_model(graph.model)
 
     def free(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -38,13 +36,7 @@ def follow_sizes(graph: ChannelGraph) -> "Sizes":
     # A size of one is never left open: one image becomes two.
     args, kwargs = pytree.tree_map(_two, (graph.args, graph.kwargs))
     shapes = pytree.tree_map(free, (args, kwargs))
-    with evaluating(model), torch.no_grad():
-        try:
-            exported = torch.export.export(
-                model, args, kwargs, dynamic_shapes=(*shapes[0], *shapes[1].values()), strict=False
-            )
-        except Exception as error:  # whatever a user's forward or the exporter may raise
-            raise TraceError("it cannot be exported with its sizes left open") from error
+    exported = export(graph.model, args, kwargs, sizes=(*shapes[0], *shapes[1].values()))
     ours, theirs = (_operations(g) for g in (graph.fx, exported.graph))
     if [(n.op, n.target if n.op != "placeholder" else "") for n in ours] != [
         (n.op, n.target if n.op != "placeholder" else "") for n in theirs

@@ -12,7 +12,7 @@ import random
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,13 +37,24 @@ class Throwaway:
         return self.originals.get(id(tensor), tensor)
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return a copy of a model that shares no state with it, closures of hooks and of a replaced forward included.
 
     Unlike `copy.deepcopy` it does not fail: what cannot be copied (locks, open files) is shared, and tensors lose the
     history of how they were computed.
+
+    Parameters
+    ----------
+    tensors
+        What the copy's parameters and buffers hold, by path, where it is not a copy of the model's own: the given
+        tensors themselves, of any shape. Tensors that the model shares stay shared.
     """
-    return _Copier().copy(model)
+    copier = _Copier()
+    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensors is not None and path in tensors:
+            given = tensors[path].detach()
+            copier.put(tensor, nn.Parameter(given, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else given)
+    return copier.copy(model)
 
 
 @contextmanager
@@ -55,7 +66,7 @@ def throwaway(model: nn.Module) -> Iterator[Throwaway]:
     modules' classes, and the global variables that their methods name are as they were.
     """
     copier = _Copier()
-    with _randomness_kept(), _surroundings_kept(model):
+    with _randomness_kept(), surroundings_kept(model):
         yield Throwaway(copier.copy(model), copier.originals)
 
 
@@ -104,6 +115,10 @@ class _Copier:
             if isinstance(value, kinds):
                 return how(self, value)
         return self._object(value)
+
+    def put(self, value: Any, made: Any) -> None:
+        """Say what stands for a value in the copy."""
+        self._note(value, made)
 
     def _note(self, value: Any, made: Any) -> Any:
         self.memo[id(value)] = made
@@ -325,7 +340,7 @@ def _flat(container: Any) -> list[Any]:
 
 
 @contextmanager
-def _surroundings_kept(model: nn.Module) -> Iterator[None]:
+def surroundings_kept(model: nn.Module) -> Iterator[None]:
     """Put back the attributes of the modules' classes and the global variables that their methods name."""
     classes = {
         cls
