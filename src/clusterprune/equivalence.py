@@ -340,7 +340,8 @@ def _reshaped(
         if change is not None:
             for dim in range(2, value.ndim):
                 length = change(value.shape[dim])
-                value = value.index_select(dim, torch.arange(length, device=value.device) % value.shape[dim])
+                index = torch.arange(length) % value.shape[dim]
+                value = value.index_select(dim, index.to(value.device))
         return torch.cat([value, *[value[:1]] * more]) if len(value) == batch else value
 
     return pytree.tree_map(reshape, (args, kwargs))
