@@ -114,9 +114,7 @@ def test_yaml_that_goes_on_for_ever(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_yaml_says_what_it_said_before() -> None:
-    text = (
-        "base: &b {lr: 0.1, steps: [1, 2]}\nmore: {<<: *b, lr: 1e-2, really: true, day: 2020-01-01, none: null}"
-    )
+    text = "base: &b {lr: 0.1, steps: [1, 2]}\nmore: {<<: *b, lr: 1e-2, really: true, day: 2020-01-01, none: null}"
     assert reading.parse_yaml(text) == {
         "base": {"lr": 0.1, "steps": [1, 2]},
         "more": {"lr": "1e-2", "steps": [1, 2], "really": True, "day": "2020-01-01", "none": None},
