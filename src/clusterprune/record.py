@@ -47,9 +47,8 @@ class Stage:
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:
     """Return what was done to a model, oldest first (nothing for a model that was never cut)."""
-    if isinstance(model, fx.GraphModule):
-        return tuple(model.meta.get(_KEY, ()))
-    return tuple(getattr(model, _KEY, ()))
+    noted = model.meta.get(_KEY, ()) if isinstance(model, fx.GraphModule) else getattr(model, _KEY, ())
+    return tuple(Stage(**fields) for fields in noted)
 
 
 def add_stage(small: nn.Module, parent: nn.Module, stage: Stage) -> nn.Module:
@@ -58,11 +57,12 @@ def add_stage(small: nn.Module, parent: nn.Module, stage: Stage) -> nn.Module:
 
 
 def set_stages(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
-    """Note a history on a model."""
+    """Note a history on a model, in plain dictionaries: a pickled model is then read where this package is not."""
+    plain = tuple(asdict(stage) for stage in history)
     if isinstance(model, fx.GraphModule):
-        model.meta[_KEY] = history
+        model.meta[_KEY] = plain
     else:
-        setattr(model, _KEY, history)
+        setattr(model, _KEY, plain)
     return model
 
 

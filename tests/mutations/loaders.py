@@ -157,7 +157,7 @@ def _write_run(folder: Path) -> None:
     run.write_log(folder, [{"phase": "measure", "seconds": 1.0}, {"epoch": 1, "loss": 0.3, "note": "é"}])
     write_json(folder / "entry.json", asdict(Entry("icp", 0, 10, 20, None, 91.5, 3.0)))
     write_json(folder / "asked.json", {"eps": 0.02, "training": {"epochs": 3}})
-    (folder / "method.txt").write_text("cp:clusters={adaptive: 0.5}:curvature=5")
+    (folder / "method.txt").write_text("icp:steps=2:merge=drop:alpha=0.5")
 
 
 def _read_run(folder: Path) -> str:

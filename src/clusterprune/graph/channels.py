@@ -117,7 +117,7 @@ class ChannelGraph:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
         groups = tuple((group.name, group.width, group.frozen) for group in self.groups)
-        return _trace_again, (self.model, self.args, self.kwargs, groups)
+        return _trace_again, (self.model, self.args, self.kwargs, self.walk.allow_approximate, groups)
 
     def __str__(self) -> str:
         """Describe groups, widths, producers, consumers, and what is frozen and why."""
@@ -125,12 +125,16 @@ class ChannelGraph:
 
 
 def _trace_again(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], groups: tuple[tuple[str, int, str | None], ...]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    approximate: bool,
+    groups: tuple[tuple[str, int, str | None], ...],
 ) -> ChannelGraph:
     """Return the graph that was pickled, with the groups frozen that were."""
     from clusterprune.graph.trace import trace
 
-    graph = trace(model, kwargs or args)
+    graph = trace(model, kwargs or args, approximate=approximate)
     if [(group.name, group.width) for group in graph.groups] != [(name, width) for name, width, _ in groups]:
         raise TraceError(
             f"the pickled graph of {type(model).__name__} has other groups than a new trace of it; trace the model "
