@@ -11,10 +11,12 @@ Labels live in integer tensors of the same shape as the activation they describe
 the label does not change (batch, height, width) such a tensor is expanded with stride 0 and costs nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 
@@ -75,9 +77,28 @@ class Forest:
             member = int(self._parent[member])
         return member
 
-    def join(self, left: int, right: int) -> None:
-        """Make one class of two, given their representatives."""
-        self._parent[max(left, right)] = min(left, right)
+    def join(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Make one class of every pair of classes, given their representatives; return those that are none any more."""
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        if self._apart(low, high):
+            self._parent[high] = low
+            return high
+        members, index = np.unique(np.concatenate([low, high]), return_inverse=True)
+        pairs = coo_array((np.ones(len(low), dtype=np.int8), index.reshape(2, -1)), shape=(len(members),) * 2)
+        _, component = connected_components(pairs, directed=False)
+        # Members ascend, so the first of a component is its smallest.
+        smallest = members[np.unique(component, return_index=True)[1]][component]
+        self._parent[members] = smallest
+        return members[smallest != members]
+
+    def _apart(self, low: np.ndarray, high: np.ndarray) -> bool:
+        """Tell whether no class is in two pairs, but as the one that stays."""
+        if len(high) < self.size // 64:
+            return len(np.unique(high)) == len(high) and not bool(np.isin(low, high).any())
+        # Flags are faster than sorting where there are many pairs: all elements of a weight, say.
+        gone = np.zeros(self.size, dtype=bool)
+        gone[high] = True
+        return int(gone.sum()) == len(high) and not bool(gone[low].any())
 
 
 class LabelSpace:
@@ -126,37 +147,35 @@ class LabelSpace:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Say element by element that the labels of two equally shaped tensors are the same channel."""
-        for left, right in self._differing(self._same, first, second):
-            self._same.join(self._same.find(left), self._same.find(right))
+        left, right = self._differing(self._same, first, second)
+        # What meets uncuttable data is not the same channel as whatever else meets it.
+        own = ~(self._opaque_among(left) | self._opaque_among(right))
+        self._same.join(left[own], right[own])
         self._tie(first, second)
 
-    def _tie(self, first: Tensor, second: Tensor) -> None:
-        for left, right in self._differing(self._together, first, second):
-            self._tie_one(left, right)
-
     @staticmethod
-    def _differing(forest: Forest, first: Tensor, second: Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the distinct pairs of classes that two tensors of labels put side by side."""
+    def _differing(forest: Forest, first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of classes that two tensors of labels put side by side, as two vectors."""
         a, b = collapse_together(first, second)
         left, right = forest.roots(_array(a)).ravel(), forest.roots(_array(b)).ravel()
         differ = left != right
-        code = np.unique(left[differ] * forest.size + right[differ])
-        yield from zip((code // forest.size).tolist(), (code % forest.size).tolist(), strict=True)
+        return left[differ], right[differ]
 
-    def _tie_one(self, left: int, right: int) -> None:
-        left, right = self._together.find(left), self._together.find(right)
-        if left == right:
-            return
-        if left in self._opaque or right in self._opaque:
-            opaque, other = (left, right) if left in self._opaque else (right, left)
-            if other not in self._opaque:
-                self._frozen.setdefault(other, self._opaque[opaque])
-            return
-        self._together.join(left, right)
-        low, high = min(left, right), max(left, right)
-        if high in self._frozen:
-            reason = self._frozen.pop(high)
-            self._frozen.setdefault(low, reason)
+    def _opaque_among(self, labels: np.ndarray) -> np.ndarray:
+        """Return for each of many labels whether it is opaque."""
+        return np.isin(self._together.roots(labels), self.opaque_labels)
+
+    def _tie(self, first: Tensor, second: Tensor) -> None:
+        left, right = self._differing(self._together, first, second)
+        a, b = self._opaque_among(left), self._opaque_among(right)
+        met = a != b
+        opaque, other = np.where(a, left, right)[met], np.where(a, right, left)[met]
+        for label, one in zip(*np.unique(other, return_index=True), strict=True):
+            self._frozen.setdefault(int(label), self._opaque[int(opaque[one])])
+        both = ~(a | b)
+        gone = self._together.join(left[both], right[both])
+        for label in sorted(self._frozen.keys() & set(gone.tolist())):
+            self._frozen.setdefault(self._together.find(label), self._frozen.pop(label))
 
     def unite_along(self, labels: Tensor, dim: int) -> Tensor:
         """Tie all labels along `dim` together; return the labels with that dimension narrowed to length one."""
