@@ -1,124 +1,34 @@
-"""How many channels to keep: what widths cost, and how a target is shared among all groups together."""
+"""How many channels to keep: a target, shared among all groups together.
 
-from collections.abc import Mapping, Sequence
+What widths cost is in :mod:`clusterprune.cost`.
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from clusterprune.arguments import check_number
+from clusterprune.cost import CostModel, Quantity, Table
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 
-Quantity = Literal["macs", "params"]
+__all__ = ["CostModel", "Limits", "Quantity", "check_fraction", "example_batch", "reachable", "solve"]
 
 _OVERSHOOT = 0.005
 """How far below its target a budget may end, as a fraction, while finer steps are left."""
 _NEARLY = 10.0
 """How much dearer per unit of cost such a finer step may be."""
-
-
-class CostModel:
-    """MACs and parameters of a network as functions of its groups' widths.
-
-    A layer costs (positions · kernel / groups) · inputs · outputs multiply-adds, and both inputs and outputs
-    are sums of group widths, so totals and derivatives are exact. One multiply-add counts as one.
-    """
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        """Read every layer call's geometry off the graph."""
-        self.graph = graph
-        self.widths = np.array([group.width for group in graph.groups], dtype=float)
-        owners: dict[tuple[str, int], list[tuple[int, int]]] = {}
-        for index, group in enumerate(graph.groups):
-            for use in group.uses:
-                owners.setdefault((use.path, use.dim), []).append((index, use.positions.shape[1]))
-        nodes = {node.name: node for node in graph.fx.nodes}
-        self._macs: list[_Product] = []
-        self._params: list[_Product] = []
-        counted: set[str] = set()
-        for call in graph.calls:
-            node = nodes[call.node]
-            weight = tuple(int(s) for s in node.args[1].meta["val"].shape)
-            made = node.meta["val"].shape if call.kind != "conv_transpose" else node.args[0].meta["val"].shape
-            channel_dim = 1 if call.kind.startswith("conv") and len(made) == len(weight) else len(made) - 1
-            positions = float(np.prod([int(s) for d, s in enumerate(made) if d != channel_dim]))
-            kernel = float(np.prod(weight[2:]))
-            row_dim, column_dim = (1, 0) if call.kind in ("conv_transpose", "matmul") else (0, 1)
-            rows = _Sum.of(weight[row_dim], owners.get((call.weight, row_dim), []), self.widths)
-            if call.depthwise:
-                rows = _Sum.of(weight[0], owners.get((call.weight, 0), []), self.widths)
-                columns = _Sum.of(weight[1], [], self.widths)
-                groups = 1
-            else:
-                groups = call.groups if call.kind == "conv" else 1
-                columns = _Sum.of(weight[column_dim] * groups, owners.get((call.weight, column_dim), []), self.widths)
-            self._macs.append(_Product(positions * kernel / groups, rows, columns))
-            if call.weight not in counted:
-                counted.add(call.weight)
-                self._params.append(_Product(kernel / groups, rows, columns))
-        layer_weights = {call.weight for call in graph.calls}
-        one = _Sum(1.0, ())
-        for path, parameter in graph.model.named_parameters():
-            if path in layer_weights:
-                continue
-            dims = [dim for dim in range(parameter.ndim) if (path, dim) in owners]
-            if dims:
-                rest = parameter.numel() / parameter.shape[dims[0]]
-                along = _Sum.of(parameter.shape[dims[0]], owners[path, dims[0]], self.widths)
-                self._params.append(_Product(rest, along, one))
-            else:
-                self._params.append(_Product(float(parameter.numel()), one, one))
-
-    def total(self, quantity: Quantity, widths: np.ndarray | None = None) -> float:
-        """Return MACs (of the example's batch) or parameters at the given widths (default: as they are)."""
-        widths = self.widths if widths is None else widths
-        return sum(product.value(widths) for product in self._table(quantity))
-
-    def with_widths(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Return the width of every group, in the graph's order: the given ones, and the others as they are."""
-        return np.array([widths.get(group.name, group.width) for group in self.graph.groups], dtype=float)
-
-    def gradient(self, quantity: Quantity, widths: np.ndarray) -> np.ndarray:
-        """Return the cost of one more channel in every group, at the given widths."""
-        result = np.zeros(len(widths))
-        for product in self._table(quantity):
-            rows, columns = product.rows.value(widths), product.columns.value(widths)
-            for index, multiplicity in product.rows.terms:
-                result[index] += product.scale * multiplicity * columns
-            for index, multiplicity in product.columns.terms:
-                result[index] += product.scale * multiplicity * rows
-        return result
-
-    def _table(self, quantity: Quantity) -> list["_Product"]:
-        return self._macs if quantity == "macs" else self._params
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """A width that is a constant plus multiples of group widths."""
-
-    constant: float
-    terms: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, size: int, terms: Sequence[tuple[int, int]], widths: np.ndarray) -> "_Sum":
-        return cls(size - sum(widths[i] * m for i, m in terms), tuple(terms))
-
-    def value(self, widths: np.ndarray) -> float:
-        return self.constant + sum(widths[i] * m for i, m in self.terms)
-
-
-@dataclass(frozen=True)
-class _Product:
-    scale: float
-    rows: _Sum
-    columns: _Sum
-
-    def value(self, widths: np.ndarray) -> float:
-        return self.scale * self.rows.value(widths) * self.columns.value(widths)
+_ROUNDING = 1e-9
+CLOSE = 0.01
+"""Relative distance to a target up to which it counts as met."""
+_UNDONE = 16
+"""How many coarse steps are tried to be replaced by finer ones, and by how many of these at most."""
+_FINER = 32
 
 
 @dataclass(frozen=True)
@@ -157,7 +67,7 @@ def solve(
 
     Every group's loss curve is replaced by its lower convex hull; then, as in a fractional knapsack, the
     step with the least loss per unit of cost is taken until the target is met, and the last overshoot is
-    given back where that is worth most.
+    given back where that is worth most. Groups whose widths are linked (:attr:`ChannelGraph.links`) move together.
 
     Parameters
     ----------
@@ -178,58 +88,239 @@ def solve(
     """
     limits = limits or Limits()
     check_fraction(f"keep_{quantity}", keep)
-    index = {group.name: position for position, group in enumerate(cost.graph.groups)}
-    groups = cost.graph.by_name
-    ladders = {name: _ladder(groups[name].width, groups[name].n_blocks, loss, limits) for name, loss in losses.items()}
-    widths = cost.widths.copy()
     target = keep * cost.total(quantity)
-    rung = dict.fromkeys(ladders, 0)
-    while cost.total(quantity, widths) > target * (1 + 1e-9):
-        gradient = cost.gradient(quantity, widths)
-        rates = {
-            name: ladder[rung[name] + 1][1] / max(gradient[index[name]], 1e-12)
-            for name, ladder in ladders.items()
-            if rung[name] < len(ladder) - 1
-        }
-        if not rates:
-            least = cost.total(quantity, widths) / cost.total(quantity)
-            # Rounded up, so that the number in the message can be asked for.
-            least = np.ceil(least * 1e4) / 1e4
-            raise BudgetError(
-                f"keep_{quantity}={keep:g} is below what can be reached: with every group at its minimum "
-                f"{least:.4g} of the {quantity} remain. Ask for keep_{quantity}>={least:.4g}, or lower min_width "
-                "or round_to, or leave fewer groups alone."
-            )
-        chosen = _next_step(cost, quantity, widths, target, ladders, rung, index, rates)
-        rung[chosen] += 1
-        widths[index[chosen]] = ladders[chosen][rung[chosen]][0]
-    _give_back(cost, quantity, widths, target, ladders, rung, index)
-    return {name: ladder[rung[name]][0] for name, ladder in ladders.items()}
+    search = _Search(cost, quantity, _units(cost.graph, losses, limits), target)
+    if not search.run():
+        # Rounded up, so that the number in the message can be asked for.
+        least = np.ceil(search.total / cost.total(quantity) * 1e4) / 1e4
+        raise BudgetError(
+            f"keep_{quantity}={keep:g} is below what can be reached: with every group at its minimum "
+            f"{least:.4g} of the {quantity} remain. Ask for keep_{quantity}>={least:.4g}, or lower min_width "
+            "or round_to, or leave fewer groups alone."
+        )
+    return {name: unit.ladder[unit.rung][0] for unit in search.units for name in unit.names}
 
 
-def _next_step(
-    cost: CostModel,
-    quantity: Quantity,
-    widths: np.ndarray,
-    target: float,
-    ladders: Mapping[str, list[tuple[int, float]]],
-    rung: Mapping[str, int],
-    index: Mapping[str, int],
-    rates: Mapping[str, float],
-) -> str:
-    """Return the group with the cheapest step, or one nearly as cheap that does not shoot past the target.
+@dataclass(eq=False)
+class _Unit:
+    """Groups that keep equally many channels, most often one; and how far down its ladder it is."""
 
-    One channel of a residual stream can be worth percents; finer groups make up the last of them.
+    names: tuple[str, ...]
+    ladder: list[tuple[int, float]]
+    rung: int = 0
+
+    @property
+    def last(self) -> bool:
+        """Whether it is at its minimum."""
+        return self.rung == len(self.ladder) - 1
+
+
+def _units(graph: ChannelGraph, losses: Mapping[str, np.ndarray], limits: Limits) -> list[_Unit]:
+    """Put linked groups together; everything else is on its own."""
+    units = []
+    for names in linked(graph, losses):
+        groups = [graph.by_name[name] for name in names]
+        width = groups[0].width
+        n_blocks = int(np.lcm.reduce([group.n_blocks for group in groups]))
+        shortest = min(len(losses[name]) for name in names)
+        loss = sum((np.asarray(losses[name], dtype=float)[:shortest] for name in names), np.zeros(shortest))
+        units.append(_Unit(names, _ladder(width, n_blocks, loss, limits)))
+    return units
+
+
+def linked(graph: ChannelGraph, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Put the named groups whose widths are linked together, in the order of the names; the others stay alone."""
+    names = list(names)
+    together: dict[str, tuple[str, ...]] = {}
+    for link in graph.links:
+        if link <= set(names):
+            together |= dict.fromkeys(link, tuple(name for name in names if name in link))
+    return list(dict.fromkeys(together.get(name, (name,)) for name in names))
+
+
+class _Search:
+    """Widths on their way down, with every number that a step changes kept up to date.
+
+    A step touches the few products that its group is in, so only these are computed anew. Rates only rise while widths
+    fall (the cost of one more channel grows with every other width, and ladders are convex), so the cheapest step is
+    found on a heap whose entries are corrected when they come up.
     """
-    by_rate = sorted(rates, key=lambda name: (rates[name], name))
-    for name in by_rate:
-        if rates[name] > _NEARLY * rates[by_rate[0]]:
-            break
-        trial = widths.copy()
-        trial[index[name]] = ladders[name][rung[name] + 1][0]
-        if cost.total(quantity, trial) >= target * (1 - _OVERSHOOT):
-            return name
-    return by_rate[0]
+
+    def __init__(self, cost: CostModel, quantity: Quantity, units: list[_Unit], target: float) -> None:
+        self.units, self.target = units, target
+        table = cost.tables[quantity]
+        self.values = table.values(cost.widths)
+        self.total = table.total(cost.widths)
+        index = {group.name: position for position, group in enumerate(cost.graph.groups)}
+        self.parts = [_Part.of(table, [index[name] for name in unit.names]) for unit in units]
+        self.heap = [(self.rate(number), unit.names[0], number) for number, unit in enumerate(units) if not unit.last]
+        heapq.heapify(self.heap)
+
+    def run(self) -> bool:
+        """Take the cheapest steps until the target is met; tell whether it was."""
+        while self.total > self.target * (1 + _ROUNDING):
+            if not self.heap:
+                return False
+            self.step(self.next_unit())
+        self.give_back()
+        if self.total < self.target * (1 - CLOSE):
+            self.refine()
+        return True
+
+    def rate(self, number: int) -> float:
+        """Return the loss of a unit's next step, for each unit of cost that it saves."""
+        unit = self.units[number]
+        return unit.ladder[unit.rung + 1][1] / max(self.parts[number].gradient(self.values), 1e-12)
+
+    def pop(self) -> tuple[float, str, int] | None:
+        """Take the unit with the cheapest next step off the heap."""
+        while self.heap:
+            stated, name, number = heapq.heappop(self.heap)
+            rate = self.rate(number)
+            if rate <= stated or not self.heap or (rate, name) <= self.heap[0][:2]:
+                return rate, name, number
+            heapq.heappush(self.heap, (rate, name, number))
+        return None
+
+    def next_unit(self) -> int:
+        """Return the unit with the cheapest step, or one nearly as cheap that does not shoot past the target.
+
+        One channel of a residual stream can be worth percents; finer groups make up the last of them.
+        """
+        seen, chosen = [], None
+        while chosen is None and (found := self.pop()) is not None:
+            seen.append(found)
+            if found[0] > _NEARLY * seen[0][0]:
+                break
+            if self.after(found[2], down=True) >= self.target * (1 - _OVERSHOOT):
+                chosen = found
+        chosen = chosen or seen[0]
+        for entry in seen:
+            if entry is not chosen:
+                heapq.heappush(self.heap, entry)
+        return chosen[2]
+
+    def after(self, number: int, *, down: bool) -> float:
+        """Return the total after a unit's next step, or without its last one."""
+        unit, part = self.units[number], self.parts[number]
+        change = unit.ladder[unit.rung + (1 if down else -1)][0] - unit.ladder[unit.rung][0]
+        return self.total + part.difference(self.values, change)
+
+    def step(self, number: int, *, down: bool = True) -> None:
+        """Take a unit's next step, or its last one back."""
+        unit, part = self.units[number], self.parts[number]
+        place = unit.rung + (1 if down else -1)
+        change = unit.ladder[place][0] - unit.ladder[unit.rung][0]
+        self.total += part.difference(self.values, change)
+        self.values[part.touched] += part.multiples * change
+        unit.rung = place
+        if down and not unit.last:
+            heapq.heappush(self.heap, (self.rate(number), unit.names[0], number))
+
+    def give_back(self) -> None:
+        """Undo the dearest steps that fit into what the last step saved too much."""
+        candidates = [number for number, unit in enumerate(self.units) if unit.rung]
+        while candidates:
+            # What does not fit now does not fit later: the total only rises.
+            limit = self.target * (1 + _ROUNDING)
+            candidates = [n for n in candidates if self.units[n].rung and self.after(n, down=False) <= limit]
+            if candidates:
+                self.step(max(candidates, key=self._last_loss), down=False)
+
+    def refine(self) -> None:
+        """Where a coarse step has left too much of the budget unused, take it back and finer, dearer ones instead.
+
+        Of all coarse steps with which that comes close to the target, the one whose replacement loses least.
+        """
+        start = self._state()
+        best: tuple[float, Any] | None = None
+        coarse = sorted((n for n, unit in enumerate(self.units) if unit.rung), key=self._last_loss, reverse=True)
+        for number in coarse[:_UNDONE]:
+            lost = -self._loss(number)
+            self.step(number, down=False)
+            for _ in range(_FINER):
+                if self.total <= self.target * (1 + _ROUNDING):
+                    break
+                finer = [
+                    n
+                    for n, unit in enumerate(self.units)
+                    if n != number and not unit.last and self.after(n, down=True) >= self.target * (1 - CLOSE)
+                ]
+                if not finer:
+                    break
+                cheapest = min(finer, key=lambda n: (self.rate(n), self.units[n].names[0]))
+                self.step(cheapest)
+                lost += self._loss(cheapest)
+            inside = self.target * (1 - CLOSE) <= self.total <= self.target * (1 + _ROUNDING)
+            if inside and (best is None or lost < best[0]):
+                best = lost, self._state()
+            self._restore(start)
+        if best is not None:
+            self._restore(best[1])
+
+    def _loss(self, number: int) -> float:
+        """Return what a unit's last step lost."""
+        unit = self.units[number]
+        return unit.ladder[unit.rung][1] * (unit.ladder[unit.rung - 1][0] - unit.ladder[unit.rung][0])
+
+    def _state(self) -> Any:
+        return self.total, self.values.copy(), [unit.rung for unit in self.units]
+
+    def _restore(self, state: Any) -> None:
+        self.total, self.values = state[0], state[1].copy()
+        for unit, rung in zip(self.units, state[2], strict=True):
+            unit.rung = rung
+
+    def _last_loss(self, number: int) -> tuple[float, str]:
+        unit = self.units[number]
+        return unit.ladder[unit.rung][1], unit.names[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of a table that some groups, moving together, have a part in.
+
+    Attributes
+    ----------
+    touched, multiples
+        Factors in which they count, and by how much one channel of each changes them: shape (touched,).
+    scales, factors
+        Products with such a factor.
+    slopes, others
+        The derivative by a channel of each group: sum of slopes · product of the other factors.
+    """
+
+    touched: np.ndarray
+    multiples: np.ndarray
+    scales: np.ndarray
+    factors: np.ndarray
+    slopes: np.ndarray
+    others: np.ndarray
+
+    @classmethod
+    def of(cls, table: Table, groups: Sequence[int]) -> "_Part":
+        """Pick out of a table what some groups change."""
+        multiples = table.multiples[:, list(groups)].sum(1)
+        touched = np.flatnonzero(multiples)
+        inside = np.flatnonzero((multiples[table.factors] != 0).any(1)) if len(table.scales) else np.empty(0, int)
+        factors, scales = table.factors[inside], table.scales[inside]
+        slopes, others = [], []
+        for place in range(factors.shape[1]):
+            slope = scales * multiples[factors[:, place]]
+            slopes.append(slope[slope != 0])
+            others.append(np.delete(factors, place, axis=1)[slope != 0])
+        return cls(touched, multiples[touched], scales, factors, np.concatenate(slopes), np.concatenate(others))
+
+    def gradient(self, values: np.ndarray) -> float:
+        """Return the cost of one more channel in each of the groups."""
+        return float(self.slopes @ values[self.others].prod(1))
+
+    def difference(self, values: np.ndarray, change: int) -> float:
+        """Return what a change of the widths costs."""
+        before = values[self.factors].prod(1)
+        changed = values.copy()
+        changed[self.touched] += self.multiples * change
+        return float(self.scales @ (changed[self.factors].prod(1) - before))
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -243,31 +334,6 @@ def check_fraction(name: str, value: float) -> None:
     check_number(name, value)
     if not 0 < value <= 1:
         raise ArgumentError(f"{name} must be a fraction in (0, 1], but got {name}={value!r}; 0.5 keeps half")
-
-
-def _give_back(
-    cost: CostModel,
-    quantity: Quantity,
-    widths: np.ndarray,
-    target: float,
-    ladders: Mapping[str, list[tuple[int, float]]],
-    rung: dict[str, int],
-    index: Mapping[str, int],
-) -> None:
-    """Undo the dearest steps that fit into what the last step saved too much."""
-    while True:
-        options = []
-        for name, ladder in ladders.items():
-            if rung[name]:
-                trial = widths.copy()
-                trial[index[name]] = ladder[rung[name] - 1][0]
-                if cost.total(quantity, trial) <= target * (1 + 1e-9):
-                    options.append((ladder[rung[name]][1], name))
-        if not options:
-            return
-        _, name = max(options)
-        rung[name] -= 1
-        widths[index[name]] = ladders[name][rung[name]][0]
 
 
 def _ladder(width: int, n_blocks: int, loss: np.ndarray, limits: Limits) -> list[tuple[int, float]]:

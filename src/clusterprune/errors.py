@@ -38,6 +38,10 @@ class BudgetError(ClusterpruneError):
     """A budget cannot be reached; the message states the reachable minimum."""
 
 
+class BudgetWarning(UserWarning):
+    """A budget was kept, but not closely; the message says what was asked for, what came out, and why."""
+
+
 class TrainingError(ClusterpruneError):
     """Training cannot go on; the last good state is on disk."""
 

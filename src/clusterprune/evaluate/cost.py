@@ -1,12 +1,15 @@
 """Multiply-adds and parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clusterprune.arguments import check_model
 from clusterprune.errors import ModelError
-from clusterprune.evaluate.mode import Example, check_example, device_of
+from clusterprune.evaluate.mode import Example, check_example, device_of, shapes_of
 from clusterprune.graph.throwaway import evaluating
 
 
@@ -14,32 +17,32 @@ def macs(model: nn.Module, example: Example) -> int:
     """Multiply-adds of one forward pass in evaluation mode, one multiply-add counting as one.
 
     What PyTorch's own counter sees, halved: convolutions, linear layers, matrix products and
-    attention. Normalisation, activations and pooling are not counted.
+    attention. Normalisation, activations and pooling are not counted. PyTorch's counter is blind to the fused path that
+    `nn.MultiheadAttention` takes in evaluation, so that path is closed while it counts.
 
     Parameters
     ----------
     model
         Left as it was.
     example
-        Input, or tuple of inputs. The count is for the whole batch: give a batch of one.
+        One input, a tuple of them, or a mapping of keyword inputs. The count is for the whole batch: give a batch of
+        one.
 
     Raises
     ------
     ArgumentError
-        When the example is not made of tensors.
+        When there is no tensor in the example.
     ModelError
         When the model cannot take the example.
     """
     check_model(model)
-    inputs = check_example(example)
-    place = device_of(model)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    args, kwargs = check_example(example, device_of(model))
+    with evaluating(model), torch.no_grad(), unfused_attention(), FlopCounterMode(display=False) as counter:
         try:
-            model(*(x.to(place, copy=True) for x in inputs))  # a forward may write into them
+            model(*args, **kwargs)
         except (RuntimeError, ValueError, TypeError) as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ModelError(
-                f"the model failed on an example of shape {shapes}: {error}. Give an input it accepts."
+                f"the model failed on an example of shape {shapes_of(args, kwargs)}: {error}. Give an input it accepts."
             ) from error
     return counter.get_total_flops() // 2
 
@@ -54,3 +57,14 @@ def params(model: nn.Module) -> int:
     """
     check_model(model)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Let `nn.MultiheadAttention` and transformer layers run operation by operation; afterwards as before."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

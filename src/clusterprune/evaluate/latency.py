@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from clusterprune.arguments import check_model, shown
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.evaluate.mode import Example, check_example, on_device
+from clusterprune.evaluate.mode import Example, check_example, on_device, shapes_of
 from clusterprune.graph.throwaway import evaluating
 
 
@@ -51,7 +52,7 @@ def latency(
     model
         Left as it was; a copy is used when ``device`` is not where it is.
     example
-        Input, or tuple of inputs; its first dimension is the batch.
+        One input, a tuple of them, or a mapping of keyword inputs; the first tensor's first dimension is the batch.
     warmup
         Passes before the first timed one.
     runs
@@ -62,7 +63,7 @@ def latency(
     Raises
     ------
     ArgumentError
-        When ``runs`` is below 1, ``warmup`` below 0 or the example is not made of tensors.
+        When ``runs`` is below 1, ``warmup`` below 0 or there is no tensor in the example.
     ModelError
         When the model cannot take the example.
     """
@@ -75,21 +76,21 @@ def latency(
     if warmup < 0:
         raise ArgumentError(f"warmup must be at least 0, but got warmup={warmup}.")
     runner, place = on_device(model, device)
-    inputs = tuple(x.to(place, copy=True) for x in check_example(example))  # a forward may write into them
-    time_one = _timer(lambda: runner(*inputs), place)
+    args, kwargs = check_example(example, place)
+    time_one = _timer(lambda: runner(*args, **kwargs), place)
     with evaluating(runner), torch.inference_mode():
         try:
             times = [time_one() for _ in range(warmup + runs)][warmup:]
         except (RuntimeError, ValueError, TypeError) as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ModelError(
-                f"the model failed on an example of shape {shapes}: {error}. Give an input it accepts."
+                f"the model failed on an example of shape {shapes_of(args, kwargs)}: {error}. Give an input it accepts."
             ) from error
     quarter, median, three_quarters = torch.quantile(
         torch.tensor(times, dtype=torch.float64),
         torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64),
     ).tolist()
-    batch = inputs[0].shape[0] if inputs[0].dim() else 1
+    first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    batch = first.shape[0] if first.dim() else 1
     return Latency(median, three_quarters - quarter, runs, batch)
 
 

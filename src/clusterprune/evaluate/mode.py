@@ -1,13 +1,17 @@
 """Where a model runs, and whether an example fits it."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""A model's input: one tensor, a tuple of positional inputs, or a mapping of keyword inputs."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -46,15 +50,31 @@ def on_device(model: nn.Module, device: torch.device | str | None) -> tuple[nn.M
         ) from error
 
 
-def check_example(example: Example) -> tuple[Tensor, ...]:
-    """Return the example inputs as a tuple.
+def check_example(example: Example, place: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword inputs of an example, its tensors copied to a device.
+
+    Copied, because a forward may write into them.
 
     Raises
     ------
     ArgumentError
-        When they are anything but a tensor or a tuple of tensors.
+        When there is no tensor among them.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise ArgumentError(f"example must be a tensor or a tuple of tensors, but got {type(example).__name__}.")
-    return inputs
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        kwargs = dict(example)
+    else:
+        args = example if isinstance(example, tuple) else (example,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise ArgumentError(
+            f"example must be a tensor, a tuple of inputs or a mapping of keywords, but got {type(example).__name__} "
+            "without a tensor in it."
+        )
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(place, copy=True), (args, kwargs))
+
+
+def shapes_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return the shapes of all tensors among the inputs, in words."""
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    return ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))

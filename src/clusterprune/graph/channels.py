@@ -14,7 +14,7 @@ from torch.fx import Graph
 from clusterprune.arguments import globs
 from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
-from clusterprune.graph.groups import Group
+from clusterprune.graph.groups import Group, find_links
 from clusterprune.graph.walk import LayerCall, Walk
 
 
@@ -68,6 +68,14 @@ class ChannelGraph:
         return {group.name: group for group in self.groups}
 
     @cached_property
+    def links(self) -> tuple[frozenset[str], ...]:
+        """Names of groups that should keep equally many channels, so that the model's own code still fits.
+
+        A plan that keeps different numbers is valid; :func:`clusterprune.apply` then rewires the model.
+        """
+        return find_links(self.walk, self.groups)
+
+    @cached_property
     def batch_size(self) -> BatchSize:
         """Which numbers in the graph follow the batch size (found by a second export when first asked for)."""
         return find_batch_size(self.model, self.args, self.kwargs, self.fx, self.user_inputs)
@@ -85,9 +93,9 @@ class ChannelGraph:
         return tuple(n.name for n in placeholders if n.name not in known and isinstance(n.meta.get("val"), Tensor))
 
     @property
-    def example(self) -> tuple[Any, ...]:
-        """The positional example inputs."""
-        return self.args
+    def example(self) -> tuple[Any, ...] | dict[str, Any]:
+        """The example inputs: the positional ones, or those by keyword (a trace has either)."""
+        return self.kwargs or self.args
 
     def freeze(self, ignore: Iterable[str], reason: str = "left alone on request") -> "ChannelGraph":
         """Return the same graph with every group frozen whose name or layers match one of the globs.

@@ -300,3 +300,27 @@ def _check_partitions(walk: Walk, groups: list[Group]) -> list[Group]:
         for index in uneven[uneven < len(groups)]:
             frozen[int(index)] = f"{partition.reason}, which its other channels cannot match"
     return [replace(group, frozen=group.frozen or frozen.get(index)) for index, group in enumerate(groups)]
+
+
+def find_links(walk: Walk, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
+    """Return the groups that should keep equally many channels, because a model's code cuts them into equal parts.
+
+    The halves of one `chunk` are often different groups (one runs through further layers, the other does not). Cut to
+    different widths they are still a valid network, but not one that the model's own `chunk` describes.
+    """
+    owner = {int(label): index for index, group in enumerate(groups) for label in group.labels}
+    links: list[set[int]] = []
+    for partition in walk.partitions:
+        if partition.hard:
+            continue
+        parts = walk.space.roots(partition.labels).reshape(partition.blocks, -1)
+        owners = [{owner.get(int(label), -1) for label in part} for part in parts]
+        whole = all(len(part) == len(set(part.tolist())) for part in parts)
+        if not whole or any(len(found) != 1 or -1 in found for found in owners):
+            continue  # a part of several groups has no width of its own
+        found = {index for part in owners for index in part}
+        same = {len(groups[index].labels) for index in found} == {parts.shape[1]}
+        if len(found) > 1 and same and all(groups[index].frozen is None for index in found):
+            joined = [link for link in links if link & found]
+            links = [link for link in links if not link & found] + [found.union(*joined)]
+    return tuple(frozenset(groups[index].name for index in link) for link in links)

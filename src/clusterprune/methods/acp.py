@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clusterprune import data, evaluate
 from clusterprune.arguments import check_graph, check_instance, check_model, check_statistics
+from clusterprune.budget import CostModel
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
@@ -30,7 +31,7 @@ from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import OneShot, oneshot
-from clusterprune.methods.targets import check_knob
+from clusterprune.methods.targets import check_knob, check_plan
 from clusterprune.plans import Plan
 from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
@@ -224,6 +225,8 @@ def acp(
         best, value = start, untouched
     notes = {"method": "acp", "config": repr(config), "widths": best, "study": found.name}
     plan = replace(fitness.plan(best, merge=config.merge), notes=notes)
+    if config.keep_macs is not None:
+        check_plan(CostModel(graph), "macs", config.keep_macs, plan)
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
-from clusterprune.budget import Limits, check_fraction
+from clusterprune.budget import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
@@ -31,7 +31,7 @@ from clusterprune.merge.statistics import (
 from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import Compared, partition
-from clusterprune.methods.targets import check_images
+from clusterprune.methods.targets import check_images, check_plan
 from clusterprune.plans import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery import named_tensors
@@ -129,6 +129,9 @@ def plan(
     result = Plan.of(graph, merges)
     if merge == "refit" and merges and images is not None:
         result = refit(graph, result, images, batch_size=batch_size_for(graph), generator=generator, progress=progress)
+    for quantity, keep in given.items():
+        if quantity != "channels":
+            check_plan(CostModel(graph), quantity, keep, result)  # type: ignore[arg-type]
     notes = {
         "method": "clustering",
         "similarity": repr(similarity),

@@ -29,7 +29,7 @@ from clusterprune.merge.statistics import (
     whole_batches,
 )
 from clusterprune.merge.take_over import channel_moments, take_over
-from clusterprune.methods.targets import check_images, plan_for_latency, read_target
+from clusterprune.methods.targets import check_images, plan_for_budget, plan_for_latency, read_target
 from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import named_tensors
 from clusterprune.train.losses import logits_of
@@ -150,7 +150,10 @@ def prune_by(
         kept = {g.name: best(g, found[g.name], widths[g.name]) for g in graph.prunable}
         return hand_over(graph, kept, merge, images, generator, progress)
 
-    plan = plan_for_latency(graph, keep, lambda f: plan_at(f, "macs")) if target == "latency" else plan_at(keep, target)
+    if target == "latency":
+        plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
+    else:
+        plan = plan_for_budget(cost, target, keep, lambda fraction: plan_at(fraction, target))
     notes = {
         "method": "criterion",
         "criterion": criterion,

@@ -12,6 +12,7 @@ killed go on as if nothing had happened.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +24,14 @@ from clusterprune import checkpoint, data, evaluate
 from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
-from clusterprune.errors import ArgumentError, OutputError, WeightsError
+from clusterprune.errors import ArgumentError, BudgetWarning, OutputError, WeightsError
 from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
-from clusterprune.methods.targets import check_knob
+from clusterprune.methods.targets import check_knob, check_met
 from clusterprune.plans import Plan
 from clusterprune.reading import ReadError
 from clusterprune.similarity import FeatureMaps
@@ -239,6 +240,8 @@ def icp(
             size = evaluate.params(network), evaluate.macs(network, example)
             steps.append(ICPStep(number, *size, before, run.accuracy(network), config.epochs(number), seconds))
             run.note(steps[-1])
+    if config.keep_macs is not None:
+        check_met("macs", config.keep_macs, steps[-1].macs / steps[0].macs, "the cuts could not be made finer")
     return ICPResult(network.eval(), tuple(steps))
 
 
@@ -322,19 +325,22 @@ class _Run:
                     "clusterprune.trace(model, example) to see why, ignore less, or set layers='all'"
                 )
             part = restrict(graph, inner)
-        if config.by == "oneshot":
-            return oneshot(part, images, keep_macs=keep_macs, seed=config.seed, progress=tell)
-        return plan(
-            part,
-            images,
-            similarity=FeatureMaps(),
-            clustering=DBSCAN(eps=0.5 if config.eps is None else config.eps, min_samples=config.min_samples),
-            merge=config.merge,
-            survivors=config.survivors,
-            keep_macs=keep_macs,
-            seed=config.seed,
-            progress=tell,
-        )
+        with warnings.catch_warnings():
+            # What one cut leaves unused the next one gets; what counts is the end.
+            warnings.simplefilter("ignore", BudgetWarning)
+            if config.by == "oneshot":
+                return oneshot(part, images, keep_macs=keep_macs, seed=config.seed, progress=tell)
+            return plan(
+                part,
+                images,
+                similarity=FeatureMaps(),
+                clustering=DBSCAN(eps=0.5 if config.eps is None else config.eps, min_samples=config.min_samples),
+                merge=config.merge,
+                survivors=config.survivors,
+                keep_macs=keep_macs,
+                seed=config.seed,
+                progress=tell,
+            )
 
     def _share(self, number: int, network: nn.Module, example: Tensor) -> float | None:
         """Return the fraction that this cut keeps, so that the product over all cuts is the target."""

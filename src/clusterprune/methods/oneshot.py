@@ -40,7 +40,7 @@ from clusterprune.merge.statistics import (
     release_memory,
     whole_batches,
 )
-from clusterprune.methods.targets import Target, check_images, plan_for_latency, read_target
+from clusterprune.methods.targets import Target, check_images, plan_for_budget, plan_for_latency, read_target
 from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import bias_home, named_tensors
 
@@ -246,7 +246,7 @@ def _choose(
     if quantity == "latency":
         plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
     else:
-        plan = plan_at(keep, quantity)
+        plan = plan_for_budget(cost, quantity, keep, lambda fraction: plan_at(fraction, quantity))
     lap("budget")
     return plan
 

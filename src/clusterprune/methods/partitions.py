@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.budget import CostModel, Limits, check_fraction, solve
+from clusterprune.budget import CostModel, Limits, check_fraction, linked, solve
 from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
@@ -29,7 +29,7 @@ def partition(
     """Return a partition (labels from 0, no noise) of every group's channels."""
     names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
     if not given:
-        return {c.group.name: _partition(c, clustering, limits) for c in compared}
+        return _even(graph, compared, {c.group.name: _partition(c, clustering, limits) for c in compared}, limits)
     ((quantity, keep),) = given.items()
     check_fraction(f"keep_{quantity}", keep)
     if quantity == "channels":
@@ -50,6 +50,23 @@ def partition(
         count = widths[c.group.name] // c.group.n_blocks
         fitted = replace(clustering, n_clusters=max(1, count))  # type: ignore[type-var]
         labels[c.group.name] = _partition(c, fitted, limits)
+    return _even(graph, compared, labels, limits)
+
+
+def _even(
+    graph: ChannelGraph, compared: list[Compared], labels: dict[str, np.ndarray], limits: Limits
+) -> dict[str, np.ndarray]:
+    """Split clusters of groups with linked widths until all of these have as many as the one that has most."""
+    by_name = {c.group.name: c for c in compared}
+    labels = dict(labels)
+    for names in linked(graph, labels):
+        most = max(int(labels[name].max()) + 1 for name in names)
+        for name in names:
+            while labels[name].max() + 1 < most:
+                finer = _widen(by_name[name], labels[name], limits)
+                if finer is None:
+                    break
+                labels[name] = finer
     return labels
 
 
@@ -101,7 +118,8 @@ def _bisect_eps(
         return cost.total(quantity, widths) / cost.total(quantity)  # type: ignore[arg-type]
 
     def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
-        labels = {c.group.name: _partition(c, replace(clustering, eps=eps), limits) for c in compared}  # type: ignore[type-var]
+        found = {c.group.name: _partition(c, replace(clustering, eps=eps), limits) for c in compared}  # type: ignore[type-var]
+        labels = _even(cost.graph, compared, found, limits)
         return share_of(labels), labels
 
     low, high = 0.0, max(float(c.distances.max()) for c in compared) * 1.01 + 1e-12
@@ -118,10 +136,11 @@ def _bisect_eps(
             high, best = middle, labels
         else:
             low = middle
-    return _use_up(compared, best, limits, lambda labels: share_of(labels) <= keep)
+    return _use_up(cost.graph, compared, best, limits, lambda labels: share_of(labels) <= keep)
 
 
 def _use_up(
+    graph: ChannelGraph,
     compared: list[Compared],
     labels: dict[str, np.ndarray],
     limits: Limits,
@@ -138,10 +157,11 @@ def _use_up(
         widest = max(open_ones, key=lambda c: _spread(labels[c.group.name], c.distances.cpu().numpy()).max())
         name = widest.group.name
         finer = _widen(widest, labels[name], limits)
-        if finer is None or not affordable({**labels, name: finer}):
+        wider = labels if finer is None else _even(graph, compared, {**labels, name: finer}, limits)
+        if finer is None or not affordable(wider):
             full.add(name)
         else:
-            labels[name] = finer
+            labels = wider
     return labels
 
 

@@ -32,6 +32,7 @@ from clusterprune.methods.layers import inner_groups, restrict
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.settings import METHODS, TRAINED, read_method
 from clusterprune.methods.soft_pruning import SoftPruning
+from clusterprune.methods.targets import check_met
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
 from clusterprune.train import TrainConfig
@@ -292,6 +293,9 @@ def _cp(call: _Call) -> Outcome:
         network, task.train, task.validation, config=config, train_config=training, mean=task.mean, std=task.std,
         out=call.folder / "training", resume=True, progress=call.watching("train and cluster"),
     )  # fmt: skip
+    if more.keep_macs is not None:
+        left = evaluate.macs(made.compact, task.example) / evaluate.macs(network, task.example)
+        check_met("macs", more.keep_macs, left, "clusters of identical filters could not be made finer")
     return Outcome(made.compact.eval(), None, None, {"config": repr(config), **_training_record(made.history)})
 
 

@@ -14,7 +14,7 @@ from clusterprune.budget import CostModel, Limits, Quantity
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.methods.criteria import best, by_filter, share
-from clusterprune.methods.targets import read_target
+from clusterprune.methods.targets import check_met, read_target
 from clusterprune.plans import Merge, Plan
 
 
@@ -58,7 +58,10 @@ class SoftPruning:
         self.graph = graph.freeze(ignore)
         target, keep = read_target(keep_macs, keep_params, None)
         quantity: Quantity = "params" if target == "params" else "macs"
-        self.widths = share(CostModel(self.graph), None, quantity, keep, Limits(round_to, min_width))
+        cost = CostModel(self.graph)
+        self.widths = share(cost, None, quantity, keep, Limits(round_to, min_width))
+        left = cost.total(quantity, cost.with_widths(self.widths)) / cost.total(quantity)
+        check_met(quantity, keep, left, "finer steps than these widths there are none")
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
         """Set to zero, in place, the filters that the widths leave no room for."""

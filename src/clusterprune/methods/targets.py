@@ -1,6 +1,7 @@
-"""What a compression is asked for: the target, the images, and the search for a measured latency."""
+"""What a compression is asked for: the target, whether it was met, the images, and the search for a latency."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from clusterprune import evaluate
-from clusterprune.budget import Quantity, check_fraction
-from clusterprune.errors import ArgumentError, BudgetError
+from clusterprune.budget import CLOSE, CostModel, Quantity, check_fraction
+from clusterprune.errors import ArgumentError, BudgetError, BudgetWarning
 from clusterprune.graph import ChannelGraph
 from clusterprune.plans import Plan
-from clusterprune.surgery import apply
+from clusterprune.surgery import apply, bias_home, named_tensors, removed_labels
 
 Target = Quantity | Literal["latency"]
 
@@ -81,6 +82,104 @@ def check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
             )
         if len(given) < 2:
             raise ArgumentError(f"{len(given)} image is too few to measure anything; give some hundred")
+
+
+def plan_for_budget(cost: CostModel, quantity: Quantity, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
+    """Return a plan whose compact network has the asked share of the MACs or parameters, counted on its own tensors.
+
+    Parameters
+    ----------
+    plan_at
+        Makes the plan for a share as the cost model counts it. Where the compact network costs something else (biases
+        that it is given, channels that count more than others of their group), another share is asked for.
+
+    Raises
+    ------
+    BudgetError
+        If the share is exceeded by more than 1 %. Where it is missed from below, a :class:`BudgetWarning` says so.
+    """
+    asked, best = keep, (np.inf, np.inf, None)
+    for _ in range(3):
+        plan = plan_at(asked)
+        got = kept_share(cost, quantity, plan)
+        best = min(best, (abs(got - keep), got, plan), key=lambda found: found[0])
+        off = got - _modelled(cost, quantity, plan)
+        if abs(got - keep) <= CLOSE * keep or abs(asked + off - keep) <= 1e-3 * keep or not 0 < keep - off <= 1:
+            break
+        asked = keep - off
+    plan = best[2]
+    assert plan is not None  # noqa: S101 (the loop ran; for the type checker)
+    check_plan(cost, quantity, keep, plan)
+    return plan
+
+
+def check_plan(cost: CostModel, quantity: Quantity, keep: float, plan: Plan) -> None:
+    """Say so if what a plan leaves misses a target by more than 1 %; see :func:`check_met`."""
+    got = kept_share(cost, quantity, plan)
+    check_met(quantity, keep, got, _coarsest(cost, quantity, plan) if got < keep else "")
+
+
+def check_met(quantity: Quantity, keep: float, got: float, why: str) -> None:
+    """Say so if a share of MACs or parameters was missed by more than 1 %.
+
+    Raises
+    ------
+    BudgetError
+        If more is left than was asked for. If less is, a :class:`BudgetWarning` is given.
+    """
+    told = f"keep_{quantity}={keep:g} was asked for, but {got:.4g} of the {quantity} are left"
+    if got > keep * (1 + CLOSE):
+        raise BudgetError(f"{told}; ask for less, or print the graph to see what is frozen and why")
+    if got < keep * (1 - CLOSE):
+        warnings.warn(f"{told}{': ' if why else ''}{why}", BudgetWarning, stacklevel=3)
+
+
+def kept_share(cost: CostModel, quantity: Quantity, plan: Plan) -> float:
+    """Return the share of the MACs or parameters that a plan leaves, its new biases included."""
+    graph = cost.graph
+    removed = removed_labels(graph, plan)
+    left = cost.without(quantity, removed)
+    if quantity == "params":
+        known = named_tensors(graph)
+        homes = {weight: bias_home(graph, weight) for merge in plan.merges for weight in merge.offset}
+        new = {home[1]: weight for weight, home in homes.items() if home is not None and home[0] == "new"}
+        for path, weight in new.items():
+            if path not in known and path not in plan.replaced:
+                rows = graph.walk.space.roots(graph.walk.slices[weight, 0].labels)
+                left += int((~np.isin(rows, removed)).sum())
+        left += sum(tensor.numel() for path, tensor in plan.replaced.items() if path not in known)
+    return left / cost.total(quantity)
+
+
+def widths_of(plan: Plan) -> dict[str, int]:
+    """Return the kept width of every group that a plan cuts."""
+    return {merge.group: len(merge.kept) for merge in plan.merges}
+
+
+def _modelled(cost: CostModel, quantity: Quantity, plan: Plan) -> float:
+    return cost.total(quantity, cost.with_widths(widths_of(plan))) / cost.total(quantity)
+
+
+def _coarsest(cost: CostModel, quantity: Quantity, plan: Plan) -> str:
+    """Say which channel is the cheapest to put back, and how much it is worth."""
+    widths = cost.with_widths(widths_of(plan))
+    steps = _steps(cost, quantity, widths)
+    if not steps:
+        return ""
+    name = min(steps, key=lambda group: (steps[group], group))
+    return f"the finest step that would put something back, in {name}, is worth {steps[name]:.1%} of the {quantity}"
+
+
+def _steps(cost: CostModel, quantity: Quantity, widths: np.ndarray) -> Mapping[str, float]:
+    """Return for every group that is cut what its next channels (one of each block) are worth, as a share."""
+    steps = {}
+    for index, group in enumerate(cost.graph.groups):
+        if widths[index] < group.width:
+            wider = widths.copy()
+            wider[index] += group.n_blocks
+            worth = cost.total(quantity, wider) - cost.total(quantity, widths)
+            steps[group.name] = worth / cost.total(quantity)
+    return steps
 
 
 def plan_for_latency(graph: ChannelGraph, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
