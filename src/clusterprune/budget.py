@@ -23,6 +23,8 @@ _OVERSHOOT = 0.005
 """How far below its target a budget may end, as a fraction, while finer steps are left."""
 _NEARLY = 10.0
 """How much dearer per unit of cost such a finer step may be."""
+_MUCH = 100.0
+"""The same where a whole coarse step is taken back for finer ones, because it missed the target."""
 _ROUNDING = 1e-9
 CLOSE = 0.01
 """Relative distance to a target up to which it counts as met."""
@@ -238,13 +240,17 @@ class _Search:
         for number in coarse[:_UNDONE]:
             lost = -self._loss(number)
             self.step(number, down=False)
+            dearest = _MUCH * self.rate(number)
             for _ in range(_FINER):
                 if self.total <= self.target * (1 + _ROUNDING):
                     break
                 finer = [
                     n
                     for n, unit in enumerate(self.units)
-                    if n != number and not unit.last and self.after(n, down=True) >= self.target * (1 - CLOSE)
+                    if n != number
+                    and not unit.last
+                    and self.rate(n) <= dearest
+                    and self.after(n, down=True) >= self.target * (1 - CLOSE)
                 ]
                 if not finer:
                     break

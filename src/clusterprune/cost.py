@@ -344,7 +344,9 @@ FREE: frozenset[Any] = frozenset(
 
 def _signature(node: fx.Node) -> str:
     """Return what the cost of a call can depend on, as text."""
-    return repr(_without_nodes((node.args, node.kwargs), lambda value: (value.dtype, tuple(value.shape))))
+    return repr(
+        _without_nodes((node.args, node.kwargs), lambda value: (value.dtype, tuple(value.shape), value.stride()))
+    )
 
 
 def measure(node: fx.Node) -> float:
@@ -353,16 +355,20 @@ def measure(node: fx.Node) -> float:
     What cannot be run on them counts as nothing, as everything does of which PyTorch's counter knows nothing.
     """
     target: Any = node.target
-    args, kwargs = _without_nodes(
-        (tuple(node.args), dict(node.kwargs)),
-        lambda value: torch.zeros(tuple(value.shape), dtype=value.dtype, device=value.device),
-    )
+    args, kwargs = _without_nodes((tuple(node.args), dict(node.kwargs)), _zeros)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             target(*args, **kwargs)
         except Exception:  # a call that needs numbers of a certain kind
             return 0.0
     return counter.get_total_flops() / 2
+
+
+def _zeros(value: Tensor) -> Tensor:
+    """Return zeros of the same layout in memory: how a product is carried out may depend on that."""
+    shape, stride = [int(length) for length in value.shape], [int(step) for step in value.stride()]
+    size = 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) if value.numel() else 0
+    return torch.zeros(size, dtype=value.dtype, device=value.device).as_strided(shape, stride)
 
 
 def _without_nodes(nest: Any, replace: Callable[[Tensor], Any]) -> Any:
