@@ -66,10 +66,11 @@ def check_example(example: Example, place: torch.device) -> tuple[tuple[Any, ...
         kwargs = dict(example)
     else:
         args = example if isinstance(example, tuple) else (example,)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+    fits = isinstance(example, (Tensor, tuple, Mapping))
+    if not fits or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise ArgumentError(
-            f"example must be a tensor, a tuple of inputs or a mapping of keywords, but got {type(example).__name__} "
-            "without a tensor in it."
+            f"example must be a tensor, a tuple of inputs or a mapping of keywords, but got {type(example).__name__}"
+            f"{' without a tensor in it' if fits else ''}."
         )
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(place, copy=True), (args, kwargs))
 
