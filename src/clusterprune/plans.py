@@ -130,7 +130,7 @@ class Plan:
         PlanError
             If shapes or weights differ, a group does not exist or is frozen, or a merge is impossible.
         """
-        shapes, digest = fingerprint(graph)
+        shapes = {path: tuple(tensor.shape) for path, tensor in graph.model.state_dict().items()}
         if self.model:
             different = [k for k in {**shapes, **self.model} if tuple(self.model.get(k, ())) != shapes.get(k)]
             if different:
@@ -139,7 +139,7 @@ class Plan:
                     f"first {', '.join(sorted(different)[:5])}. Apply it to the model that it was made for."
                 )
         carries_values = bool(self.replaced) or any(m.mixing for m in self.merges)
-        if self.weights and carries_values and self.weights != digest:
+        if self.weights and carries_values and self.weights != digest_of(graph.model):
             raise PlanError(
                 "the plan was made for the same architecture with other weights, and it carries matrices fitted to "
                 "them. Load the original weights, or make a new plan."
