@@ -114,7 +114,7 @@ class Equivalence:
         different: list[Way] = []
         for way in ways:
             parts: tuple[Way, ...] = (way,) if way != "size and batch" or self.takes(way) else ("size", "batch")
-            different += [part for part in parts if not self._agrees(filled, part)]
+            different.extend(part for part in parts if not self._agrees(filled, part))
         return different
 
     def _filled(self, module: nn.Module, state: State) -> nn.Module:

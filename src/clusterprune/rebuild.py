@@ -1,11 +1,9 @@
 """Rebuild a model from its graph, for models whose own code does not fit the cut any more."""
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -194,31 +192,39 @@ class _Builder:
         return path if path is not None and isinstance(self.module.get_submodule(path), _DROPOUTS) else None
 
 
+def require_length(tensor: Tensor, dim: int, length: int, what: str) -> None:
+    """Check one dimension of an input of a rebuilt model.
+
+    Raises
+    ------
+    ModelError
+        If it has not the traced length.
+    """
+    if tensor.shape[dim] != length:
+        raise ModelError(
+            f"{what} was rebuilt after a cut, and cannot follow its input to another size: dimension {dim} must be "
+            f"{length}, as it was traced, but got an input of shape {tuple(tensor.shape)}. Trace the original with an "
+            "example of the size and batch that you use, and cut it anew."
+        )
+
+
 def _refuse(built: fx.GraphModule, graph: ChannelGraph, ways: set[str]) -> None:
     """Make a graph module check the size, or the batch, of its inputs before anything else."""
     if not ways:
         return
     inputs = [node for node in built.graph.nodes if node.op == "placeholder"]
-    shapes = [t.shape for t in pytree.tree_leaves((graph.args, graph.kwargs)) if isinstance(t, Tensor)]
+    shapes = [tuple(t.shape) for t in pytree.tree_leaves((graph.args, graph.kwargs)) if isinstance(t, Tensor)]
     name = type(graph.model).__name__
     after = inputs[-1]
-    with built.graph.inserting_after(after):
-        for node, dim, length in _checked(inputs, shapes, ways):
-            message = (
-                f"{name} was rebuilt after a cut and takes inputs of the traced size alone: dimension {dim} of its "
-                f"input {node.name!r} must be {length}. Trace it with an example of the size that you use."
-            )
-            size = built.graph.call_method("size", (node, dim))
-            after.append(size)
-            same = built.graph.call_function(operator.eq, (size, length))
-            size.append(same)
-            check = built.graph.call_function(torch._assert, (same, message))
-            same.append(check)
-            after = check
+    for node, dim, length in _checked(inputs, shapes, ways):
+        with built.graph.inserting_after(after):
+            after = built.graph.call_function(require_length, (node, dim, length, name))
     built.recompile()
 
 
-def _checked(inputs: list[fx.Node], shapes: list[torch.Size], ways: set[str]) -> Iterator[tuple[fx.Node, int, int]]:
+def _checked(
+    inputs: list[fx.Node], shapes: list[tuple[int, ...]], ways: set[str]
+) -> Iterator[tuple[fx.Node, int, int]]:
     for node, shape in zip(inputs, shapes, strict=False):
         for dim, length in enumerate(shape):
             if ("batch" if dim == 0 else "size" if dim > 1 else "") in ways:

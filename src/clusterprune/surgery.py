@@ -226,7 +226,7 @@ def _find_home(
     after = list(nodes[call.node].users)
     if len(calls) == 1 and len(after) == 1 and "batch_norm" in str(after[0].target):
         mean = after[0].args[3] if len(after[0].args) > 3 else after[0].kwargs.get("running_mean")
-        if mean is None or mean.name not in graph.inputs:
+        if not isinstance(mean, fx.Node) or mean.name not in graph.inputs:
             return None
         path = graph.inputs[mean.name]
         return ("subtract", path) if users[path] == {after[0].name} else None
