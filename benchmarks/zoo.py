@@ -9,7 +9,7 @@ seconds than 1.5 times Torch-Pruning's on the networks that both cut.
     python benchmarks/zoo.py --only ours --models 'torchvision:*' 'timm:resnet*'
     python benchmarks/zoo.py --summary
 
-One process a network, one thread, one network after the other. Each is recorded as soon as it is done, and a run that
+One process a network, one thread, one network after the other (or ``--jobs`` of them at once). Each is recorded as soon as it is done, and a run that
 was stopped goes on where it was; ``--redo`` measures again. Weights are random: nothing here is about accuracy.
 
 - **ours** is ``trace``, ``prune_by("l1", keep_macs=0.5)`` and ``apply``. Then, not timed, the network is made again in
@@ -25,6 +25,7 @@ Seconds are of the process (all threads), after a small network has warmed both 
 import argparse
 import fnmatch
 import gc
+import itertools
 import json
 import os
 import platform
@@ -32,9 +33,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -460,6 +463,7 @@ def main() -> None:
     parser.add_argument("--only", choices=TOOLS)
     parser.add_argument("--redo", action="store_true", help="measure again what is in the results file")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each network and tool")
+    parser.add_argument("--jobs", type=int, default=1, help="networks measured at once, each in one thread")
     parser.add_argument("--summary", action="store_true", help="print what is in the results file")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -477,11 +481,19 @@ def main() -> None:
         for entry in entries
         if arguments.redo or tool not in results.read()["records"].get(entry.name, {})
     ]
-    for number, (entry, tool) in enumerate([] if arguments.summary else todo):
+    done = itertools.count(1)
+    writing = threading.Lock()
+
+    def measure(work: tuple[Entry, str]) -> None:
+        entry, tool = work
         record = in_a_process(entry, tool, arguments.limit)
-        results.add(entry, tool, record)
-        short = {k: v for k, v in record.items() if k not in ("tool", "frozen_by", "unknown", "input", "params")}
-        print(f"[{number + 1}/{len(todo)}] {entry.name} {tool}: {short}", file=sys.stderr, flush=True)
+        with writing:
+            results.add(entry, tool, record)
+            short = {k: v for k, v in record.items() if k not in ("tool", "frozen_by", "unknown", "input", "params")}
+            print(f"[{next(done)}/{len(todo)}] {entry.name} {tool}: {short}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(measure, [] if arguments.summary else todo))
     print(summary(entries, results.read()["records"]))
 
 
