@@ -8,6 +8,7 @@ import torch
 from networks import difference, masked_reference, random_plan
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
+from torchvision.ops import DeformConv2d
 
 import clusterprune as cp
 from clusterprune.graph.rules import RULES
@@ -205,3 +206,35 @@ def test_no_rule_for_one_activation_takes_an_overload_with_two() -> None:
             if any(argument in layers for argument in data) or name in takes_two:
                 continue
             assert len(data) <= 1, f"{name}.{overload._overloadname} takes {data}"
+
+
+class Deformable(nn.Module):
+    """A deformable convolution with offsets (and a mask) from a convolution of its own, as DCN is built."""
+
+    def __init__(self, bias: bool, mask: bool, offset_groups: int):
+        super().__init__()
+        places = 9 * offset_groups
+        self.stem, self.offset = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2 * places, 3, padding=1)
+        self.mask = nn.Conv2d(8, places, 3, padding=1) if mask else None
+        self.deformed = DeformConv2d(8, 6, 3, padding=1, bias=bias)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        mask = None if self.mask is None else self.mask(x).sigmoid()
+        return self.head(self.deformed(x, self.offset(x), mask).relu())
+
+
+@pytest.mark.parametrize(("bias", "mask", "offset_groups"), [(True, False, 1), (False, True, 1), (True, True, 2)])
+def test_deformable_convolutions_are_convolutions(bias: bool, mask: bool, offset_groups: int) -> None:
+    torch.manual_seed(0)
+    model = Deformable(bias, mask, offset_groups).double().eval()
+    x = torch.randn(4, 3, SIDE, SIDE, dtype=torch.float64)
+    graph = cp.trace(model, x[:1])
+    assert {g.name: (g.width, g.n_blocks) for g in graph.prunable} == {"stem": (8, offset_groups), "deformed": (6, 1)}
+    assert "say where it looks" in str(graph.by_name["offset"].frozen)
+    plan = random_plan(graph, 1, every_group=True)
+    with torch.no_grad():
+        assert difference(cp.apply(model, plan, graph=graph)(x), masked_reference(model, graph, plan)(x)) < 1e-12
+    small = cp.apply(model, cp.oneshot(graph, x, keep_macs=0.9), graph=graph)
+    assert small(x).shape == model(x).shape

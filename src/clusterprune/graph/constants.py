@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
-from clusterprune.graph.rules import data_rule, output_shape, rule
+from clusterprune.graph.rules import data_rule, is_layer, output_shape, rule
 from clusterprune.graph.walk import Parameter, Walk
 
 aten = torch.ops.aten
@@ -66,6 +66,8 @@ def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any
     dim = _channel_dim(walk, node, known)
     for uniform in waiting:
         here = len(uniform.shape) - len(output_shape(node)) + dim if dim is not None else None
+        if len(uniform.shape) == 1 and is_layer(node.target):
+            here = 0  # a bias of zeros
         if here is not None and here in uniform.dims:
             values[uniform.name] = spread(walk.space.new(uniform.shape[here]), here, uniform.shape)
         else:

@@ -53,7 +53,13 @@ def data_rule(names: str) -> Callable[[Rule], Rule]:
 
 def rule_for(target: Any) -> Rule | None:
     """Return the rule of an operator overload, or of its operator, or None."""
-    return RULES.get(target) or RULES.get(getattr(target, "overloadpacket", None))
+    packet = getattr(target, "overloadpacket", None)
+    return RULES.get(target) or RULES.get(packet) or NAMED.get(str(packet))
+
+
+def is_layer(target: Any) -> bool:
+    """Tell whether an operator is a convolution of a library, which takes constants for what it is not given."""
+    return str(getattr(target, "overloadpacket", None)) in NAMED
 
 
 def output_shape(node: fx.Node) -> list[int]:
@@ -120,6 +126,30 @@ def convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
 def transposed_convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Like a convolution, with the weight's first two dimensions exchanged."""
     return _convolution(walk, node, a, "conv_transpose")
+
+
+def deformable_convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+    """Like a convolution; where it looks, and how much that counts, is made by layers that have to stay."""
+    x, groups, bias = a["input"], a["offset_groups"], a["bias"]
+    for name in ("offset", "mask"):
+        if isinstance(a[name], Tensor):
+            walk.space.freeze(a[name], f"{node.name}: they say where it looks")
+    if a["groups"] > 1 or not isinstance(x, Tensor):
+        tensors = [t for t in (x, bias) if isinstance(t, Tensor)]
+        made = int(node.meta["val"].shape[1])
+        return walk.opaque(node, tensors, walk.without_labels(node, made, "grouped deformable convolution"))
+    if groups > 1:
+        reason = f"{node.name}: every one of its {groups} offset groups loses the same number of channels"
+        walk.partitions.append(Partition(walk.vector(x, 1), groups, reason, hard=True))
+    # Without a bias it is given zeros, which are cut with the rows.
+    made = _convolution(walk, node, {**a, "bias": bias if isinstance(bias, Parameter) else None}, "conv_deformable")
+    if isinstance(bias, Tensor):
+        walk.space.unite(walk.vector(made, 1), bias)
+    return made
+
+
+NAMED: dict[str, Rule] = {"torchvision.deform_conv2d": deformable_convolution}
+"""Rules for operators of libraries that need not be imported, by the operator's name."""
 
 
 @rule("linear")

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from clusterprune.graph.labels import LabelSpace, collapse
 
-Kind = Literal["conv", "conv_transpose", "linear", "matmul"]
+Kind = Literal["conv", "conv_transpose", "conv_deformable", "linear", "matmul"]
 
 
 @dataclass(frozen=True)

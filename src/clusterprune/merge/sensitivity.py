@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
@@ -116,6 +117,10 @@ def _scores(
 def _apply(program: Program, node: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run one layer call with another kernel and bias."""
     step = program.steps[program.index[node]]
+    if str(step.target.overloadpacket) == "torchvision.deform_conv2d":
+        # An estimate: the layer as it were without its offsets, which are other layers' outputs.
+        stride, padding, dilation = (tuple(step.args[place : place + 2]) for place in (5, 7, 9))
+        return functional.conv2d(x, weight.to(x), bias.to(x), stride, padding, dilation)
     args = [x, weight.to(x), *step.args[2:]]
     if step.target.overloadpacket in (torch.ops.aten.matmul, torch.ops.aten.mm):
         return step.target(*args) + bias.to(x)
