@@ -187,3 +187,38 @@ class TestWeights:
         Path("half/checkpoint.safetensors").write_bytes(b"")
 
         assert "finish it with 'clusterprune train --out half --resume'" in self.refused(cli, tiny, "half")
+
+
+NORMED = """
+from torch import nn
+
+INPUT_SHAPE = (1, 8, 8)
+MEAN = (0.3,)
+STD = (0.37,)
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.GroupNorm(1, 12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1),
+        nn.GroupNorm(1, 12), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, num_classes),
+    )
+"""
+
+
+def test_norms_over_channels_are_cut_when_asked_to(cli: Cli, tmp_path: Path):
+    (tmp_path / "normed.py").write_text(NORMED)
+    options = ["--model", f"{tmp_path / 'normed.py'}:build", "--data-free", "--data", "digits", "--no-evaluate"]
+    message = cli.fails("compress", *options, "--keep-macs", 0.5, "--out", "exact")
+    assert "no group of this model may be cut" in message
+    assert "approximate=True" in cli("inspect", "--model", options[1]).stdout.replace("\n", " ")
+
+    result = cli("compress", *options, "--keep-macs", 0.5, "--approximate", "--out", "run")
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("run/result.json").read_text())
+    assert written["compressed"]["macs"] <= 0.5 * written["baseline"]["macs"]
+    assert Plan.load("run/plan").approximate
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["approximate"] is True
+    facts = json.loads(cli("inspect", "--model", options[1], "--approximate", "--json").stdout)
+    assert [group["approximate"] for group in facts["groups"] if group["frozen"] is None] == [True, True]
+    message = cli.fails("compress", *options[:2], "--data", "digits", "--method", "cp", "--approximate", "--out", "no")
+    assert "approximate is not for method='cp'" in message

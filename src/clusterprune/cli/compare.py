@@ -49,6 +49,7 @@ def compare(
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
+    approximate: options.Approximate = False,
     data: options.Data,
     validation: Annotated[
         float,
@@ -147,6 +148,7 @@ def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainCon
     from clusterprune.cli.opening import read_seeds
     from clusterprune.methods.comparison import TRAINING as BASE
     from clusterprune.methods.comparison import Contender, settings_of
+    from clusterprune.methods.pipeline import check_approximate
     from clusterprune.train import TrainConfig
 
     check_fraction("keep_macs", wanted["keep_macs"])
@@ -156,6 +158,7 @@ def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainCon
     contenders = [Contender.read(text) for text in wanted["methods"].split(",")]
     for contender in contenders:
         settings_of(contender, wanted["keep_macs"], training)
+        check_approximate(contender.method, approximate=wanted["approximate"])
     return contenders, seeds, training
 
 

@@ -62,6 +62,7 @@ def compress(
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
+    approximate: options.Approximate = False,
     keep_macs: Annotated[float | None, _budget("--keep-macs", "multiply-adds")] = None,
     keep_params: Annotated[float | None, _budget("--keep-params", "parameters")] = None,
     keep_latency: Annotated[float | None, _budget("--keep-latency", "time of a forward pass")] = None,
@@ -272,7 +273,7 @@ def _compress(job: _Job, wanted: dict[str, Any], timeline: "Timeline", display: 
 
     subject = job.subject
     with timeline.phase("trace"):
-        graph = clusterprune.trace(subject.model, subject.example)
+        graph = clusterprune.trace(subject.model, subject.example, approximate=wanted["approximate"])
     images = None
     if job.calibration is not None:
         with timeline.phase("read images") as tell:

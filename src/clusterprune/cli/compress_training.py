@@ -60,6 +60,7 @@ class Asked:
                 )
         require(wanted["data"], "data", f"method={method!r} looks at training images; give --data")
         check_weights(wanted)
+        pipeline.check_approximate(method, approximate=wanted["approximate"])
         settings = settings_of(wanted)
         training = training_for(method, **{name: wanted[name] for name in _TRAINING})
         if training is not None:

@@ -47,6 +47,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    approximate: options.Approximate = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -75,7 +76,7 @@ def inspect(
                 seed=0,
             )
         with timeline.phase("trace"):
-            graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or ())
+            graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or (), approximate=approximate)
         with timeline.phase("measure"):
             facts = _facts(graph)
     if as_json:

@@ -22,7 +22,7 @@ class Job(BaseModel):
 
     Attributes
     ----------
-    model, weights, data, image_size, num_classes, validation, seed
+    model, weights, data, image_size, num_classes, validation, seed, approximate
         Options of ``clusterprune compress``, with absolute paths.
     settings
         Of ACP, as :func:`clusterprune.methods.settings.read_method` takes them; without the storage and the study.
@@ -41,6 +41,7 @@ class Job(BaseModel):
     num_classes: int
     validation: float
     seed: int
+    approximate: bool = False
     settings: dict[str, Any]
     training: dict[str, Any]
     weights_digest: str
@@ -104,7 +105,7 @@ class Job(BaseModel):
 def describe(wanted: Mapping[str, Any], settings: Mapping[str, Any], training: TrainConfig, task: "Task") -> Job:
     """Return what a run with the options `wanted` tells its workers."""
     wanted = absolute(dict(wanted))
-    named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed")
+    named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed", "approximate")
     return Job(
         **{name: wanted[name] for name in named},
         settings={name: value for name, value in settings.items() if name not in ("storage", "study")},

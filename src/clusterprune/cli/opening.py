@@ -197,7 +197,10 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
         train, held_out = data.holdout(train, wanted["validation"])
     factory = functools.partial(_new_network, spec, classes, located)
-    task = Task(subject.model, subject.example, train, held_out, spec.mean, spec.std, factory)
+    approximate = bool(wanted.get("approximate"))
+    task = Task(
+        subject.model, subject.example, train, held_out, spec.mean, spec.std, factory, approximate=approximate
+    )  # fmt: skip
     return subject, task, dataset.splits.get("test")
 
 

@@ -48,6 +48,14 @@ Classes = Annotated[
         show_default="classes of the data, else the model's own",
     ),
 ]
+Approximate = Annotated[
+    bool,
+    typer.Option(
+        "--approximate",
+        help="Cut channels too that a norm takes its statistics over; the norm becomes that of the kept channels.",
+        rich_help_panel="Model",
+    ),
+]
 Data = Annotated[
     str, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
 ]

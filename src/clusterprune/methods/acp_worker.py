@@ -47,7 +47,7 @@ def join(
         raise ArgumentError("the task has no validation images to compare structures on; hold some out")
     training = TrainConfig(**{**training.model_dump(), "seed": seed})
     fitness = StructureFitness(
-        trace(task.model, task.example),
+        trace(task.model, task.example, approximate=task.approximate),
         task.train,
         task.validation,
         config=config,

@@ -82,6 +82,8 @@ class ICP:
         Whether the optimizer's momentum follows the channels from step to step, or starts from nothing.
     ignore
         Globs of layers to leave alone.
+    approximate
+        Whether norms over the channels may be cut, as :func:`clusterprune.trace` says.
     seed
         Draws the samples, and seeds the training of each step.
     """
@@ -103,6 +105,7 @@ class ICP:
     survivors: Literal["medoid", "l1"] = "l1"
     carry_momentum: bool = True
     ignore: tuple[str, ...] = ()
+    approximate: bool = False
     seed: int = 0
 
     @classmethod
@@ -292,7 +295,7 @@ class _Run:
         folder = self.folder / f"step-{number}" / "cut"
         if not folder.exists():
             config = self.config
-            graph = trace(network, example, ignore=config.ignore)
+            graph = trace(network, example, ignore=config.ignore, approximate=config.approximate)
             chosen = self._choose(number, graph, images, self._share(number, network, example))
             carried = carry_momentum(momentum, graph, chosen) if config.carry_momentum else {}
             with atomic_folder(folder) as temporary:

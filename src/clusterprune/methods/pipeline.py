@@ -58,6 +58,8 @@ class Task:
         Makes the network anew, with random weights drawn from PyTorch's generator.
     whole
         `train` and `validation` together, for what trains after all is chosen (ACP's last training); None is `train`.
+    approximate
+        Whether norms over the channels may be cut, as :func:`clusterprune.trace` says.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Task:
     std: Sequence[float]
     factory: Callable[[], nn.Module]
     whole: Split | None = None
+    approximate: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ class _Call:
         return read_method(method, self.settings, seed=self.seed, epochs=epochs)
 
     def graph(self) -> ChannelGraph:
-        return trace(self.task.model, self.task.example)
+        return trace(self.task.model, self.task.example, approximate=self.task.approximate)
 
     def watching(self, phase: str) -> Callable[[train.Progress], None]:
         return lambda event: self.watch(phase, event)
@@ -184,6 +187,7 @@ def compress(
     """
     if method not in METHODS:
         raise ArgumentError(f"method={method!r} is not known; choose from {', '.join(METHODS)}")
+    check_approximate(method, approximate=task.approximate)
     if training is None and method in TRAINED:
         raise ArgumentError(f"method={method!r} trains, but training=None; give a TrainConfig")
     if training is not None:
@@ -193,6 +197,20 @@ def compress(
     with run_folder(out) as folder:
         call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched, about)
         return way(call)
+
+
+def check_approximate(method: str, *, approximate: bool) -> None:
+    """Check that a method can cut norms over the channels, if it is asked to.
+
+    Raises
+    ------
+    ArgumentError
+        If it is CP.
+    """
+    if approximate and method == "cp":
+        raise ArgumentError(
+            "approximate is not for method='cp', which cuts convolutions that a batch norm follows; leave it out"
+        )
 
 
 def _cut(call: _Call, method: str) -> Outcome:
@@ -225,14 +243,15 @@ def _sfp(call: _Call) -> Outcome:
     """Train with soft pruning, then drop what is zero."""
     settings, _ = call.read("sfp")
     network = _network(call, scratch=settings.scratch)
-    graph = trace(network, call.task.example)
+    graph = trace(network, call.task.example, approximate=call.task.approximate)
     part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
     hook = SoftPruning(
         part, keep_macs=settings.keep_macs, keep_params=settings.keep_params, round_to=settings.round_to,
         min_width=settings.min_width, ignore=settings.ignore,
     )  # fmt: skip
     history = call.train(network, "train and prune", hook=hook)
-    small = apply(network.eval(), hook.finish(), graph=trace(network, call.task.example))
+    graph = trace(network, call.task.example, approximate=call.task.approximate)
+    small = apply(network.eval(), hook.finish(), graph=graph)
     return Outcome(small.eval(), None, None, _training_record(history))
 
 
@@ -240,6 +259,7 @@ def _icp(call: _Call) -> Outcome:
     """Iterative clustering pruning."""
     task, training = call.task, _needed(call.training)
     config, _ = call.read("icp")
+    config = replace(config, approximate=config.approximate or task.approximate)
     made = icp(
         task.model, task.train, task.validation, config=config, training=training, mean=task.mean, std=task.std,
         out=call.folder / "icp", resume=True, progress=call.watch, report=call.report,
