@@ -1,5 +1,6 @@
 """Norms over the channels: frozen in words that name the remedy, and cut as the norm over the kept channels."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -156,6 +157,8 @@ def test_a_plan_remembers_that_it_is_approximate(tmp_path) -> None:
     again = cp.load(tmp_path / "small", lambda: network("layer norm, channels first"))
     with torch.no_grad():
         assert difference(again(images(2)), small(images(2))) < 1e-12
+    again = copy.deepcopy(graph)
+    assert [group.approximate for group in again.prunable] == [group.approximate for group in graph.prunable]
     with pytest.raises(PlanError, match="approximate=True"):
         cp.apply(model, plan, graph=cp.trace(model, images(1)))
 

@@ -160,13 +160,13 @@ def _describe(graph: ChannelGraph) -> str:
         f"{type(graph.model).__name__}: {len(graph.groups)} groups, {len(free)} may be cut "
         f"({sum(group.channels for group in free)} of {whole} channels)"
     ]
-    width = max((len(name) for name in [*(group.name for group in free), *(f.layers[0] for f in frozen)]), default=0)
+    width = max((len(name) for name in [*(group.name for group in free), *(layer.name for layer in frozen)]), default=0)
     lines += [f"  {group.name:<{width}}  {_width(group)}  {_uses(group)}" for group in free]
     if frozen:
         lines.append("frozen:")
         for layer in frozen:
             more = f" (so are {_few(list(layer.layers[1:]))})" if len(layer.layers) > 1 else ""
-            lines.append(f"  {layer.layers[0]:<{width}}  {layer.width}  {layer.reason}{more}")
+            lines.append(f"  {layer.name:<{width}}  {layer.width}  {layer.reason}{more}")
     if graph.unknown:
         lines.append("operations without a rule (what they read is frozen):")
         lines += [f"  {name}: at {_few(nodes)}" for name, nodes in graph.unknown.items()]
@@ -197,6 +197,11 @@ class FrozenLayers:
     reason: str
 
     @property
+    def name(self) -> str:
+        """The first layer."""
+        return next(iter(self.layers))
+
+    @property
     def width(self) -> str:
         """How many channels, in words."""
         noun = "channel" if self.of == 1 else "channels"
@@ -217,7 +222,7 @@ def frozen_layers(graph: ChannelGraph) -> tuple[int, list[FrozenLayers]]:
     whole = sum(group.channels for group in graph.groups)
     for layer in order:
         roots = walk.space.roots(made[layer])
-        reasons = Counter()
+        reasons: Counter[tuple[tuple[str, ...], str]] = Counter()
         for label in roots.tolist():
             group = owner.get(label)
             if group is None:
@@ -228,9 +233,11 @@ def frozen_layers(graph: ChannelGraph) -> tuple[int, list[FrozenLayers]]:
         for key, count in reasons.items():
             together[key] = together.get(key, 0) + count
     found = [FrozenLayers(layers, n, len(made[layers[0]]), reason) for (layers, reason), n in together.items()]
-    for group in graph.groups:
-        if group.frozen is not None and group.layers[0] not in made:  # of a layer that only training runs
-            found.append(FrozenLayers(group.layers, group.channels, group.channels, group.frozen))
+    found += [
+        FrozenLayers(group.layers, group.channels, group.channels, group.frozen)
+        for group in graph.groups
+        if group.frozen is not None and group.layers[0] not in made  # of a layer that only training runs
+    ]
     for layer, (count, reason) in walk.unlabelled.items():
         found.append(FrozenLayers((layer,), count, count, reason))
         whole += count
