@@ -156,6 +156,10 @@ def settled(model: nn.Module, inputs: Tensor) -> nn.Module:
                 module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
                 module.bias.copy_(0.5 * torch.randn(module.bias.shape, generator=generator))
         model(inputs)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+                # A channel that is all but dead would blow up every rounding before it.
+                module.running_var.clamp_min_(0.1 * float(module.running_var.mean()))
     return model.eval()
 
 
@@ -355,7 +359,7 @@ def part_law_2(place: Place) -> Iterator[Row]:
             )
             whole = [use for use in group.consumers if use.groups == 1]
             mixing = {
-                use.path: torch.from_numpy(generator.normal(size=(group.width, len(kept))) * 0.3).float()
+                use.path: torch.from_numpy(generator.normal(size=(group.width, len(kept))) / len(kept) ** 0.5).float()
                 for use in whole
             }
             merges.append(Merge(group.name, kept, mixing))
