@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -104,6 +105,10 @@ def _run_here(arguments: argparse.Namespace) -> int:
     import torch
     from gpu_parts import PARTS, VICTIM, Place, train_for_long
 
+    from clusterprune.errors import BudgetWarning
+
+    # In networks this small one channel can be worth more than what a budget may miss.
+    warnings.filterwarnings("ignore", category=BudgetWarning)
     # TensorFloat-32 would be compared with float32.
     torch.backends.cudnn.allow_tf32 = False
     device, folder = torch.device(arguments.device), Path(arguments.folder)

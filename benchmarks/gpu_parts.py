@@ -197,11 +197,28 @@ def same_models(name: str, here: nn.Module, there: nn.Module) -> Row:
     return Row(f"{name}: the same tensors", str(len(one)), str(len(other)), 0.0 if equal else 1.0, 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The network of most parts, traced on the CPU and on the device."""
+
+    model: nn.Module
+    there: nn.Module
+    graph: cp.ChannelGraph
+    elsewhere: cp.ChannelGraph
+    inputs: Tensor
+
+    @classmethod
+    def on(cls, place: Place) -> "Pair":
+        """Make the pair for a place."""
+        model, inputs = mixed()
+        there = copy.deepcopy(model).to(place.device)
+        return cls(model, there, cp.trace(model, inputs[:1]), cp.trace(there, inputs[:1]), inputs)
+
+
 def compare_plans(
     name: str,
     place: Place,
-    model: nn.Module,
-    inputs: Tensor,
+    pair: Pair,
     choose: Callable[[cp.ChannelGraph, Tensor], Plan],
     *,
     different: float = 0.0,
@@ -210,8 +227,7 @@ def compare_plans(
 
     `different` is the share of the kept channels that may be others.
     """
-    there = copy.deepcopy(model).to(place.device)
-    graph, elsewhere = cp.trace(model, inputs[:1]), cp.trace(there, inputs[:1])
+    model, there, graph, elsewhere, inputs = pair.model, pair.there, pair.graph, pair.elsewhere, pair.inputs
     places = [inputs.to(place.device), inputs]  # images may stay on the CPU
     plan = choose(graph, inputs)
     other, *again = (choose(elsewhere, given) for given in (places[len(name) % 2 :][:1] if place.brief else places))
@@ -225,7 +241,7 @@ def compare_plans(
     errors = lost(model, small, inputs), lost(there, compact, on_device)
     allowed = SAME_PLAN if not apart else 0.1
     yield Row(f"{name}: error after the cut", *map(text, errors), abs(errors[0] - errors[1]), allowed)
-    carried = cp.apply(model, other)
+    carried = cp.apply(model, other, graph=graph)
     with torch.no_grad():
         outputs = carried(inputs), compact(on_device)
     yield Row(f"{name}: the device's plan on the CPU", "outputs", "outputs", relative(*outputs), ROUNDING)
@@ -254,7 +270,7 @@ def part_trace(place: Place) -> Iterator[Row]:
 
 def part_oneshot(place: Place) -> Iterator[Row]:
     """Compress in one shot, with images and without, by every target and price."""
-    model, inputs = mixed()
+    pair = Pair.on(place)
     cases: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("oneshot", True, {"keep_macs": 0.5}),
         ("oneshot, no images", False, {"keep_macs": 0.6}),
@@ -263,7 +279,7 @@ def part_oneshot(place: Place) -> Iterator[Row]:
     )
     for name, given, options in place.some(cases, 2):
         yield from compare_plans(
-            name, place, model, inputs,
+            name, place, pair,
             lambda graph, x, given=given, options=options: cp.oneshot(graph, x if given else None, **options),
             different=0.05,
         )  # fmt: skip
@@ -293,7 +309,7 @@ def part_oneshot_wide(place: Place) -> Iterator[Row]:
 
 def part_plan(place: Place) -> Iterator[Row]:
     """Cluster by every similarity, clustering and merge."""
-    model, inputs = mixed()
+    pair = Pair.on(place)
     counted = (KMeans(n_clusters=2), Agglomerative(n_clusters=2), Spectral(n_clusters=2), Birch(n_clusters=2))
     others = (DBSCAN(eps=0.05, min_samples=2), HDBSCAN(min_cluster_size=2), OPTICS(min_samples=2), MeanShift())
     similarities = (FeatureMaps(), FeatureMaps("euclidean", at="consumer_input"), Filters(fold_batch_norm=True))
@@ -309,20 +325,20 @@ def part_plan(place: Place) -> Iterator[Row]:
         merge = next(merges)
         name = f"plan {type(similarity).__name__} {type(clustering).__name__} {merge}"
         given = {"similarity": similarity, "clustering": clustering, "merge": merge, **options}
-        yield from compare_plans(name, place, model, inputs, lambda graph, x, given=given: cp.plan(graph, x, **given))
+        yield from compare_plans(name, place, pair, lambda graph, x, given=given: cp.plan(graph, x, **given))
 
 
 def part_prune_by(place: Place) -> Iterator[Row]:
     """Prune by every criterion, with every way to hand over."""
-    model, inputs = mixed()
-    labels = torch.arange(len(inputs)) % 10
+    pair = Pair.on(place)
+    labels = torch.arange(len(pair.inputs)) % 10
     merges = itertools.cycle(("drop", "least_squares", "refit"))
     for criterion, scope in zip(CRITERIA, itertools.cycle(("local", "global")), strict=False):
         given = {"keep_macs": 0.6, "scope": scope, "merge": next(merges), "labels": labels}
         # There is no batch norm behind two of the layers.
         given["ignore"] = ["up", "last"] if criterion == "bn_scale" else []
         yield from compare_plans(
-            f"prune_by {criterion} {scope} {given['merge']}", place, model, inputs,
+            f"prune_by {criterion} {scope} {given['merge']}", place, pair,
             lambda graph, x, criterion=criterion, given=given: cp.prune_by(graph, criterion, images=x, **given),
             different=0.02,
         )  # fmt: skip
