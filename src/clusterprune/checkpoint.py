@@ -19,6 +19,7 @@ from clusterprune.documents import (
     Channels,
     ExampleDocument,
     Hexadecimal,
+    check_plain,
     check_seal,
     check_version,
     unique,
@@ -71,7 +72,7 @@ class _StageDocument(BaseModel):
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["clusterprune-model"]
-    version: Literal[1, 2]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     model: str
     stages: list[_StageDocument]
     shared: dict[str, str]
@@ -118,6 +119,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "stages": history,
         "shared": shared,
     }
+    check_plain(document, "the example inputs that the model was traced with")
     with atomic_folder(folder) as temporary:
         document["tensors_sha256"] = write_tensors(temporary / _WEIGHTS, tensors)
         (temporary / _STRUCTURE).write_text(json.dumps(seal(document), indent=1) + "\n")

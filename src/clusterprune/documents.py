@@ -1,12 +1,14 @@
 """What the documents beside tensors have in common: channels, shapes, examples, digests, and errors in words."""
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from clusterprune.errors import ArgumentError
 from clusterprune.reading import ReadError, is_sealed
 
 DTYPES = tuple(
@@ -75,6 +77,22 @@ class ExampleDocument(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the fields that are there."""
         return self.model_dump(exclude_unset=True)
+
+
+def check_plain(document: Mapping[str, Any], what: str) -> None:
+    """Check, before anything is written, that JSON can hold a document.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot.
+    """
+    try:
+        json.dumps(document)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{what} hold what JSON cannot ({error}); give text, numbers, lists and mappings of them"
+        ) from error
 
 
 def check_version(document: Any, newest: int) -> Any:

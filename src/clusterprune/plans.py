@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from clusterprune.documents import (
@@ -23,6 +23,7 @@ from clusterprune.documents import (
     ExampleDocument,
     Hexadecimal,
     Shape,
+    check_plain,
     check_seal,
     check_version,
     repeated,
@@ -184,12 +185,7 @@ class Plan:
         }
         if self.approximate:
             document["approximate"] = True
-        try:
-            json.dumps(document)
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"the plan's notes or example hold what JSON cannot ({error}); give text, numbers, lists and mappings"
-            ) from error
+        check_plain(document, "the plan's notes or example")
         with atomic_folder(folder) as temporary:
             document["tensors_sha256"] = write_tensors(temporary / "plan.safetensors", tensors)
             (temporary / "plan.json").write_text(json.dumps(seal(document), indent=1) + "\n")
@@ -251,7 +247,7 @@ class _MergeDocument(BaseModel):
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["clusterprune-plan"]
-    version: Literal[1, 2]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     merges: list[_MergeDocument]
     replaced: Annotated[list[str], AfterValidator(unique)]
     model: dict[str, Shape]

@@ -337,8 +337,15 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def seal(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with the digest of everything else in it, as `sha256`."""
-    return {**document, "sha256": _digest(document)}
+    """Return a document as JSON has it, with the digest of everything else in it as `sha256`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it holds what JSON cannot.
+    """
+    plain = json.loads(json.dumps(document))
+    return {**plain, "sha256": _digest(plain)}
 
 
 def is_sealed(document: Mapping[str, Any]) -> bool:
@@ -355,7 +362,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    # By way of JSON, in which a tuple is a list; the order of fields means nothing.
+    # The order of fields means nothing.
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
