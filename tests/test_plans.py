@@ -141,3 +141,12 @@ def test_plans_compose(graph: cp.ChannelGraph) -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(smaller(x), once(x))
+
+
+def test_views_of_one_memory_are_saved_as_what_they_show(graph: cp.ChannelGraph, tmp_path: Path) -> None:
+    base = torch.arange(64.0).view(8, 8)
+    merge = cp.Merge("0", [0, 1, 2, 3], {"3.weight": base.T[:, ::2]}, {"3.weight": base[3]})
+    cp.Plan.of(graph, (merge,)).save(tmp_path / "plan")
+    found = cp.Plan.load(tmp_path / "plan").merges[0]
+    assert torch.equal(found.mixing["3.weight"], base.T[:, ::2])
+    assert torch.equal(found.offset["3.weight"], base[3])

@@ -1,5 +1,6 @@
 """Files that hang a reader or fill the memory: refused at once, with a reason, wherever a file is read."""
 
+import io
 import os
 import pickle
 import struct
@@ -23,7 +24,7 @@ from clusterprune.files import begun_with
 from clusterprune.models import build, load_weights
 from clusterprune.reading import ReadError
 from clusterprune.recipes import recipe
-from clusterprune.tensor_files import MAX_HEADER_BYTES, read_tensors, stored, tensor_bytes
+from clusterprune.tensor_files import MAX_HEADER_BYTES, check_pickle, read_tensors, stored, tensor_bytes
 from clusterprune.train import checkpoint
 
 
@@ -173,11 +174,46 @@ class TestTorchFiles:
 
     def test_a_key_that_holds_one_thing_many_times(self, tmp_path: Path) -> None:
         key: object = ()
-        for _ in range(16):
+        for _ in range(10):
             key = (key, key)
         torch.save({key: 1}, tmp_path / "w.pt")
         with soon(), pytest.raises(WeightsError, match="with the keys a tuple"):
             load_weights(network(), tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_key_whose_hash_takes_years(self, zipped: bool, tmp_path: Path) -> None:
+        # Written by hand: to make such a mapping takes years too. A tuple of two of what is on top, forty times.
+        double = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(40))
+        bomb = b"\x80\x02})" + double + b"K\x01s."
+        if zipped:
+            torch.save(network().state_dict(), tmp_path / "sound.pt")
+            with (
+                zipfile.ZipFile(tmp_path / "sound.pt") as source,
+                zipfile.ZipFile(tmp_path / "w.pt", "w") as target,
+            ):
+                for entry in source.infolist():
+                    target.writestr(entry.filename, bomb if entry.filename.endswith("data.pkl") else source.read(entry))
+        else:
+            torch.save(3, tmp_path / "sound.pt", _use_new_zipfile_serialization=False)
+            content = (tmp_path / "sound.pt").read_bytes()
+            (tmp_path / "w.pt").write_bytes(content.replace(pickle.dumps(3, protocol=2), bomb, 1))
+            assert (tmp_path / "w.pt").read_bytes() != content
+        with soon(), pytest.raises(WeightsError, match="stands for more values"):
+            load_weights(network(), tmp_path / "w.pt")
+
+    def test_what_torch_saves_is_read_through(self, tmp_path: Path) -> None:
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.zeros(1, 3, 8, 8)).sum().backward()
+        optimizer.step()
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": [(1, ("a", 2.5)), {}, None]}
+        for name, options in (("new.pt", {}), ("old.pt", {"_use_new_zipfile_serialization": False})):
+            torch.save(content, tmp_path / name, **options)
+            other = network()
+            load_weights(other, tmp_path / name)
+            assert torch.equal(other[1].bias, model[1].bias)
+        with zipfile.ZipFile(tmp_path / "new.pt") as archive, archive.open("new/data.pkl") as described:
+            assert check_pickle(io.BytesIO(described.read()))
 
     def test_an_archive_that_unfolds_to_more_than_weights_do(self, tmp_path: Path) -> None:
         torch.save({"0.weight": torch.zeros(40_000_000)}, tmp_path / "stored.pt")

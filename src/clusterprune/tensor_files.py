@@ -1,12 +1,16 @@
 """Tensors on disk: one way to write them, one way to read them, one way to bring them to a model's types."""
 
 import hashlib
+import io
+import pickletools
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import safe_open
@@ -31,6 +35,11 @@ SMALL_ARCHIVE = 1 << 26
 MAX_PICKLE_BYTES = 1 << 26
 """Largest description of the tensors in an archive that `torch.save` wrote, the tensors themselves not counted."""
 
+
+_OLD_PICKLES = 5
+"""Magic number, version, machine, what was saved, and the names of the numbers that follow."""
+_MAX_TUPLE = 10_000
+"""Most values that a tuple may stand for, those inside its tuples counted each time. Ours stand for twenty."""
 
 _LISTED = 10
 _LONGEST = 200
@@ -114,6 +123,8 @@ def read_torch(path: str | Path) -> object:
         start = file.read(4)
     if start == b"PK\x03\x04":
         _check_archive(path)
+    else:
+        _check_old_file(path)
     with warnings.catch_warnings():
         # The warning about TorchScript archives; they are refused anyway.
         warnings.simplefilter("ignore")
@@ -129,9 +140,32 @@ def _check_archive(path: Path) -> None:
     size, total = path.stat().st_size, sum(entry.file_size for entry in entries)
     if total > MAX_INFLATION * size + SMALL_ARCHIVE:
         raise ReadError(f"unfolds to {total:,} bytes, but has only {size:,}; weights do not compress like that")
-    large = max((entry.file_size for entry in entries if entry.filename.endswith(".pkl")), default=0)
+    described = [entry for entry in entries if entry.filename.endswith(".pkl")]
+    large = max((entry.file_size for entry in described), default=0)
     if large > MAX_PICKLE_BYTES:
         raise ReadError(f"describes its tensors in {large:,} bytes, more than the {MAX_PICKLE_BYTES:,} that are read")
+    for entry in described:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_pickle(io.BytesIO(archive.read(entry)))
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            zlib.error,
+        ) as error:
+            raise ReadError(f"is not a whole archive ({error})") from error
+
+
+def _check_old_file(path: Path) -> None:
+    """Check the pickles at the beginning of a file of PyTorch before 1.6; the numbers follow them."""
+    with open_regular(path) as file:
+        for _ in range(_OLD_PICKLES):
+            if not check_pickle(file):
+                return
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -151,6 +185,59 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             "once, before loading weights."
         )
     return tensors
+
+
+def check_pickle(file: IO[bytes]) -> bool:
+    """Read through the instructions of one pickle, none of which is carried out, and weigh the tuples that they make.
+
+    A tuple that holds the same tuple twice, and so on forty times over, takes a few hundred bytes; as the key of a
+    mapping it takes years, because its hash visits every one of its 2 to the 40 values.
+
+    Returns
+    -------
+    bool
+        Whether the pickle is whole; if not, whoever loads it will say so.
+
+    Raises
+    ------
+    ReadError
+        If a tuple stands for too many values.
+    """
+    stack: list[int | None] = []  # how many values each entry stands for; None marks where a sequence begins
+    memo: dict[int, int] = {}
+    try:
+        for instruction, argument, _ in pickletools.genops(file):
+            name, weight = instruction.name, 1
+            if name in ("GET", "BINGET", "LONG_BINGET"):
+                weight = memo.get(int(argument), 1)  # type: ignore[arg-type]
+            elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                memo[len(memo) if argument is None else int(argument)] = stack[-1] or 1  # type: ignore[arg-type]
+                continue
+            elif name == "DUP":
+                weight = stack[-1] or 1
+                stack.append(weight)
+                continue
+            taken = _take(stack, instruction)
+            if name.startswith("TUPLE"):
+                weight = 1 + sum(taken)
+            if weight > _MAX_TUPLE:
+                raise ReadError("holds a tuple that stands for more values than a computer can visit")
+            stack += [None if after is pickletools.markobject else weight for after in instruction.stack_after]
+    except (ValueError, IndexError, EOFError, UnicodeError, OverflowError, MemoryError, TypeError):
+        return False
+    return True
+
+
+def _take(stack: list[int | None], instruction: pickletools.OpcodeInfo) -> list[int]:
+    """Take what an instruction uses from the stack, and return the weights."""
+    taken = []
+    if pickletools.markobject in instruction.stack_before or (instruction.name == "POP" and stack[-1] is None):
+        while (weight := stack.pop()) is not None:
+            taken.append(weight)
+        before = instruction.stack_before.index(pickletools.markobject) if len(instruction.stack_before) > 1 else 0
+    else:
+        before = len(instruction.stack_before)
+    return taken + [stack.pop() or 1 for _ in range(before)]
 
 
 @dataclass(frozen=True)
