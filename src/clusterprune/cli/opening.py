@@ -14,7 +14,7 @@ from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.models import ModelSpec
-from clusterprune.reading import is_folder
+from clusterprune.reading import exists, is_folder
 
 if TYPE_CHECKING:
     from clusterprune.data import Split
@@ -75,9 +75,11 @@ def locate(path: Path) -> Located:
     Raises
     ------
     WeightsError
-        If a folder holds none of them.
+        If there is nothing at the path, or a folder that holds none of them.
     """
     path = path.expanduser()
+    if not exists(path):
+        raise WeightsError(f"weights={str(path)!r} does not exist (looked in {Path.cwd()}): check the path.")
     if not is_folder(path):
         return Located(path, compact=False)
     if (path / STRUCTURE_NAME).is_file():
