@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import wild_branches  # noqa: F401  (it registers its blocks, as the next three do)
+import wild_branches  # noqa: F401  (it registers its blocks, as the next four do)
+import wild_idioms  # noqa: F401
 import wild_layers  # noqa: F401
 import wild_mixing  # noqa: F401
 import wild_moves  # noqa: F401
