@@ -178,10 +178,17 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
                 kept[f"{path}/{name}"] = (value, value.clone() if isinstance(value, Tensor) else None)
                 if isinstance(value, (dict, list)):  # hooks, for one
                     inside = value.items() if isinstance(value, dict) else enumerate(value)
-                    kept[f"{path}/{name}/inside"] = [(key, id(part)) for key, part in inside]
+                    kept[f"{path}/{name}/inside"] = [(key, _identity(part)) for key, part in inside]
         kept[f"{path}/ids"] = [id(value) for table in (module._parameters, module._buffers) for value in table.values()]
         kept[f"{path}/hidden"] = {k: v.detach().clone() for k, v in module._buffers.items() if v is not None}
     return kept
+
+
+def _identity(value: Any) -> Any:
+    """Return what is the same as long as a value is: plain data by value, everything else by identity."""
+    if isinstance(value, (list, tuple)):
+        return [_identity(part) for part in value]
+    return value if isinstance(value, (str, int, float, type(None))) else id(value)
 
 
 def _same_model(model: nn.Module, before: dict[str, Any], by: str) -> None:
