@@ -156,10 +156,11 @@ def _check(recipe: WildRecipe, result: Result) -> None:
         size = SIZES[recipe.dims]
         other = result.inputs(2, tuple(size + 4 * (d == 0) for d in range(recipe.dims)), seed=5)
         _same_or_refused(small, masked, other, result, "size")
-        if "class kept" in result.notes or recipe.seed % 3 == 0:  # a rewired network is traced again by each load
+        if "class kept" in result.notes or recipe.seed // 8 % 3 == 0:  # a rewired one is traced again by each load
             _check_saving(result, small, example)
     _check_opened(result, graph, plan, small)
-    _check_twins(result, graph, example)
+    if recipe.seed // 4 % 2:  # which costs a second cut
+        _check_twins(result, graph, example)
 
 
 def _positional(inputs: Mapping[str, Tensor]) -> Any:
@@ -274,7 +275,7 @@ def _same_outputs(small: nn.Module, masked: nn.Module, inputs: Mapping[str, Tens
 def _same_or_refused(
     small: nn.Module, masked: nn.Module, inputs: Mapping[str, Tensor], result: Result, what: str
 ) -> None:
-    """At another batch or image size: the same as the masked original where that runs, or an error that says why."""
+    """At another batch or image size: the same as the masked original where that runs, or an error that says "size"."""
     try:
         expected = masked(**inputs)
     except Exception:
@@ -286,7 +287,7 @@ def _same_or_refused(
         result.notes.append(f"{what}: refused by name")
         return
     except Exception as error:
-        if what != "size" or "size" not in str(error).lower():
+        if "size" not in str(error).lower():
             raise
         result.notes.append(f"{what}: an error that says so")
         return
