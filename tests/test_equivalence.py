@@ -194,12 +194,17 @@ def branch(net: Padded, x: Tensor, y: Tensor) -> Tensor:
     return net.c(y) * 2 if net.training else net.c(y)
 
 
-@pytest.mark.parametrize("end", [branch, dropout])
+def depth(net: Padded, x: Tensor, y: Tensor) -> Tensor:
+    y = net.c(y)
+    return y * torch.rand(len(x), 1, 1, 1).add(0.8).floor() if net.training else y
+
+
+@pytest.mark.parametrize("end", [branch, dropout, depth])
 def test_a_rebuilt_model_trains_as_the_original_does_or_refuses_by_name(end) -> None:
     torch.manual_seed(0)
     model = Padded(end).eval()
     graph = cp.trace(model, torch.zeros(1, 3, 16, 16))
-    plan = cp.Plan.of(graph, (cp.Merge("a", np.arange(0, 16, 2)),))
+    plan = cp.Plan.of(graph, tuple(cp.Merge(name, np.arange(0, 16, 2)) for name in "ab"))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         small = cp.apply(model, plan, graph=graph)
@@ -213,6 +218,22 @@ def test_a_rebuilt_model_trains_as_the_original_does_or_refuses_by_name(end) -> 
         assert difference(actual.square().mean(0), expected.square().mean(0)) < close
         return
     assert record.why_untrainable(small) is not None
+    with pytest.raises(ModelError, match="evaluation"):
+        small.train()
+
+
+def test_what_training_does_is_also_seen_where_a_single_image_cannot_be_trained_on() -> None:
+    def end(net: Padded, x: Tensor, y: Tensor) -> Tensor:
+        y = net.c(y).view(len(x), 4, 16 * 16)  # tied to the traced size, so that no other one can be trained on
+        y = functional.batch_norm(y.mean(2), None, None, training=True) if net.training else y.mean(2)
+        return 2 * y if net.training else y
+
+    torch.manual_seed(0)
+    model = Padded(end).eval()
+    graph = cp.trace(model, torch.zeros(1, 3, 16, 16))
+    plan = cp.Plan.of(graph, (cp.Merge("a", np.arange(0, 16, 2)), cp.Merge("b", np.arange(0, 16, 2))))
+    with pytest.warns(UntrainableWarning):
+        small = cp.apply(model, plan, graph=graph)
     with pytest.raises(ModelError, match="evaluation"):
         small.train()
 

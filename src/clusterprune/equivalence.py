@@ -32,8 +32,19 @@ aten = torch.ops.aten
 State = Mapping[str, Tensor]
 Pair = Callable[[torch.dtype | None], tuple[State, State]]
 """Returns tensors by path, masked at full size and cut, in a floating-point type (None: in the model's own types)."""
-Way = Literal["traced", "size and batch", "size", "batch", "training", "training as traced"]
-"""How a network is run: as it was traced, at another image size or batch, or in training mode (there or as traced)."""
+Way = Literal["traced", "size and batch", "size", "batch", "training", "training in batches", "training as traced"]
+"""How a network is run: as it was traced, at another image size or batch, or in training mode there.
+
+Training "in batches" keeps the traced image size, and "as traced" the traced batch too.
+"""
+
+_TRAINED_AT: dict[Way, tuple[Way, ...]] = {
+    "training": ("size and batch", "batch", "traced"),
+    "training in batches": ("batch", "traced"),
+    "training as traced": ("traced",),
+}
+"""Where a network is trained: on a smaller image where the original takes one, which is cheaper; batch norms need more
+images than one."""
 
 _RELATIVE = 1e-7
 """Largest difference of one number relative to itself; a billion roundings of float64 leave room for deep networks."""
@@ -175,13 +186,10 @@ class Equivalence:
             yield self._noise(args, kwargs)
         elif self._stand_in is not None:
             return
-        elif way in ("training", "training as traced"):
-            # On a smaller image where the original takes one, which is cheaper; batch norms need more than one.
-            others: tuple[Way, ...] = ("size and batch", "batch", "traced")
-            for other in others if way == "training" else ("traced",):
+        elif way in _TRAINED_AT:
+            for other in _TRAINED_AT[way]:
                 if (found := self._find(other)) is not None:
                     yield replace(found.probe, training=True)
-                    return
         elif way == "batch":
             yield self._noise(*_reshaped(args, kwargs, None, self._more))
         else:
@@ -269,10 +277,15 @@ def _noise_of_prime_length() -> Tensor:
 
 
 class _NothingRandom(TorchDispatchMode):
-    """Replaces what is drawn at random by constants: one for what is kept with some probability, a half otherwise.
+    """Replaces what is drawn at random by constants, the same in a network of any width.
 
-    So dropout and stochastic depth keep everything, in a network of any width alike.
+    A network is run twice: once with draws at which dropout and stochastic depth keep everything, so that every branch
+    is seen, and once with draws at which they take away, so that it is seen whether they are there at all.
     """
+
+    def __init__(self, *, keeps: bool) -> None:
+        super().__init__()
+        self._keeps = keeps
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -281,18 +294,16 @@ class _NothingRandom(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet is aten.native_dropout:
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+            kept = args[0].clone() if self._keeps else args[0] * 0.5
+            return kept, torch.ones_like(args[0], dtype=torch.bool)
         name = packet.__name__
         if not any(name.startswith(random) for random in _RANDOM):
             return func(*args, **kwargs)
         made = func(*args, **kwargs)
-        return (
-            made.fill_(1)
-            if name.startswith("bernoulli")
-            else made.fill_(0.5)
-            if made.is_floating_point()
-            else made.zero_()
-        )
+        if not made.is_floating_point():
+            return made.zero_()
+        kept, taken = (1, 0.5) if name.startswith("bernoulli") else (0.5, 0.03)
+        return made.fill_(kept if self._keeps else taken)
 
 
 _RANDOM = ("bernoulli", "rand", "normal", "uniform", "exponential", "cauchy", "log_normal", "geometric", "multinomial")
@@ -315,12 +326,19 @@ def _same_draws() -> Iterator[None]:
 
 def _run(module: nn.Module, probe: _Probe) -> list[Tensor]:
     module.train(probe.training)
-    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, (probe.args, probe.kwargs))
+    args, kwargs = pytree.tree_map(_copied, (probe.args, probe.kwargs))
     with torch.no_grad(), _same_draws(), surroundings_kept(module):
-        if probe.training:
-            with _NothingRandom():
-                return _tensors(module(*args, **kwargs))
-        return _tensors(module(*args, **kwargs))
+        if not probe.training:
+            return _tensors(module(*args, **kwargs))
+        seen: list[Tensor] = []
+        for keeps in (True, False):
+            with _NothingRandom(keeps=keeps):
+                seen += _tensors(pytree.tree_map(_copied, module(*args, **kwargs)))
+        return seen
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _tensors(nest: Any) -> list[Tensor]:

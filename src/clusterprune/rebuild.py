@@ -81,7 +81,8 @@ def rebuild(
     built, wrong = best
     refused = {way for way in ("batch", "size") if way in wrong or not equivalence.takes(way)}
     _refuse(built, graph, refused)
-    if not _wrong(built, equivalence, ("training as traced" if refused else "training",)):
+    training: Way = "training as traced" if "batch" in refused else "training in batches" if refused else "training"
+    if not _wrong(built, equivalence, (training,)):
         return built, None
     frozen = EvaluationModule(built, built.graph, class_name=type(graph.model).__name__)
     frozen.eval()
