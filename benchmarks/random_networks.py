@@ -17,6 +17,7 @@ A network that takes longer than `--seconds` counts as a failure.
 
 import argparse
 import json
+import math
 import multiprocessing
 import platform
 import shlex
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seconds", type=int, default=120, help="longest time for one network")
     parser.add_argument("--device", default="cpu", help="where the networks run")
+    parser.add_argument("--within", type=float, default=math.inf, help="stop after so many seconds in all")
     parser.add_argument("--again", action="store_true", help="repeat those that failed")
     parser.add_argument("--shrink", type=int, default=0, metavar="TRIES", help="make failures smaller")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -149,14 +151,16 @@ def main() -> None:
         for seed in wanted
         if seed not in known or (options.again and known[seed]["outcome"] in ("wrong", "crash"))
     ]
-    console = Console()
+    console, begun = Console(), time.monotonic()
     context = multiprocessing.get_context("spawn")
     with lines.open("a") as file, context.Pool(options.jobs, _start, maxtasksperchild=250) as pool:
         for record in track(pool.imap_unordered(measure, tasks), "networks", len(tasks), console=console):
             known[record["seed"]] = record
             file.write(json.dumps(record) + "\n")
             file.flush()
-    records = [known[seed] for seed in wanted]
+            if time.monotonic() - begun > options.within:
+                break
+    records = [known[seed] for seed in wanted if seed in known]
     shrink_failures(records, options.shrink) if options.shrink else None
     result = summary(records, options.device)
     write_json(options.out, result)
