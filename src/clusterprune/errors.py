@@ -26,6 +26,10 @@ class ModelError(ClusterpruneError):
     """A model cannot be found, built or used."""
 
 
+class UntrustedCodeError(ModelError):
+    """A file of code is named by something that was read, and not by the user; or it is not the file that it was."""
+
+
 class TraceError(ClusterpruneError):
     """A model cannot be exported to a graph."""
 

@@ -59,6 +59,12 @@ def tiny(shared: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def trust(tiny: str) -> tuple[str, str]:
+    """Return the option that names the file of that network, for commands that read its name from somewhere."""
+    return "--trust", tiny.rpartition(":")[0]
+
+
+@pytest.fixture(scope="session")
 def trained(shared: Path, tiny: str) -> Path:
     """Return the run folder of a short training on the digits."""
     out = shared / "trained"

@@ -1,6 +1,7 @@
 """``compare`` as a user runs it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ def test_methods_are_ranked(tiny: str, trained: Path, cli: Cli):
     assert Path("run/l1:merge=refit/seed-1/compact").is_dir()
 
 
-def test_a_stopped_comparison_goes_on(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_comparison_goes_on(
+    trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
     genuine = comparison.compress
 
     def stop_at_second(task: object, method: str, *given: object, **more: object) -> object:
@@ -46,12 +49,12 @@ def test_a_stopped_comparison_goes_on(tiny: str, trained: Path, cli: Cli, monkey
         patch.setattr(comparison, "compress", stop_at_second)
         stopped = cli(*arguments(tiny, trained, "l1,l2"))
     assert stopped.exit_code == 130
-    assert "1 of 2 runs are done. Go on with: clusterprune compare --out run --resume" in " ".join(
+    assert f"1 of 2 runs are done. Go on with: clusterprune compare --out run --resume {shlex.join(trust)}" in " ".join(
         stopped.stderr.split()
     )
     assert not Path("run/result.json").exists()
 
-    done = cli("compare", "--out", "run", "--resume")
+    done = cli("compare", "--out", "run", "--resume", *trust)
     assert done.exit_code == 0, done.output
     assert [e["contender"] for e in json.loads(Path("run/result.json").read_text())["entries"]] == ["l1", "l2"]
 

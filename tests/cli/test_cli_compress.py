@@ -41,9 +41,9 @@ def test_a_run_leaves_its_files_and_a_table(tiny: str, trained: Path, cli: Cli):
     assert [path.name for path in Path().iterdir()] == ["run"]
 
 
-def test_the_config_repeats_the_run_with_another_budget(tiny: str, trained: Path, cli: Cli):
+def test_the_config_repeats_the_run_with_another_budget(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
     assert cli(*arguments(tiny, trained, "--data-free", "--keep-params", 0.6)).exit_code == 0
-    result = cli("compress", "--config", "run/config.yaml", "--keep-macs", 0.4, "--out", "other")
+    result = cli("compress", "--config", "run/config.yaml", "--keep-macs", 0.4, "--out", "other", *trust)
 
     assert result.exit_code == 0, result.output
     assert json.loads(Path("other/result.json").read_text())["budget"] == {"keep_macs": 0.4}

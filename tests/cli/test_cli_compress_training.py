@@ -43,7 +43,7 @@ def assert_same(one: str, other: str) -> None:
         assert tensor.equal(second[name]), name
 
 
-def test_icp_leaves_its_files_and_a_table(tiny: str, trained: Path, cli: Cli):
+def test_icp_leaves_its_files_and_a_table(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
     done = cli(*arguments(tiny, trained, f"{ICP} --augment none"))
 
     assert done.exit_code == 0, done.output
@@ -67,7 +67,7 @@ def test_icp_leaves_its_files_and_a_table(tiny: str, trained: Path, cli: Cli):
     assert "starting from the beginning" not in done.stderr
 
     # The folder is enough for other commands.
-    again = cli("evaluate", "run", "--data", "digits", "--json")
+    again = cli("evaluate", "run", "--data", "digits", "--json", *trust)
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["accuracy"] == written["compressed"]["accuracy"]
 
@@ -105,9 +105,9 @@ def test_acp_keeps_its_search_in_the_folder(tiny: str, trained: Path, cli: Cli):
     assert Path("run/search.db").exists()
 
 
-def test_the_config_repeats_the_run(tiny: str, trained: Path, cli: Cli):
+def test_the_config_repeats_the_run(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
     assert cli(*arguments(tiny, trained, "cp --keep-macs 0.6 --epochs 2")).exit_code == 0
-    again = cli("compress", "--config", "run/config.yaml", "--out", "again")
+    again = cli("compress", "--config", "run/config.yaml", "--out", "again", *trust)
 
     assert again.exit_code == 0, again.output
     assert_same("run", "again")
@@ -150,7 +150,7 @@ def test_control_c_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("more", [f"{ACP} --epochs 1", "cp --set scratch=true --keep-macs 0.6 --epochs 1"])
-def test_a_compact_network_is_compressed_further(tiny: str, trained: Path, cli: Cli, more: str):
+def test_a_compact_network_is_compressed_further(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, more: str):
     assert cli(*arguments(tiny, trained, "l1 --keep-macs 0.7", out="first")).exit_code == 0
     done = cli(*arguments(tiny, Path("first"), more, out="second"))
 
@@ -159,7 +159,7 @@ def test_a_compact_network_is_compressed_further(tiny: str, trained: Path, cli: 
     assert second["baseline"]["macs"] == first["compressed"]["macs"]
     # New weights are those of the compact network, not of the one that it came from.
     assert second["compressed"]["macs"] <= 0.6 * first["compressed"]["macs"]
-    measured = cli("evaluate", "second", "--data", "digits", "--json")
+    measured = cli("evaluate", "second", "--data", "digits", "--json", *trust)
     assert json.loads(measured.stdout)["accuracy"] == second["compressed"]["accuracy"]
 
 
@@ -173,7 +173,9 @@ def wait_for_epochs(process: subprocess.Popen[str], log: Path, count: int) -> No
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_runs_resume_to_the_same_model(tiny: str, trained: Path, cli: Cli):
+def test_killed_and_interrupted_runs_resume_to_the_same_model(
+    trust: tuple[str, str], tiny: str, trained: Path, cli: Cli
+):
     more = "oneshot --keep-macs 0.5 --epochs 120 --lr 0.02"  # long enough to be stopped twice
     assert cli(*arguments(tiny, trained, more, out="whole")).exit_code == 0
     log = Path("stopped/training/log.jsonl")
@@ -184,7 +186,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_model(tiny: str, trained
     killed.communicate()
     assert not Path("stopped/result.json").exists()
 
-    interrupted = cli.start("compress", "--out", "stopped", "--resume")
+    interrupted = cli.start("compress", "--out", "stopped", "--resume", *trust)
     wait_for_epochs(interrupted, log, 4)
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)

@@ -48,8 +48,8 @@ def test_the_list_shows_every_recipe_on_a_line_of_its_own(cli: Cli):
     assert list(Path().iterdir()) == []
 
 
-def test_published_stands_beside_measured(own: Path, cli: Cli):
-    result = cli("reproduce", own, "--data", "digits", "--out", "run", "--seeds", "0,1")
+def test_published_stands_beside_measured(trust: tuple[str, str], own: Path, cli: Cli):
+    result = cli("reproduce", own, "--data", "digits", "--out", "run", "--seeds", "0,1", *trust)
 
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
@@ -72,9 +72,9 @@ def test_published_stands_beside_measured(own: Path, cli: Cli):
     assert yaml.safe_load(Path("run/config.yaml").read_text())["recipe"] == str(own)
 
 
-def test_a_shorter_run_says_that_it_is_a_trial(own: Path, cli: Cli):
+def test_a_shorter_run_says_that_it_is_a_trial(trust: tuple[str, str], own: Path, cli: Cli):
     result = cli(
-        *("reproduce", own, "--data", "digits", "--out", "run", "--epochs-scale", 0.1, "--limit", 100),
+        *("reproduce", own, "--data", "digits", "--out", "run", "--epochs-scale", 0.1, "--limit", 100, *trust),
     )
 
     assert result.exit_code == 0, result.output
@@ -83,17 +83,17 @@ def test_a_shorter_run_says_that_it_is_a_trial(own: Path, cli: Cli):
     assert json.loads(Path("run/result.json").read_text())["trial"] == trial
 
 
-def test_ctrl_c_says_how_to_go_on(own: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_says_how_to_go_on(trust: tuple[str, str], own: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("clusterprune.recipes.reproduction.compress", interrupt)
-    result = cli("reproduce", own, "--data", "digits", "--out", "a run", "--limit", 100)
+    result = cli("reproduce", own, "--data", "digits", "--out", "a run", "--limit", 100, *trust)
 
     assert result.exit_code == 130
     assert "Stopped. baseline: 3 of 3 epochs are done." in result.stderr
     go_on = shlex.split(result.stderr.rpartition("Go on with:")[2])
-    assert go_on == ["clusterprune", "reproduce", "--out", "a run", "--resume"]
+    assert go_on == ["clusterprune", "reproduce", "--out", "a run", "--resume", *trust]
     monkeypatch.undo()
     monkeypatch.chdir(cli.folder)
     result = cli(*go_on[1:])
@@ -102,9 +102,9 @@ def test_ctrl_c_says_how_to_go_on(own: Path, cli: Cli, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_a_killed_run_ends_like_one_that_was_not(own: Path, tiny: str, cli: Cli):
+def test_a_killed_run_ends_like_one_that_was_not(trust: tuple[str, str], own: Path, tiny: str, cli: Cli):
     own.write_text(RECIPE.format(model=tiny, epochs=40))
-    process = cli.start("reproduce", own, "--data", "digits", "--out", "killed", "--limit", 200)
+    process = cli.start("reproduce", own, "--data", "digits", "--out", "killed", "--limit", 200, *trust)
     until = time.monotonic() + 60
     while not Path("killed/method/seed-0/icp/step-2/training/checkpoint.safetensors").exists():
         assert time.monotonic() < until
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_like_one_that_was_not(own: Path, tiny: str, cli: Cli)
     assert "limit=100 (the run has 200)" in message
 
     for arguments in (("--out", "killed", "--resume"), (own, "--data", "digits", "--limit", 200, "--out", "whole")):
-        result = cli("reproduce", *arguments)
+        result = cli("reproduce", *arguments, *trust)
         assert result.exit_code == 0, result.output
     a, b = (load_file(next(Path(run).glob("method/seed-0/compact/*.safetensors"))) for run in ("killed", "whole"))
     assert a.keys() == b.keys()
@@ -143,7 +143,7 @@ def test_a_killed_run_ends_like_one_that_was_not(own: Path, tiny: str, cli: Cli)
     ],
 )
 def test_what_makes_no_sense_is_refused_before_any_work(
-    own: Path, images: Path, cli: Cli, options: list[object], expected: str
+    trust: tuple[str, str], own: Path, images: Path, cli: Cli, options: list[object], expected: str
 ):
     named = {"OWN": own, "IMAGES": f"folder:{images}"}
     given = [named.get(str(option), option) for option in options]
@@ -151,7 +151,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(
         given += ["--out", "run"]
     if given[1:] == ["--data", f"folder:{images}"]:
         given += ["--out", "run"]
-    assert expected in cli.fails("reproduce", *given)
+    assert expected in cli.fails("reproduce", *given, *trust)
     assert not Path("run/config.yaml").exists()
 
 
@@ -159,12 +159,16 @@ def test_a_folder_in_use_is_refused(own: Path, trained: Path, cli: Cli):
     assert "is not empty" in cli.fails("reproduce", own, "--data", "digits", "--out", trained)
 
 
-def test_weights_come_from_a_run_but_not_from_a_compact_network(own: Path, trained: Path, cli: Cli):
-    result = cli("reproduce", own, "--data", "digits", "--weights", trained, "--out", "run", "--epochs-scale", 0.1)
+def test_weights_come_from_a_run_but_not_from_a_compact_network(
+    trust: tuple[str, str], own: Path, trained: Path, cli: Cli
+):
+    result = cli(
+        "reproduce", own, "--data", "digits", "--weights", trained, "--out", "run", "--epochs-scale", 0.1, *trust
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(Path("run/result.json").read_text())["baseline"]["accuracy"] > 90
 
     message = cli.fails(
-        *("reproduce", own, "--data", "digits", "--weights", "run/method/seed-0/compact", "--out", "other")
+        *("reproduce", own, "--data", "digits", "--weights", "run/method/seed-0/compact", "--out", "other", *trust)
     )
     assert "is a compact network; a recipe begins with a whole one" in message

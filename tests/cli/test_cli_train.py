@@ -70,14 +70,16 @@ def test_it_says_how_each_epoch_went(tiny: str, cli: Cli):
     assert "Written to run" in result.stdout
 
 
-def test_the_same_seed_gives_the_same_weights_from_a_config_file(tiny: str, trained: Path, cli: Cli):
-    result = cli("train", "--config", trained / "config.yaml", "--out", "again")
+def test_the_same_seed_gives_the_same_weights_from_a_config_file(
+    trust: tuple[str, str], tiny: str, trained: Path, cli: Cli
+):
+    result = cli("train", "--config", trained / "config.yaml", "--out", "again", *trust)
 
     assert result.exit_code == 0, result.output
     assert_same_weights(trained, Path("again"))
 
 
-def test_killed_and_interrupted_runs_resume_to_the_same_weights(tiny: str, cli: Cli):
+def test_killed_and_interrupted_runs_resume_to_the_same_weights(trust: tuple[str, str], tiny: str, cli: Cli):
     assert cli(*arguments(tiny, Path("whole"))).exit_code == 0
 
     killed = cli.start(*arguments(tiny, Path("stopped")))
@@ -86,7 +88,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_weights(tiny: str, cli: 
     killed.communicate()
     assert not Path("stopped/result.json").exists()
 
-    interrupted = cli.start("train", "--out", "stopped", "--resume")
+    interrupted = cli.start("train", "--out", "stopped", "--resume", *trust)
     wait_for_epochs(interrupted, Path("stopped"), 4)
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)
@@ -221,7 +223,7 @@ def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_writes_and_speaks(tiny: str, cli: Cli):
+def test_of_two_processes_one_writes_and_speaks(trust: tuple[str, str], tiny: str, cli: Cli):
     options = ("--model", tiny, "--data", "digits", "--epochs", 2, "--augment", "none", "--device", "cpu")
     done = launch("train", *options, "--out", "two")
 
@@ -237,7 +239,7 @@ def test_of_two_processes_one_writes_and_speaks(tiny: str, cli: Cli):
         assert both["loss"] == pytest.approx(alone["loss"], rel=0.1)
     accuracy = json.loads(Path("two/result.json").read_text())["trained"]["accuracy"]
     assert accuracy > 50
-    assert cli("evaluate", "two", "--data", "digits").exit_code == 0
+    assert cli("evaluate", "two", "--data", "digits", *trust).exit_code == 0
 
     again = launch("train", "--out", "two", "--resume")
     assert again.returncode == 0, again.stderr

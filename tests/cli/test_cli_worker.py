@@ -27,8 +27,8 @@ WORKER = ("worker", "--storage", "search.db", "--study", "mine")
 
 
 @pytest.mark.slow
-def test_a_run_and_a_worker_share_a_search(tiny: str, trained: Path, cli: Cli):
-    worker = cli.start(*WORKER)
+def test_a_run_and_a_worker_share_a_search(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
+    worker = cli.start(*WORKER, *trust)
     run = cli.start(
         *acp(tiny, trained, "run", "--set", "particles=6", "--set", "cycles=2", "--set", "fitness_epochs=8")
     )
@@ -57,9 +57,9 @@ def test_a_run_and_a_worker_share_a_search(tiny: str, trained: Path, cli: Cli):
     assert record["fitness"] == study.best_value
 
 
-def test_a_worker_that_comes_late_is_told_the_result(tiny: str, trained: Path, cli: Cli):
+def test_a_worker_that_comes_late_is_told_the_result(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
     assert cli(*acp(tiny, trained, "run", *QUICK)).exit_code == 0
-    done = cli(*WORKER)
+    done = cli(*WORKER, *trust)
 
     assert done.exit_code == 0, done.output
     assert re.search(
@@ -68,7 +68,7 @@ def test_a_worker_that_comes_late_is_told_the_result(tiny: str, trained: Path, c
 
 
 def test_a_worker_evaluates_what_a_stopped_run_left(
-    tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     genuine, calls = StructureFitness.__call__, []
 
@@ -85,24 +85,26 @@ def test_a_worker_evaluates_what_a_stopped_run_left(
 
     # The same weights in another file, as on another machine.
     save_file(load_file(trained / "model.safetensors"), "elsewhere.safetensors")
-    done = cli(*WORKER, "--weights", "elsewhere.safetensors")
+    done = cli(*WORKER, "--weights", "elsewhere.safetensors", *trust)
     assert done.exit_code == 0, done.output
     shown = re.findall(r"structure \d of 4: ([\d ]+)  \d+\.\d\d %", done.stderr)
     assert len(shown) == 3
     assert " ".join(str(width) for width in calls[1].values()) in shown
 
     monkeypatch.setattr(StructureFitness, "__call__", genuine)
-    went_on = cli("compress", "--out", "run", "--resume")
+    went_on = cli("compress", "--out", "run", "--resume", *trust)
     assert went_on.exit_code == 0, went_on.output
     assert json.loads(Path("run/result.json").read_text())["record"]["evaluations"] == 4
 
 
-def test_other_weights_and_data_are_refused(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_other_weights_and_data_are_refused(
+    trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
     assert cli(*acp(tiny, trained, "run", *QUICK)).exit_code == 0
     state = load_file(trained / "model.safetensors")
     state["0.weight"] += 1
     save_file(state, "other.safetensors")
-    message = cli.fails(*WORKER, "--weights", "other.safetensors")
+    message = cli.fails(*WORKER, "--weights", "other.safetensors", *trust)
     assert "these weights are not the ones that the search was begun with" in message
 
     # Another run of that name.
@@ -112,7 +114,7 @@ def test_other_weights_and_data_are_refused(tiny: str, trained: Path, cli: Cli, 
 
     genuine = data.holdout
     monkeypatch.setattr(data, "holdout", lambda split, share: genuine(split, share, 5))
-    message = cli.fails(*WORKER)
+    message = cli.fails(*WORKER, *trust)
     assert "the train images are not the ones that the search was begun with" in message
 
 

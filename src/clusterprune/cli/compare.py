@@ -12,6 +12,7 @@ from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.resuming import stopped
+from clusterprune.cli.trusting import check_code, note_code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +47,7 @@ def compare(
     context: typer.Context,
     *,
     model: options.Model,
+    trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
@@ -117,13 +119,14 @@ def compare(
     if not resume:
         run.check_out(out)
     contenders, numbers, training = _read(wanted)
+    check_code(context, wanted["model"], trust, resume=resume)
     with Display() as display:
         timeline = run.Timeline(display)
         with timeline.phase("open data and model"):
             subject, task, test = open_task(wanted, resolve_device(training))
             test = require(test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
-            run.write_config(folder, "compare", absolute(wanted))
+            run.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
         entries: list[Entry] = []
         try:
             _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)

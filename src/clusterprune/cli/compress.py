@@ -59,6 +59,7 @@ def compress(
     context: typer.Context,
     *,
     model: options.Model,
+    trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
@@ -157,20 +158,22 @@ def compress(
     if resume or method != "oneshot" or any(wanted[name] for name in OF_RUNS):
         from clusterprune.cli.compress_training import compress_training
 
-        compress_training(context, out, wanted, resume=resume)
+        compress_training(context, out, wanted, trust, resume=resume)
         return
-    _at_once(out, wanted)
+    _at_once(context, out, wanted, trust)
 
 
-def _at_once(out: Path, wanted: dict[str, Any]) -> None:
+def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: str | None) -> None:
     """Plan, apply, measure and write; nothing is written before all of it has succeeded."""
     from clusterprune import run
     from clusterprune.cli.console import comparison, console, duration
     from clusterprune.cli.measuring import measure_both
     from clusterprune.cli.progress import Display
+    from clusterprune.cli.trusting import check_code
 
     folder = run.check_out(out)
     _check(wanted)
+    check_code(context, wanted["model"], trust)
     with Display() as display:
         timeline = run.Timeline(display)
         job = _open(wanted, timeline)
@@ -312,10 +315,11 @@ def _write(folder: Path, work: _Work, wanted: dict[str, Any], result: dict[str, 
     """Write the run folder, whole or not at all."""
     from clusterprune import run, save
     from clusterprune.cli.opening import absolute
+    from clusterprune.cli.trusting import note_code
     from clusterprune.files import atomic_folder
 
     with timeline.phase("write"), atomic_folder(folder) as temporary:
-        run.write_config(temporary, "compress", absolute(wanted))
+        run.write_config(temporary, "compress", absolute(wanted) | note_code(wanted))
         work.plan.save(temporary / run.PLAN_NAME)
         save(work.compact, temporary / run.COMPACT_NAME)
         run.write_log(temporary, timeline.events)

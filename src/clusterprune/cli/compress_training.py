@@ -13,6 +13,7 @@ from clusterprune.cli.measuring import measure_both
 from clusterprune.cli.opening import absolute, absolute_storage, alone, check_weights, open_task, require
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, stopped, tidy
+from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.errors import ArgumentError, ClusterpruneError
 from clusterprune.methods import pipeline
@@ -94,7 +95,9 @@ def settings_of(wanted: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def compress_training(context: typer.Context, out: Path, wanted: dict[str, Any], *, resume: bool) -> None:
+def compress_training(
+    context: typer.Context, out: Path, wanted: dict[str, Any], trust: str | None, *, resume: bool
+) -> None:
     """Compress by any method, in a folder that the run can go on from."""
     folder = out.expanduser()
     alone("compress", "'clusterprune worker' helps acp to search.")
@@ -107,6 +110,7 @@ def compress_training(context: typer.Context, out: Path, wanted: dict[str, Any],
     else:
         run.check_out(out)
     asked = Asked.read(wanted)
+    check_code(context, wanted["model"], trust, resume=resume)
     with Display() as display:
         result = _run(folder, wanted, asked, display, resume=resume)
     # What earlier sessions took is not known; the record has the time of every training.
@@ -125,7 +129,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
         subject, task, test = open_task(wanted, device)
     about = _about(wanted, asked, task)
     if not resume:
-        run.write_config(folder, "compress", absolute(wanted))
+        run.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
     before = run.read_log(folder)
     watch = Watch(display)
     try:

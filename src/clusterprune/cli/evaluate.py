@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def evaluate(
             show_default="that of the run",
         ),
     ] = None,
+    trust: options.Trust = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
     data: Annotated[
@@ -64,6 +66,7 @@ def evaluate(
     from clusterprune.cli.console import console, single
     from clusterprune.cli.opening import check_classes, locate, open_data, open_model, require
     from clusterprune.cli.progress import Display
+    from clusterprune.cli.trusting import check_model
 
     located = locate(path)
     known = located.config
@@ -71,6 +74,9 @@ def evaluate(
     image_size = image_size or known.get("image_size")
     num_classes = num_classes or known.get("num_classes")
     data = data or known.get("data")
+    if model is None:
+        remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
+        check_model(name, known, str(located.config_file), trust, named=False, remedy=remedy)
     spec = models.resolve(name)
     target = run.pick_device(device)
     with Display() as display:

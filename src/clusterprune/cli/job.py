@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from clusterprune.cli.opening import absolute
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, WeightsError
+from clusterprune.models.code import CodeDigest, digest_of_code
 from clusterprune.plans import digest_of
 from clusterprune.train import TrainConfig
 
@@ -28,6 +29,8 @@ class Job(BaseModel):
         Of ACP, as :func:`clusterprune.methods.settings.read_method` takes them; without the storage and the study.
     training
         Fields of :class:`clusterprune.train.TrainConfig`; without the device.
+    code
+        What the model's own Python file was, where it has one.
     weights_digest, train_digest, validation_digest
         Of the network's weights; number of images, and a digest of their labels.
     """
@@ -44,6 +47,7 @@ class Job(BaseModel):
     approximate: bool = False
     settings: dict[str, Any]
     training: dict[str, Any]
+    code: CodeDigest | None = None
     weights_digest: str
     train_digest: str
     validation_digest: str
@@ -110,6 +114,7 @@ def describe(wanted: Mapping[str, Any], settings: Mapping[str, Any], training: T
         **{name: wanted[name] for name in named},
         settings={name: value for name, value in settings.items() if name not in ("storage", "study")},
         training=training.model_dump(mode="json", exclude={"device"}),
+        code=digest_of_code(wanted["model"]),
         weights_digest=digest_of(task.model),
         train_digest=_describe(task.train),
         validation_digest=_describe(task.validation),

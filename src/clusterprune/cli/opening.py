@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune import data, models, run
+from clusterprune.cli.trusting import trust_option_of
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.graph.throwaway import evaluating
@@ -35,11 +37,14 @@ class Located:
         Which of the two.
     config
         The options of the run that made it; empty where that is not known.
+    config_file
+        Where they stand; None where that is not known.
     """
 
     path: Path
     compact: bool
     config: dict[str, Any] = field(default_factory=dict)
+    config_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,16 @@ def locate(path: Path) -> Located:
     if not is_folder(path):
         return Located(path, compact=False)
     if (path / STRUCTURE_NAME).is_file():
-        return Located(path, compact=True, config=_config(path.parent))
+        return Located(path, compact=True, **_config(path.parent))
     if (path / run.COMPACT_NAME / STRUCTURE_NAME).is_file():
-        return Located(path / run.COMPACT_NAME, compact=True, config=_config(path))
+        return Located(path / run.COMPACT_NAME, compact=True, **_config(path))
     if (path / run.WEIGHTS_NAME).is_file():
-        return Located(path / run.WEIGHTS_NAME, compact=False, config=_config(path))
+        return Located(path / run.WEIGHTS_NAME, compact=False, **_config(path))
     if (path / "checkpoint.safetensors").is_file():
+        more = trust_option_of(path)
         raise WeightsError(
             f"weights={str(path)!r} is a training that is not finished; finish it with "
-            f"'clusterprune train --out {path} --resume'"
+            f"'clusterprune train --out {shlex.quote(str(path))} --resume{more}'"
         )
     raise WeightsError(
         f"weights={str(path)!r} is a folder without a model: expected {run.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
@@ -278,7 +284,7 @@ def require(value: Any, name: str, why: str) -> Any:
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / run.CONFIG_NAME
-    return run.read_config(file) if file.is_file() else {}
+    return {"config": run.read_config(file), "config_file": file} if file.is_file() else {}
 
 
 def read_seeds(text: str) -> list[int]:

@@ -188,6 +188,16 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+Trust = Annotated[
+    str | None,
+    typer.Option(
+        "--trust",
+        metavar="FILE.py",
+        help="Run this file, where not --model but the run, the recipe or the study names it; FILE.py@SHA256 pins it.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
 Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show where an error comes from, and every warning.", rich_help_panel="Run"),

@@ -6,7 +6,9 @@ from typing import Any
 import typer
 
 # What a file never decides: where to write, and what belongs to one call alone.
-_ONCE = frozenset({"out", "resume", "config", "debug", "json"})
+_ONCE = frozenset({"out", "resume", "config", "debug", "json", "trust"})
+# What a file says beside options.
+_BESIDE = ("clusterprune", "command", "code")
 _META = "clusterprune.presets"
 
 
@@ -39,6 +41,11 @@ def given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def preset_file(context: typer.Context) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file of options that was read, and its whole content; None where there was none."""
+    return context.meta.get(_META, {}).get("file")
+
+
 def _remember(context: typer.Context, name: str, value: Any) -> Any:
     known = context.meta.setdefault(_META, {})
     known[name] = value
@@ -60,8 +67,10 @@ def _preset(context: typer.Context, file: Path) -> None:
         content = read_config(file)
     except ClusterpruneError as error:
         raise typer.BadParameter(str(error)) from None
-    content.pop("clusterprune", None)
-    command = content.pop("command", context.info_name)
+    context.meta.setdefault(_META, {})["file"] = file, dict(content)
+    command = content.get("command", context.info_name)
+    for name in _BESIDE:
+        content.pop(name, None)
     if command != context.info_name:
         raise typer.BadParameter(f"{file} is of 'clusterprune {command}', not of 'clusterprune {context.info_name}'.")
     options = {parameter.name: parameter for parameter in context.command.params if parameter.name not in _ONCE}

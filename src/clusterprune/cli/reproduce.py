@@ -9,8 +9,9 @@ import typer
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.presets import chosen, remember_out, remember_resume
+from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
 from clusterprune.cli.resuming import check_same, stopped, tidy
+from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +47,7 @@ def reproduce(
         typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file of your own.", show_default=False),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the recipes, and do nothing else.")] = False,
+    trust: options.Trust = None,
     data: options.OptionalData = None,
     weights: Annotated[
         Path | None,
@@ -129,13 +131,14 @@ def reproduce(
     else:
         run.check_out(folder)
     found = recipes.read(name)
+    _check_code(context, found, trust, resume=resume)
     more = _arguments(wanted, found)
     with Display() as display:
         timeline = run.Timeline(display)
         with timeline.phase("open data"):
             dataset = _open(wanted, found)
         if not resume:
-            run.write_config(folder, "reproduce", absolute(wanted))
+            run.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
         try:
             made = _run(folder, found, dataset, display, more)
         except ClusterpruneError:
@@ -149,6 +152,15 @@ def reproduce(
     if made.trial:
         console().print(f"This is a trial and no reproduction: {made.trial}.", style="yellow", soft_wrap=True)
     console().print(f"Written to {folder}: baseline/, method/, {run.RESULT_NAME}, {run.CONFIG_NAME}")
+
+
+def _check_code(context: typer.Context, recipe: "Recipe", trust: str | None, *, resume: bool) -> None:
+    """Refuse to run a model's file that a recipe names and this command does not, or that was changed."""
+    file, before = preset_file(context) or (None, {})
+    goes_on = resume or not given(context, "recipe")
+    allow(recipe.model, named_by=f"the recipe {recipe.name}", trust=trust)
+    if file is not None and goes_on:
+        compare_code(recipe.model, before, str(file), AS_BEFORE)
 
 
 def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
@@ -191,7 +203,7 @@ def _run(folder: Path, recipe: "Recipe", dataset: "Dataset", display: Any, more:
         return recipes.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
     except KeyboardInterrupt:
         done = f"{watch.phase}: {watch.epoch} of {watch.epochs} epochs are done." if watch.phase else "Little is done."
-        raise stopped("reproduce", folder, done) from None
+        raise stopped("reproduce", folder, done, recipe.model) from None
 
 
 def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:

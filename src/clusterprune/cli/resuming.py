@@ -9,6 +9,7 @@ import typer
 
 from clusterprune.cli.command import Stopped
 from clusterprune.cli.presets import given
+from clusterprune.cli.trusting import trust_option, trust_option_of
 
 # Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
 MAY_CHANGE = frozenset({"data", "device", "latency_batch"})
@@ -50,6 +51,14 @@ def tidy(folder: Path) -> None:
         folder.rmdir()
 
 
-def stopped(command: str, folder: Path, done: str) -> Stopped:
-    """Return what Ctrl-C ends with: what is done, and the command to go on with."""
-    return Stopped(f"{done} Go on with:\n  clusterprune {command} --out {shlex.quote(str(folder))} --resume")
+def stopped(command: str, folder: Path, done: str, model: str | None = None) -> Stopped:
+    """Return what Ctrl-C ends with: what is done, and the command to go on with.
+
+    Parameters
+    ----------
+    model
+        The run's; None reads it from the folder.
+    """
+    trust = trust_option_of(folder) if model is None else trust_option(model)
+    go_on = f"clusterprune {command} --out {shlex.quote(str(folder))} --resume{trust}"
+    return Stopped(f"{done} Go on with:\n  {go_on}")

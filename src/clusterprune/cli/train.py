@@ -12,6 +12,7 @@ from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.resuming import MAY_CHANGE, check_same, stopped, tidy
+from clusterprune.cli.trusting import check_code, note_code
 
 if TYPE_CHECKING:
     from clusterprune.cli.opening import Subject
@@ -44,6 +45,7 @@ def train(
     context: typer.Context,
     *,
     model: options.Model,
+    trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
@@ -141,6 +143,7 @@ def train(
             return
     else:
         run.check_out(out)
+    check_code(context, wanted["model"], trust, resume=resume)
     processes.wait()  # whoever looks at the folder later would find what the main process writes
     with Display(quiet=not processes.is_main) as display:
         result = _run(folder, wanted, settings, processes, display, resume=resume)
@@ -169,7 +172,7 @@ def _run(
         subject, dataset = _open(wanted, settings)
         parts = _parts(dataset, wanted)
     if not resume and processes.is_main:
-        run.write_config(folder, "train", absolute(wanted))
+        run.write_config(folder, "train", absolute(wanted) | note_code(wanted))
     try:
         trained = _fit(folder, settings, subject, parts, display, resume=resume)
     except ClusterpruneError:

@@ -80,6 +80,7 @@ def worker(
             show_default=_SAME_PATHS,
         ),
     ] = None,
+    trust: options.Trust = None,
     device: options.Device = None,
     debug: options.Debug = False,
 ) -> None:
@@ -93,7 +94,7 @@ def worker(
     try:
         with Display() as display:
             begun = _wait(url, study, 60 * timeout, display)
-            done, best = _work(url, study, begun, here, device, display)
+            done, best = _work(url, study, begun, here, trust, device, display)
     except KeyboardInterrupt:
         raise Stopped("The search goes on without this worker; give the same command to join again.") from None
     console().print(f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %.")
@@ -121,18 +122,29 @@ def _wait(url: str, study: str, seconds: float, display: "Display") -> "Begun":
 
 
 def _work(
-    url: str, study: str, begun: "Begun", here: dict[str, Any], device: str | None, display: "Display"
+    url: str,
+    study: str,
+    begun: "Begun",
+    here: dict[str, Any],
+    trust: str | None,
+    device: str | None,
+    display: "Display",
 ) -> tuple[int, float]:
     """Evaluate structures until the search is over; return how many, and the fitness of the best."""
     from clusterprune.cli.console import duration
     from clusterprune.cli.job import Job
     from clusterprune.cli.opening import open_task
+    from clusterprune.cli.trusting import check_model
     from clusterprune.methods.acp_worker import join
     from clusterprune.run import Timeline
     from clusterprune.train import TrainConfig
     from clusterprune.train.config import resolve_device
 
     job = Job.read(begun.about, f"study={study!r}")
+    check_model(
+        here["model"] or job.model, {} if job.code is None else {"code": job.code.to_dict()}, f"the study {study!r}",
+        trust, named=here["model"] is not None, remedy="Take the file that the run was begun with, or begin a new run.",
+    )  # fmt: skip
     training = TrainConfig(**{**job.training, "device": device})
     with Timeline(display).phase("open data and model"):
         given = {name: value for name, value in here.items() if value is not None}

@@ -2,12 +2,8 @@
 
 import difflib
 import functools
-import hashlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,13 +11,8 @@ from typing import Any
 from torch import nn
 
 from clusterprune.errors import ModelError
-from clusterprune.models.spec import (
-    IMAGENET_MEAN,
-    IMAGENET_SHAPE,
-    IMAGENET_STD,
-    ModelSpec,
-    describe,
-)
+from clusterprune.models.code import importable, run_file
+from clusterprune.models.spec import IMAGENET_MEAN, IMAGENET_SHAPE, IMAGENET_STD, ModelSpec
 
 # torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
 # inside forward (transform_input); built without that step, they read it directly.
@@ -134,7 +125,7 @@ def from_file(spec: str) -> ModelSpec:
     if not file.is_file():
         msg = f"model={spec!r}: there is no file {str(file)!r}. Check the path."
         raise ModelError(msg)
-    module = _import(file, spec)
+    module = run_file(file, spec)
     factory: Any = getattr(module, name, None) if name else None
     if not _is_factory(factory):
         raise ModelError(_why_no_factory(spec, name, factory, module))
@@ -142,7 +133,7 @@ def from_file(spec: str) -> ModelSpec:
     # The wrapper keeps the signature: ModelSpec asks it whether it takes num_classes.
     @functools.wraps(factory, updated=())
     def call(*args: Any, **options: Any) -> nn.Module:
-        with _importable(file.parent):
+        with importable(file.parent):
             return factory(*args, **options)
 
     shape = _numbers(module, "INPUT_SHAPE", IMAGENET_SHAPE, spec)
@@ -156,38 +147,6 @@ def from_file(spec: str) -> ModelSpec:
         _numbers(module, "STD", IMAGENET_STD if is_rgb else (1.0,) * channels, spec),
         getattr(module, "NUM_CLASSES", _default_num_classes(factory)),
     )
-
-
-def _import(file: Path, spec: str) -> ModuleType:
-    """Run a Python file as a module whose name is its own, whatever other files are called."""
-    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    found = importlib.util.spec_from_file_location(f"{file.stem}_{digest}", file)
-    if found is None or found.loader is None:
-        msg = f"model={spec!r}: {str(file)!r} is not a Python file: its name must end in .py."
-        raise ModelError(msg)
-    module = importlib.util.module_from_spec(found)
-    # Dataclasses and torch.export look a class's module up by name.
-    sys.modules[module.__name__] = module
-    try:
-        with _importable(file.parent):
-            found.loader.exec_module(module)
-    # Whatever a user's own file raises becomes an error that names it.
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        msg = f"model={spec!r}: running {file.name} raised {describe(error)}. Correct the file."
-        raise ModelError(msg) from error
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let imports find the files of a folder, as they would if a script there were run."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
 
 
 def _is_factory(value: object) -> bool:
