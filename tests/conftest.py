@@ -1,14 +1,19 @@
 """What tests of several folders use."""
 
 import importlib.util
+import os
+import pwd
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from postgres import Server, server
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,6 +48,37 @@ def script() -> Callable[[Path], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def plain_folder(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder of a user to whom closed folders are closed: root is somebody else while the test runs."""
+    if os.name != "posix" or os.geteuid() != 0:
+        yield tmp_path
+        return
+    nobody = pwd.getpwnam("nobody")
+    # Those that pytest makes are root's own, on the way there too.
+    folder = Path(tempfile.mkdtemp(prefix="plain"))
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([])
+    os.setegid(nobody.pw_gid)
+    # The real user too, which os.access asks for; the saved one is still root, to come back.
+    os.setresuid(nobody.pw_uid, nobody.pw_uid, 0)
+    try:
+        yield folder
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setegid(group)
+        os.setgroups(groups)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """Return a PostgreSQL server of our own; tests that use it are skipped where there is none."""
+    with server() as running:
+        yield running
 
 
 @pytest.fixture

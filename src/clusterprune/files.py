@@ -1,8 +1,10 @@
 """Writing files and folders so that they are whole or not there at all."""
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,11 +13,48 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
+from clusterprune.credentials import hidden
 from clusterprune.errors import OutputError
 from clusterprune.reading import ReadError, explain, read_json
 
 Record = TypeVar("Record")
+
+_LONGEST = 100
+"""Bytes of a name that the names of files beside it repeat; most systems allow 255 in all."""
+_SHOWN = 300
+
+
+PARTIAL = ".partial"
+"""How the names of files and folders end that are not in their place yet."""
+
+
+@contextmanager
+def output_errors(place: str | Path, remedy: str = "free some space there, or choose another place") -> Iterator[None]:
+    """Make one error of ours of all that a system answers when something cannot be written.
+
+    Parameters
+    ----------
+    place
+        What is written, for the message.
+    remedy
+        What to do about it.
+
+    Raises
+    ------
+    OutputError
+        In the place of an error of the system, or of the library that writes tensors.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{shown(place)} cannot be written ({reason_of(error)}); {remedy}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a system's error says, without its number and file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 @contextmanager
@@ -28,13 +67,19 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         If the target exists and is not empty, or the disk refuses.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"the output folder {target} exists and is not empty; choose another or remove it first")
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {shown(target)}: {reason_of(error)}; choose another folder") from error
+    if taken:
+        raise OutputError(
+            f"the output folder {shown(target)} exists and is not empty; choose another or remove it first"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = _make_beside(target)
     except OSError as error:
-        raise OutputError(f"cannot write beside {target}: {error.strerror}") from error
+        raise OutputError(f"cannot write beside {shown(target)}: {reason_of(error)}; choose another folder") from error
     try:
         yield temporary
         for path in temporary.rglob("*"):
@@ -43,12 +88,51 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
         if target.exists():
             target.rmdir()
-        temporary.chmod(0o755)
         temporary.rename(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {shown(target)}: {reason_of(error)}; nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_beside(target: Path) -> Path:
+    """Make a folder whose name nothing else has, open to whoever the user lets read new files."""
+    while True:
+        made = target.parent / f".{short_name(target.name)}.{secrets.token_hex(4)}{PARTIAL}"
+        try:
+            made.mkdir()
+        except FileExistsError:
+            continue
+        return made
+
+
+def short_name(name: str) -> str:
+    """Return a file's name, or where it is too long to be repeated in another, its beginning and a digest."""
+    raw = os.fsencode(name)
+    if len(raw) <= _LONGEST:
+        return name
+    return f"{raw[:40].decode('ascii', 'ignore')}-{hashlib.sha256(raw).hexdigest()[:16]}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes have left half-written in a run's folder; nobody else may be writing there."""
+    for parent, names, files in os.walk(folder):
+        for name in [name for name in names if name.endswith(PARTIAL) and name.startswith(".")]:
+            names.remove(name)
+            shutil.rmtree(Path(parent, name), ignore_errors=True)
+        for name in files:
+            if name.endswith(PARTIAL):
+                with contextlib.suppress(OSError):
+                    Path(parent, name).unlink()
+
+
+def sweep_beside(folder: Path) -> None:
+    """Remove what killed processes have left beside a folder that they were about to put in its place."""
+    begins = f".{short_name(folder.name)}."
+    with contextlib.suppress(OSError):
+        for path in folder.absolute().parent.iterdir():
+            if path.name.startswith(begins) and path.name.endswith(PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -68,7 +152,7 @@ def run_folder(folder: str | Path | None) -> Iterator[Path]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder out={str(folder)!r}: {error.strerror}; choose another") from error
+        raise OutputError(f"cannot make the folder out={str(folder)!r}: {reason_of(error)}; choose another") from error
     yield path
 
 
@@ -80,7 +164,7 @@ def replace_file(path: Path, content: bytes) -> None:
     OSError
         The file cannot be written. What was at `path` is untouched.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + PARTIAL)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -108,14 +192,27 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in the place of what was there, in one step.
+    """Write a JSON file in the place of what was there, in one step; its folder is made where it is missing.
 
     Raises
     ------
-    OSError
+    OutputError
         The file cannot be written. What was there is untouched.
     """
-    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, encoded(json.dumps(hidden(content), indent=1, ensure_ascii=False) + "\n"))
+
+
+def encoded(text: str) -> bytes:
+    """Return the bytes of a JSON or YAML text; what of a file's name is not UTF-8 becomes an escape of both."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def shown(place: str | Path) -> str:
+    """Return a path as messages have it, shortened where it is longer than anyone would read."""
+    text = str(place)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def read_record(path: Path, kind: type[Record]) -> Record:
@@ -150,14 +247,14 @@ def begun_with(path: Path, asked: Mapping[str, Any]) -> tuple[dict[str, Any], di
     OutputError
         If the file is damaged, or cannot be written.
     """
+    asked = hidden(asked)
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asked)
             return None
         before = read_json(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        raise OutputError(f"{path} cannot be read ({reason_of(error)}); choose another folder") from error
     except ReadError as error:
         raise OutputError(f"{path} is damaged (it {error}); choose another folder, or remove this one") from error
     if not isinstance(before, dict):

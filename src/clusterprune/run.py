@@ -26,10 +26,11 @@ import yaml
 from torch import Tensor, nn
 
 from clusterprune import evaluate
+from clusterprune.credentials import hidden, hide_in_argument
 from clusterprune.data import Split
 from clusterprune.errors import DataError, OutputError
 from clusterprune.evaluate import Latency
-from clusterprune.files import replace_file
+from clusterprune.files import encoded, output_errors, reason_of, replace_file, shown
 from clusterprune.reading import ReadError, read_json, read_json_lines, read_yaml
 from clusterprune.train.config import TrainConfig, resolve_device
 
@@ -54,8 +55,17 @@ def check_out(out: str | Path) -> Path:
     OutputError
         If it is a file, is not empty, or lies where no folder can be made.
     """
+    try:
+        return _free_folder(out)
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into, a NUL
+        raise OutputError(
+            f"out={shown(repr(str(out)))} cannot be used ({reason_of(error)}); choose another folder"
+        ) from error
+
+
+def _free_folder(out: str | Path) -> Path:
     folder = Path(out).expanduser()
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise OutputError(f"out={str(out)!r} is a file, not a folder; choose another")
     if folder.exists() and any(folder.iterdir()):
         raise OutputError(f"out={str(out)!r} exists and is not empty; choose another folder, or remove it first")
@@ -245,7 +255,7 @@ def time_in_turns(models: Sequence[nn.Module], example: Tensor, *, batch: int = 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a run ran on: command line, versions, device and threads."""
     return {
-        "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command_line": shlex.join([Path(sys.argv[0]).name, *(hide_in_argument(text) for text in sys.argv[1:])]),
         "working_folder": str(Path.cwd()),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -264,7 +274,7 @@ def write_config(folder: Path, command: str, options: Mapping[str, Any]) -> None
     """
     content = {"command": command, "clusterprune": _version("clusterprune")}
     content |= {name: _plain(value) for name, value in options.items() if value is not None}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(hidden(content), sort_keys=False, allow_unicode=True)
     _write(folder / CONFIG_NAME, text)
 
 
@@ -293,7 +303,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     OutputError
         If the folder cannot be written.
     """
-    _write(folder / RESULT_NAME, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / RESULT_NAME, json.dumps(hidden(result), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -313,7 +323,7 @@ def write_log(folder: Path, events: Sequence[Mapping[str, Any]]) -> None:
     OutputError
         If the folder cannot be written.
     """
-    _write(folder / LOG_NAME, "".join(json.dumps(event) + "\n" for event in events))
+    _write(folder / LOG_NAME, "".join(json.dumps(hidden(event)) + "\n" for event in events))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -353,11 +363,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    try:
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); free some space there") from error
+        replace_file(path, encoded(content) if isinstance(content, str) else content)
 
 
 def _plain(value: Any) -> Any:

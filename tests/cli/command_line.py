@@ -9,6 +9,28 @@ from typer.testing import CliRunner, Result
 
 from clusterprune.cli import app
 
+MODEL_FILE = """
+from torch import nn
+
+INPUT_SHAPE = (1, 8, 8)
+MEAN = (0.3,)
+STD = (0.37,)
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+"""
+
 
 class Cli:
     """The command line, called in this process or in one of its own, in a folder of its own."""

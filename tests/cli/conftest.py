@@ -4,32 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Cli
+from command_line import MODEL_FILE, Cli
 from PIL import Image
 
 from clusterprune import data
-
-MODEL_FILE = """
-from torch import nn
-
-INPUT_SHAPE = (1, 8, 8)
-MEAN = (0.3,)
-STD = (0.37,)
-
-
-def build(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, num_classes),
-    )
-"""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -91,7 +91,7 @@ def test_ctrl_c_says_how_to_go_on(trust: tuple[str, str], own: Path, cli: Cli, m
     result = cli("reproduce", own, "--data", "digits", "--out", "a run", "--limit", 100, *trust)
 
     assert result.exit_code == 130
-    assert "Stopped. baseline: 3 of 3 epochs are done." in result.stderr
+    assert "Stopped. 3 of 3 epochs of this phase (baseline) are done and on disk." in result.stderr
     go_on = shlex.split(result.stderr.rpartition("Go on with:")[2])
     assert go_on == ["clusterprune", "reproduce", "--out", "a run", "--resume", *trust]
     monkeypatch.undo()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import Cli
-from conftest import MODEL_FILE
+from command_line import MODEL_FILE, Cli
 
 ACP = (
     "acp", "--keep-macs", 0.6, "--epochs", 1, "--augment", "none", "--storage", "search.db", "--study", "mine",

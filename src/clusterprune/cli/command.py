@@ -1,11 +1,15 @@
 """How every command ends: with a result, one red paragraph, or a calm word after Ctrl-C."""
 
 import functools
+import os
+import signal
 import sys
-import traceback
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -15,10 +19,17 @@ from clusterprune.cli.console import console
 
 INTERRUPTED = 130
 FAILED = 2
+PATIENCE = 5.0
+"""Seconds after Ctrl-C in which more of them are taken for the same, while what is half done is put away."""
+
+NOTHING_WRITTEN = "Nothing was written; give the same command to begin again."
+_explanations: list[Callable[[], str]] = []
+"""What Ctrl-C says; the last one counts."""
 
 
-class Stopped(Exception):  # noqa: N818 (it is no error)
-    """Ctrl-C, with what is on disk and how to go on."""
+def explain_stop(explanation: Callable[[], str]) -> None:
+    """From now on, and until this command ends, let Ctrl-C say what this returns then."""
+    _explanations.append(explanation)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -30,30 +41,64 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        from clusterprune.credentials import print_traceback
         from clusterprune.errors import ClusterpruneError
 
         debug = bool(kwargs.get("debug"))
-        try:
-            with _warnings_as_lines(debug):
-                function(*args, **kwargs)
-        except Stopped as stopped:
-            _say(f"Stopped. {stopped}", "yellow")
-            raise typer.Exit(INTERRUPTED) from None
-        except KeyboardInterrupt:
-            _say("Stopped. Nothing was written; give the same command to begin again.", "yellow")
-            raise typer.Exit(INTERRUPTED) from None
-        except ClusterpruneError as error:
-            if debug:
-                traceback.print_exc(file=sys.stderr)
-            _say(f"Error: {_sentence(str(error))}", "red")
-            raise typer.Exit(FAILED) from None
+        _explanations.clear()
+        with _one_interrupt():
+            try:
+                with _warnings_as_lines(debug):
+                    function(*args, **kwargs)
+            except KeyboardInterrupt:
+                text = _explanations[-1]() if _explanations else NOTHING_WRITTEN
+                _say(f"Stopped. {text}", "yellow")
+                raise typer.Exit(INTERRUPTED) from None
+            except ClusterpruneError as error:
+                if debug:
+                    print_traceback(error)
+                _say(f"Error: {_sentence(str(error))}", "red")
+                raise typer.Exit(FAILED) from None
 
     return run
 
 
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C stop the command, and none after it disturb what the first one has begun.
+
+    A finger that trembles presses twice. Whoever presses again after some seconds does not want to wait for
+    anything, and is let go: every file is put in its place in one step, so that none is left half-written.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    began = 0.0
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        nonlocal began
+        began = time.monotonic()
+        signal.signal(signal.SIGINT, more)
+        raise KeyboardInterrupt
+
+    def more(_number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() - began > PATIENCE:
+            os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        # On its way out, Python would give the signal back to the system, which ends a process without its exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if began else signal.default_int_handler)
+
+
 def _say(text: str, style: str) -> None:
+    from clusterprune.credentials import hide_passwords
+
     # Soft wrapping leaves paths and commands whole, to be copied.
-    console(stderr=True).print(Text(text, style=style), soft_wrap=True)
+    console(stderr=True).print(Text(hide_passwords(text), style=style), soft_wrap=True)
 
 
 def _sentence(text: str) -> str:

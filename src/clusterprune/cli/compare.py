@@ -11,7 +11,7 @@ import typer
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.presets import chosen
-from clusterprune.cli.resuming import stopped
+from clusterprune.cli.resuming import check_same, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 
 if TYPE_CHECKING:
@@ -111,16 +111,21 @@ def compare(
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute, alone, open_task, require
     from clusterprune.cli.progress import Display
+    from clusterprune.methods.comparison import finished
     from clusterprune.train.config import resolve_device
 
     alone("compare", "Seeds can be compared apart, each into a folder of its own.")
     wanted = chosen(context)
     folder = out.expanduser()
-    if not resume:
+    if resume:
+        check_same(context, folder, wanted)
+    else:
         run.check_out(out)
     contenders, numbers, training = _read(wanted)
     check_code(context, wanted["model"], trust, resume=resume)
-    with Display() as display:
+    with own_folder(out, resume=resume), Display() as display:
+        planned = [(contender, seed) for seed in numbers for contender in contenders]
+        will_go_on("compare", folder, lambda: f"{finished(folder, planned)} of {len(planned)} runs are done.")
         timeline = run.Timeline(display)
         with timeline.phase("open data and model"):
             subject, task, test = open_task(wanted, resolve_device(training))
@@ -128,19 +133,15 @@ def compare(
         if not resume:
             run.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
         entries: list[Entry] = []
-        try:
-            _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
-        except KeyboardInterrupt:
-            done = f"{len(entries)} of {len(contenders) * len(numbers)} runs are done."
-            raise stopped("compare", folder, done) from None
-    whole = _whole(subject, task, test)
-    result = {
-        "command": "compare",
-        "whole": whole,
-        "entries": [vars(entry) for entry in entries],
-        **run.environment(subject.example.device),
-    }
-    run.write_result(folder, result)
+        _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
+        whole = _whole(subject, task, test)
+        result = {
+            "command": "compare",
+            "whole": whole,
+            "entries": [vars(entry) for entry in entries],
+            **run.environment(subject.example.device),
+        }
+        run.write_result(folder, result)
     console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries))
     console().print(f"Written to {folder}: a run for each method and seed, all numbers in {run.RESULT_NAME}.")
 

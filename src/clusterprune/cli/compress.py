@@ -169,12 +169,13 @@ def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: s
     from clusterprune.cli.console import comparison, console, duration
     from clusterprune.cli.measuring import measure_both
     from clusterprune.cli.progress import Display
+    from clusterprune.cli.resuming import own_folder, will_go_on
     from clusterprune.cli.trusting import check_code
 
-    folder = run.check_out(out)
+    run.check_out(out)
     _check(wanted)
     check_code(context, wanted["model"], trust)
-    with Display() as display:
+    with own_folder(out, resume=False) as folder, Display() as display:
         timeline = run.Timeline(display)
         job = _open(wanted, timeline)
         work = _compress(job, wanted, timeline, display)
@@ -182,6 +183,7 @@ def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: s
         result["budget"] = {name: wanted[name] for name in BUDGETS if wanted[name] is not None}
         result["images"] = work.plan.notes["images"]
         _write(folder, work, wanted, result, timeline)
+        will_go_on("compress", folder, str)
     planning = sum(timeline.seconds.get(name, 0.0) for name in ("trace", "read images", "plan", "apply"))
     title = f"{wanted['model']}: compressed in {duration(planning)}"
     console().print(comparison(title, result["baseline"], result["compressed"]))

@@ -1,5 +1,7 @@
 """``clusterprune compress`` as a run of its own folder: the methods that train, and all that can be stopped."""
 
+import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,10 @@ from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
 from clusterprune.cli.opening import absolute, absolute_storage, alone, check_weights, open_task, require
 from clusterprune.cli.progress import Display
-from clusterprune.cli.resuming import check_same, stopped, tidy
+from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
-from clusterprune.errors import ArgumentError, ClusterpruneError
+from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import pipeline
 from clusterprune.methods.settings import read_method
 from clusterprune.methods.trainings import training_for
@@ -111,7 +113,8 @@ def compress_training(
         run.check_out(out)
     asked = Asked.read(wanted)
     check_code(context, wanted["model"], trust, resume=resume)
-    with Display() as display:
+    with own_folder(out, resume=resume), Display() as display:
+        will_go_on("compress", folder, functools.partial(epochs_on_disk, folder))
         result = _run(folder, wanted, asked, display, resume=resume)
     # What earlier sessions took is not known; the record has the time of every training.
     took = "" if resume else f" in {duration(result['seconds']['compress'])}"
@@ -132,22 +135,22 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
         run.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
     before = run.read_log(folder)
     watch = Watch(display)
+    will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))
     try:
         with timeline.phase("compress", announce=False):
             made = pipeline.compress(
                 task, asked.method, asked.settings, training=asked.training, seed=wanted["seed"], out=folder,
                 report=display, watch=watch, about=about,
             )  # fmt: skip
-        if not (folder / run.COMPACT_NAME).exists():
-            save(made.model, folder / run.COMPACT_NAME)
+        # Anew, whatever an earlier session has left there.
+        run.remove_folder(folder / run.COMPACT_NAME)
+        save(made.model, folder / run.COMPACT_NAME)
         result = measure_both(subject, made.model, test if wanted["evaluate"] else None, wanted, timeline, display)
-    except ClusterpruneError:
-        tidy(folder)
-        raise
     except KeyboardInterrupt:
         timeline.note("stopped")
-        run.write_log(folder, [*before, *timeline.events])
-        raise stopped("compress", folder, _done(watch)) from None
+        with contextlib.suppress(OutputError):
+            run.write_log(folder, [*before, *timeline.events])
+        raise
     result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
     run.write_log(folder, [*before, *timeline.events])
     run.write_result(folder, result)
@@ -165,12 +168,6 @@ def _about(wanted: dict[str, Any], asked: Asked, task: pipeline.Task) -> dict[st
     if storage is not None and (found := begun(absolute_storage(storage), study)) is not None:
         job.check_same(Job.read(found.about, f"study={study!r}"))
     return job.model_dump(mode="json")
-
-
-def _done(watch: Watch) -> str:
-    if not watch.phase:
-        return "What is finished is on disk."
-    return f"{watch.epoch} of {watch.epochs} epochs of this phase ({watch.phase}) are done and on disk."
 
 
 def _show(title: str, result: dict[str, Any]) -> None:

@@ -30,9 +30,13 @@ def remember_resume(context: typer.Context, value: bool) -> bool:
 
 
 def chosen(context: typer.Context) -> dict[str, Any]:
-    """Return all options that decide what a run does, by name, in the order of the help."""
+    """Return all options that decide what a run does, by name, in the order of the help; passwords are taken out."""
+    from clusterprune.credentials import without_passwords
+
     names = [parameter.name for parameter in context.command.params]
-    return {name: context.params[name] for name in names if name in context.params and name not in _ONCE}
+    return {
+        name: without_passwords(context.params[name]) for name in names if name in context.params and name not in _ONCE
+    }
 
 
 def given(context: typer.Context, name: str) -> bool:

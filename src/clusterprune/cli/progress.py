@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from clusterprune.cli.console import console, duration
+from clusterprune.credentials import hide_passwords
 
 QUIET_SECONDS = 10.0
 """Where the output is no terminal, a long phase says how far it is this often."""
@@ -83,7 +84,7 @@ class Display:
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line above the bars."""
-        self._console.print(Text(text, style=style), soft_wrap=True)
+        self._console.print(Text(hide_passwords(text), style=style), soft_wrap=True)
 
     def _begin(self, phase: str, done: int) -> None:
         # A resumed run begins in the middle: what was done before says nothing about the speed.

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
-from clusterprune.cli.resuming import check_same, stopped, tidy
+from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def reproduce(
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute, alone, require
     from clusterprune.cli.progress import Display
-    from clusterprune.errors import ClusterpruneError
 
     if listing:
         console().print(table_of([recipes.read(name) for name in recipes.names()]))
@@ -123,7 +123,8 @@ def reproduce(
     alone("reproduce", "Train the baseline with 'accelerate launch', and give its --weights.")
     name = require(recipe, "RECIPE", "name one; 'clusterprune reproduce --list' shows them")
     require(data, "data", "give --data KIND:DIR with the images of the recipe")
-    folder = require(out, "out", "give --out DIR, a new folder for the run").expanduser()
+    place: Path = require(out, "out", "give --out DIR, a new folder for the run")
+    folder = place.expanduser()
     if name.endswith((".yaml", ".yml")):
         wanted["recipe"] = str(Path(name).expanduser().resolve())
     if resume:
@@ -133,19 +134,16 @@ def reproduce(
     found = recipes.read(name)
     _check_code(context, found, trust, resume=resume)
     more = _arguments(wanted, found)
-    with Display() as display:
+    with own_folder(place, resume=resume), Display() as display:
+        will_go_on("reproduce", folder, functools.partial(epochs_on_disk, folder), found.model)
         timeline = run.Timeline(display)
         with timeline.phase("open data"):
             dataset = _open(wanted, found)
         if not resume:
             run.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
-        try:
-            made = _run(folder, found, dataset, display, more)
-        except ClusterpruneError:
-            tidy(folder)
-            raise
-    result = _result(made, {**timeline.seconds, **made.seconds}, more)
-    run.write_result(folder, result)
+        made = _run(folder, found, dataset, display, more)
+        result = _result(made, {**timeline.seconds, **made.seconds}, more)
+        run.write_result(folder, result)
     console().print(comparison(made))
     if found.published is not None:
         console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)
@@ -199,11 +197,8 @@ def _run(folder: Path, recipe: "Recipe", dataset: "Dataset", display: Any, more:
     from clusterprune.cli.watching import Watch
 
     watch = Watch(display, lines=False)
-    try:
-        return recipes.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
-    except KeyboardInterrupt:
-        done = f"{watch.phase}: {watch.epoch} of {watch.epochs} epochs are done." if watch.phase else "Little is done."
-        raise stopped("reproduce", folder, done, recipe.model) from None
+    will_go_on("reproduce", folder, lambda: epochs_on_disk(folder, watch.phase), recipe.model)
+    return recipes.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
 
 
 def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,89 @@
-"""Runs that can be stopped: what a resume may change, what a stop says, what a failed beginning leaves."""
+"""Runs that can be stopped: whose folder it is, what a resume may change, what a stop says, what a failure leaves."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from clusterprune.cli.command import Stopped
+from clusterprune.cli.command import NOTHING_WRITTEN, explain_stop
 from clusterprune.cli.presets import given
 from clusterprune.cli.trusting import trust_option, trust_option_of
 
 # Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
 MAY_CHANGE = frozenset({"data", "device", "latency_batch"})
+
+
+@contextmanager
+def own_folder(out: Path, *, resume: bool) -> Iterator[Path]:
+    """Yield a run's folder, kept for this process alone; what a killed process has left half-written is swept away.
+
+    Raises
+    ------
+    OutputError
+        If another process works there, or the folder of a new run is not empty or cannot be made.
+    """
+    from clusterprune import run
+    from clusterprune.files import sweep, sweep_beside
+    from clusterprune.locking import locked
+
+    folder = out.expanduser() if resume else run.check_out(out)
+    with locked(folder):
+        if not resume:
+            run.check_out(out)  # another may have been faster
+        sweep_beside(folder)
+        sweep(folder)
+        try:
+            yield folder
+        except BaseException:
+            if not resume:
+                tidy(folder)
+            raise
+
+
+def will_go_on(command: str, folder: Path, done: Callable[[], str], model: str | None = None) -> None:
+    """From now on, let Ctrl-C say what is on disk, and the command to go on with.
+
+    Parameters
+    ----------
+    done
+        Says what is done and on disk.
+    model
+        The run's; None reads it from the folder.
+    """
+    from clusterprune.run import CONFIG_NAME, RESULT_NAME
+
+    def explain() -> str:
+        if (folder / RESULT_NAME).exists():
+            return f"All was done by then: {folder} is finished."
+        if not (folder / CONFIG_NAME).exists():
+            return NOTHING_WRITTEN
+        trust = trust_option_of(folder) if model is None else trust_option(model)
+        return f"{done()} Go on with:\n  clusterprune {command} --out {shlex.quote(str(folder))} --resume{trust}"
+
+    explain_stop(explain)
+
+
+def epochs_on_disk(folder: Path, phase: str = "") -> str:
+    """Say how far the training is that was saved last in a run's folder.
+
+    Parameters
+    ----------
+    phase
+        Its name, where a run has several.
+    """
+    from clusterprune.train import checkpoint
+
+    found = sorted(folder.rglob(checkpoint.FILE_NAME), key=lambda path: path.stat().st_mtime_ns)
+    reached = checkpoint.progress_of(found[-1]) if found else None
+    if reached is None:
+        return "What is finished is on disk."
+    epoch, step, epochs = reached
+    of = f" of this phase ({phase})" if phase else ""
+    inside = f", and {step} steps of the next" if step else ""
+    return f"{epoch} of {epochs} epochs{of} are done and on disk{inside}."
 
 
 def check_same(
@@ -26,10 +97,12 @@ def check_same(
         If there are any.
     """
     from clusterprune.cli.opening import absolute
+    from clusterprune.credentials import without_passwords
     from clusterprune.errors import ArgumentError
     from clusterprune.run import CONFIG_NAME, read_config
 
-    before, wanted = absolute(read_config(folder / CONFIG_NAME)), absolute(wanted)
+    before = absolute(without_passwords(read_config(folder / CONFIG_NAME)))
+    wanted = absolute(wanted)
     different = [
         f"{name}={wanted[name]!r} (the run has {before.get(name)!r})"
         for name in wanted
@@ -46,19 +119,6 @@ def tidy(folder: Path) -> None:
     """Remove the options of a run that never began, so that the corrected command may use the folder."""
     from clusterprune.run import CONFIG_NAME
 
-    if [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
         (folder / CONFIG_NAME).unlink()
         folder.rmdir()
-
-
-def stopped(command: str, folder: Path, done: str, model: str | None = None) -> Stopped:
-    """Return what Ctrl-C ends with: what is done, and the command to go on with.
-
-    Parameters
-    ----------
-    model
-        The run's; None reads it from the folder.
-    """
-    trust = trust_option_of(folder) if model is None else trust_option(model)
-    go_on = f"clusterprune {command} --out {shlex.quote(str(folder))} --resume{trust}"
-    return Stopped(f"{done} Go on with:\n  {go_on}")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.presets import chosen
-from clusterprune.cli.resuming import MAY_CHANGE, check_same, stopped, tidy
+from clusterprune.cli.resuming import MAY_CHANGE, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 
 if TYPE_CHECKING:
@@ -144,8 +145,11 @@ def train(
     else:
         run.check_out(out)
     check_code(context, wanted["model"], trust, resume=resume)
-    processes.wait()  # whoever looks at the folder later would find what the main process writes
-    with Display(quiet=not processes.is_main) as display:
+    # One of the processes keeps others out of the folder that all of them share.
+    keep = own_folder(out, resume=resume) if processes.is_main else contextlib.nullcontext()
+    with keep, Display(quiet=not processes.is_main) as display:
+        processes.wait()  # whoever looks at the folder later would find what the main process writes
+        will_go_on("train", folder, functools.partial(epochs_on_disk, folder))
         result = _run(folder, wanted, settings, processes, display, resume=resume)
     if result is None:
         return
@@ -165,7 +169,6 @@ def _run(
     """Train, test and write; return the content of ``result.json``, which is of the main process alone."""
     from clusterprune import run
     from clusterprune.cli.opening import absolute
-    from clusterprune.errors import ClusterpruneError
 
     timeline = run.Timeline(display)
     with timeline.phase("open data and model"):
@@ -173,30 +176,23 @@ def _run(
         parts = _parts(dataset, wanted)
     if not resume and processes.is_main:
         run.write_config(folder, "train", absolute(wanted) | note_code(wanted))
-    try:
-        trained = _fit(folder, settings, subject, parts, display, resume=resume)
-    except ClusterpruneError:
-        if processes.is_main:
-            tidy(folder)
-        raise
+    trained = _fit(folder, settings, subject, parts, display, resume=resume)
     timeline.seconds["train"] = round(trained.seconds, 3)
     if not processes.is_main:
         return None
     subject.model.eval()
-    try:
-        _save(folder, subject)
-        with timeline.phase("test") as tell:
-            measured = run.measure(
-                subject.model,
-                subject.example,
-                dataset.splits.get("test"),
-                mean=subject.spec.mean,
-                std=subject.spec.std,
-                latency_batch=wanted["latency_batch"],
-                progress=tell,
-            )
-    except KeyboardInterrupt:
-        raise stopped("train", folder, "The training is done, but not its test.") from None
+    will_go_on("train", folder, lambda: "The training is done, but not its test.")
+    _save(folder, subject)
+    with timeline.phase("test") as tell:
+        measured = run.measure(
+            subject.model,
+            subject.example,
+            dataset.splits.get("test"),
+            mean=subject.spec.mean,
+            std=subject.spec.std,
+            latency_batch=wanted["latency_batch"],
+            progress=tell,
+        )
     if measured.accuracy is None:
         display.line(f"{wanted['data']} has no test images, so no accuracy was measured.", "yellow")
     result = {
@@ -248,20 +244,16 @@ def _fit(
     from clusterprune.cli.watching import Watch
 
     watch = Watch(display)
-    try:
-        return train.fit(
-            subject.model,
-            *parts,
-            config=settings,
-            mean=subject.spec.mean,
-            std=subject.spec.std,
-            out=folder,
-            resume=resume,
-            progress=functools.partial(watch, "train"),
-        )
-    except KeyboardInterrupt:
-        done = f"{watch.epoch} of {settings.epochs} epochs are done and on disk."
-        raise stopped("train", folder, done) from None
+    return train.fit(
+        subject.model,
+        *parts,
+        config=settings,
+        mean=subject.spec.mean,
+        std=subject.spec.std,
+        out=folder,
+        resume=resume,
+        progress=functools.partial(watch, "train"),
+    )
 
 
 def _parts(dataset: "Dataset", wanted: dict[str, Any]) -> "tuple[Split, Split | None]":

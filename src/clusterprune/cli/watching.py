@@ -21,24 +21,18 @@ class Watch:
     ----------
     phase
         The training in progress, or the last one; empty before the first.
-    epoch, epochs
-        How many of its epochs are done, and how many there are.
     """
 
     def __init__(self, display: "Display", *, lines: bool = True) -> None:
         self.phase = ""
-        self.epoch = self.epochs = 0
         self._display, self._lines = display, lines
 
     def __call__(self, phase: str, event: "Progress") -> None:
         """Show an event of a phase."""
-        if phase != self.phase:
-            self.phase, self.epoch = phase, 0
-        self.epochs = event.epochs
+        self.phase = phase
         if event.kind == "note":
             # "… 3 epochs and 0 steps are done"; the epoch in the event is the one in progress.
-            self.epoch = event.epoch - 1
-            if self.epoch or event.step:
+            if event.epoch > 1 or event.step:
                 self._line(event.message, "dim")
             return
         if event.record is None and event.step == event.steps:
@@ -46,7 +40,6 @@ class Watch:
         done = (event.epoch - 1) * event.steps + event.step
         note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}"
         if event.record is not None:
-            self.epoch = event.epoch
             self._line(_epoch_line(event.record, event.epochs))
         self._display(phase, done, event.epochs * event.steps, note)
 

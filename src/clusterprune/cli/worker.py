@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clusterprune.cli import options
-from clusterprune.cli.command import Stopped, command
+from clusterprune.cli.command import command, explain_stop
 
 if TYPE_CHECKING:
     from clusterprune.cli.progress import Display
@@ -88,15 +88,14 @@ def worker(
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute_storage
     from clusterprune.cli.progress import Display
+    from clusterprune.credentials import without_password
 
     here = {"model": model, "weights": weights, "data": data}
-    url = absolute_storage(storage)
-    try:
-        with Display() as display:
-            begun = _wait(url, study, 60 * timeout, display)
-            done, best = _work(url, study, begun, here, trust, device, display)
-    except KeyboardInterrupt:
-        raise Stopped("The search goes on without this worker; give the same command to join again.") from None
+    url = absolute_storage(without_password(storage))
+    explain_stop(lambda: "The search goes on without this worker; give the same command to join again.")
+    with Display() as display:
+        begun = _wait(url, study, 60 * timeout, display)
+        done, best = _work(url, study, begun, here, trust, device, display)
     console().print(f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %.")
 
 

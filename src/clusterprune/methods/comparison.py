@@ -164,12 +164,21 @@ def compare(
     entries = []
     for seed in seeds:
         for contender, settings, own in planned:
-            folder = Path(out) / str(contender).replace("/", "_") / f"seed-{seed}"
+            folder = _folder(out, contender, seed)
             entry = _run(task, test, contender, settings, own, seed, folder, report, watch)
             entries.append(entry)
             if done is not None:
                 done(entry)
     return entries
+
+
+def finished(out: str | Path, planned: Sequence[tuple[Contender, int]]) -> int:
+    """Return how many of the planned runs, each a contender and a seed, are finished in a comparison's folder."""
+    return sum((_folder(out, contender, seed) / ENTRY_NAME).exists() for contender, seed in planned)
+
+
+def _folder(out: str | Path, contender: Contender, seed: int) -> Path:
+    return Path(out) / str(contender).replace("/", "_") / f"seed-{seed}"
 
 
 def _run(

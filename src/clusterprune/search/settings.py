@@ -10,6 +10,7 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 
+from clusterprune.credentials import hidden
 from clusterprune.errors import ArgumentError
 from clusterprune.search.storage import quiet
 from clusterprune.search.swarm import ParticleSwarmSampler
@@ -107,7 +108,7 @@ def open_study(
     found = study.user_attrs.get(_SETTINGS)
     if found is None and settings is not None and not study.get_trials(deepcopy=False):
         if about is not None:
-            study.set_user_attr(_ABOUT, dict(about))
+            study.set_user_attr(_ABOUT, hidden(about))
         # Last: whoever finds the settings finds all.
         study.set_user_attr(_SETTINGS, settings)
         found = settings

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storage
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
+from clusterprune.credentials import hide_passwords, passwords_for, without_password
 from clusterprune.errors import ArgumentError, OutputError
 
 _SECONDS_FOR_LOCK = 60
@@ -24,13 +27,16 @@ _quiet_lock = threading.Lock()
 
 
 def storage_url(storage: str | Path | None, out: str | Path | None) -> str:
-    """Return the URL of a storage: of a file in `out` when `storage` is None, empty for one in memory."""
+    """Return the URL of a storage: of a file in `out` when `storage` is None, empty for one in memory.
+
+    A password in it is taken out, and remembered for :func:`open_storage` in this process.
+    """
     if storage is None:
         if out is None:
             return ""
         storage = Path(out) / "search.db"
     if isinstance(storage, str) and "://" in storage:
-        return storage
+        return without_password(storage)
     return f"{_FILE}{Path(storage).absolute()}"
 
 
@@ -51,7 +57,9 @@ def open_storage(url: str) -> BaseStorage:
     """
     if not url:
         return InMemoryStorage()
-    options = {}
+    url = without_password(url)
+    # Beside the URL, so that no text of SQLAlchemy's or Optuna's can show it.
+    options: dict[str, Any] = {"connect_args": passwords_for(url)}
     if url.startswith(_FILE):
         options = {"connect_args": {"timeout": _SECONDS_FOR_LOCK}}
         folder = Path(url.removeprefix(_FILE)).parent
@@ -62,12 +70,12 @@ def open_storage(url: str) -> BaseStorage:
     for attempt in range(_ATTEMPTS):
         try:
             opened = RDBStorage(_with_driver(url), engine_kwargs=dict(options))
-            if options:
+            if url.startswith(_FILE):
                 _write_ahead(opened)
             return get_storage(opened)
         except ImportError as error:
             raise ArgumentError(
-                f"storage={_without_password(url)!r} needs a database driver that is not installed ({error}); "
+                f"storage={url!r} needs a database driver that is not installed ({error}); "
                 "for PostgreSQL: pip install 'psycopg[binary]'"
             ) from error
         except Exception as error:  # whatever the driver raises: each has its own exceptions
@@ -75,9 +83,10 @@ def open_storage(url: str) -> BaseStorage:
             beaten = any(word in str(error).lower() for word in ("already exists", "unique constraint", "locked"))
             if not beaten or attempt == _ATTEMPTS - 1:
                 raise ArgumentError(
-                    f"storage={_without_password(url)!r} cannot be opened: {_first_line(error)}. Give the path of a "
-                    "file, or an Optuna storage URL such as sqlite:///search.db or "
-                    "postgresql://user:password@host/database, of a server that runs and accepts you."
+                    f"storage={url!r} cannot be opened: {hide_passwords(_first_line(error))}. Give the path of a "
+                    "file, or an Optuna storage URL such as sqlite:///search.db or postgresql://user@host/database, "
+                    "of a server that runs and accepts you. A password is never written down: it is taken from the "
+                    "environment (PGPASSWORD), from ~/.pgpass, or from the URL that this very call gives."
                 ) from error
             time.sleep(0.1 * (attempt + 1))
     raise AssertionError
@@ -120,6 +129,25 @@ def close_storage(storage: BaseStorage) -> None:
 
 
 @contextmanager
+def failures_named(url: str) -> Iterator[None]:
+    """Make an error of ours of what a database raises in the middle of the work.
+
+    Raises
+    ------
+    OutputError
+        In its place.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = hide_passwords(_first_line(error.__cause__ or error))
+        raise OutputError(
+            f"storage={url!r} failed while the search ran: {reason}. What was evaluated before is kept there; when it "
+            "works again, and its disk has room, give the same command to go on"
+        ) from error
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence Optuna's announcements on the standard error stream; the user sees ours."""
     with _quiet_lock:
@@ -131,11 +159,5 @@ def quiet() -> Iterator[None]:
             optuna.logging.set_verbosity(before)
 
 
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    account, at, host = rest.rpartition("@")
-    return f"{scheme}://{account.partition(':')[0]}{at}{host}"
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,15 +1,18 @@
 """Searching as an Optuna study: every structure a trial, shared by any number of workers, resumed after any kill."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from sqlalchemy.exc import SQLAlchemyError
 
 from clusterprune.search.searcher import Fitness, Progress, Repair, Searcher
 from clusterprune.search.settings import SamplerName, check_settings, open_study, read_study, sampler_of_slot
-from clusterprune.search.storage import close_storage, is_missing_file, open_storage, storage_url
+from clusterprune.search.storage import close_storage, failures_named, is_missing_file, open_storage, storage_url
 from clusterprune.search.trials import SearchResult
 
 
@@ -44,8 +47,8 @@ def search(
     start
         The structure to start from: the centre of the swarm, the first structure of any other sampler.
     storage
-        Path of a SQLite file or an Optuna storage URL. Default: `search.db` in `out`, or without `out` the memory,
-        from which nothing can be resumed.
+        Path of a SQLite file or an Optuna storage URL; no file, message or study repeats its password. Default:
+        `search.db` in `out`, or without `out` the memory, from which nothing can be resumed.
     name
         Of the study in the storage.
     sampler
@@ -58,7 +61,8 @@ def search(
     repair
         Maps a sampled structure to the nearest permitted one, which is evaluated and reported in its place.
     about
-        What a worker must know besides, as JSON has it; kept with a study that this call begins (:func:`begun`).
+        What a worker must know besides, as JSON has it; kept, without passwords, with a study that this call begins
+        (:func:`begun`).
     progress
         Called with an :class:`Evaluation`, the number of settled places and their total.
 
@@ -67,7 +71,7 @@ def search(
     ArgumentError
         For a bad argument, a storage that cannot be opened, or a study of that name with other settings.
     OutputError
-        If `out` cannot be made.
+        If `out` cannot be made, or the storage fails while the search runs.
     ClusterpruneError
         If the fitness fails for the first three structures, or for all.
 
@@ -112,7 +116,8 @@ def begun(storage: str | Path, name: str) -> Begun | None:
         return None
     opened = open_storage(url)
     try:
-        found = read_study(opened, name)
+        with failures_named(url):
+            found = read_study(opened, name)
     finally:
         close_storage(opened)
     return None if found is None else Begun(found[0]["start"], found[1])
@@ -158,9 +163,25 @@ def _run(
 ) -> SearchResult:
     storage = open_storage(url)
     try:
-        study, agreed = open_study(storage, name, settings, about)
-        worker = Searcher(storage, study, agreed, sampler_of_slot(sampler, agreed), fitness, progress, repair)
-        worker.run()
-        return worker.result(url)
+        with failures_named(url):
+            return _search(storage, url, name, fitness, sampler, settings, progress, repair, about)
     finally:
-        close_storage(storage)
+        with contextlib.suppress(SQLAlchemyError):
+            close_storage(storage)
+
+
+def _search(
+    storage: BaseStorage,
+    url: str,
+    name: str,
+    fitness: Fitness,
+    sampler: SamplerName | BaseSampler | None,
+    settings: dict[str, Any] | None,
+    progress: Progress | None,
+    repair: Repair | None,
+    about: Mapping[str, Any] | None,
+) -> SearchResult:
+    study, agreed = open_study(storage, name, settings, about)
+    worker = Searcher(storage, study, agreed, sampler_of_slot(sampler, agreed), fitness, progress, repair)
+    worker.run()
+    return worker.result(url)

@@ -76,7 +76,8 @@ class SearchResult:
     Attributes
     ----------
     name, storage
-        Of the study; what another worker needs to join. `storage` is empty for one that lives in memory.
+        Of the study; what another worker needs to join, besides a password. `storage` is empty for one that lives in
+        memory.
     best
         Widths of the best structure; of several objectives, the one on the front that is best in the first.
     value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
@@ -80,6 +81,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Header) -> None:
     text = header.model_dump_json()
     metadata = {"clusterprune": text, "sha256": _digest(text, tensors)}
     replace_file(path, save(dict(tensors), metadata))
+
+
+def progress_of(path: Path) -> tuple[int, int, int] | None:
+    """Return how far a checkpoint is: its epochs, the steps after them, and the epochs that were asked for.
+
+    None where there is no checkpoint, or one whose header makes no sense; its tensors are not read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = Header.model_validate_json((file.metadata() or {})["clusterprune"])
+        return header.epoch, header.step, int(header.config["epochs"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Header]:

@@ -87,13 +87,14 @@ def fit(
         The loss or a weight stopped being finite, or a checkpoint could not be written. The last
         checkpoint stays; in the first case the model is put back to it.
     KeyboardInterrupt
-        Training was interrupted. The last checkpoint stays.
+        Training was interrupted. With a folder, the state after the last whole step is saved first; a second Ctrl-C, a
+        second later, does not wait for that. The last checkpoint stays.
     """
     folder = check_folder(out, resume)
     run = prepare(
         train, validation, model, config, mean=mean, std=std, folder=folder, progress=progress, loss=loss, hook=hook
     )
-    with machine(run, model):
+    with run.interrupts, machine(run, model):
         state = begin(run, model, momentum, resume=resume)
         with compiled(model, wanted=config.compile):
             while state.epoch < config.epochs:
@@ -115,24 +116,39 @@ def _run_epoch(run: Run, state: TrainState) -> None:
     order = torch.randperm(len(run.train.labels), generator=run.generator(state.epoch))[: run.steps * size]
     mine, own_size = run.processes.shares(order[state.step * size :], size)
     crops = _crops(run, state, len(order)) if config.augment == "resized_crop_flip" else None
+    if state.step:
+        _set_rate(run, state, state.step - 1)  # of an epoch that is gone on with, it may be the last step's
     for pixels, labels in run.train.batches(mine, own_size, crops):
-        where = (state.epoch + state.step / run.steps) / config.epochs
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, where)
+        _set_rate(run, state, state.step)
         planned = min(size, len(order) - state.step * size)
         state.step += 1
         unread.append(_gradients(run, state, pixels, labels, planned))
         if len(unread) == every:
             _read(run, state, unread)
         _update(run, state)
-        if run.recorder.age() > 60 * config.checkpoint_minutes and state.step < run.steps:
+        due = run.recorder.age() > 60 * config.checkpoint_minutes and state.step < run.steps
+        if due or run.interrupts.asked:
             _read(run, state, unread)
-            _check_finite(run, state)
-            state.tally.seconds = time.perf_counter() - began
-            run.recorder.save(state)
+            _save_inside(run, state, began)
     _read(run, state, unread)
     _check_finite(run, state)
     _finish_epoch(run, state, began)
+
+
+def _set_rate(run: Run, state: TrainState, step: int) -> None:
+    """Set the learning rate of a step of the epoch, counted from 0."""
+    where = (state.epoch + step / run.steps) / run.config.epochs
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(run.config, where)
+
+
+def _save_inside(run: Run, state: TrainState, began: float) -> None:
+    """Save the state after a step, and stop there if that was asked for."""
+    _check_finite(run, state)
+    state.tally.seconds = time.perf_counter() - began
+    run.recorder.save(state)
+    if run.interrupts.asked:
+        run.interrupts.deliver()
 
 
 def _crops(run: Run, state: TrainState, images: int) -> Tensor:
@@ -202,7 +218,13 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
             raise _diverged(run, state, f"{type(run.hook).__name__} left a weight that is not finite")
     tally = state.tally
     last = state.optimizer.param_groups[0]["lr"]
-    accuracy = None if run.validation is None else _accuracy(run, state, run.validation)
+    accuracy = None
+    if run.validation is not None:
+        try:
+            accuracy = _accuracy(run, state, run.validation)
+        except _Asked:
+            _save_inside(run, state, began)
+            accuracy = _accuracy(run, state, run.validation)  # whoever was told did not want to stop after all
     state.epoch += 1
     state.step = 0
     state.tally = Tally()
@@ -230,6 +252,8 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
             record,
         )
     )
+    if run.interrupts.asked:
+        run.interrupts.deliver()
 
 
 def _accuracy(run: Run, state: TrainState, images: Source) -> float:
@@ -246,12 +270,19 @@ def _percent_right(run: Run, model: nn.Module, images: Source) -> float:
     counts = torch.zeros(2, dtype=torch.long, device=run.device)
     mine = torch.arange(len(images.labels))[run.processes.share(len(images.labels))]
     for pixels, labels in images.batches(mine, run.config.batch_size):
+        # A hook has changed the weights by now, and would again if the epoch's end were gone on with.
+        if run.interrupts.asked and run.hook is None:
+            raise _Asked
         with run.autocast():
             logits = logits_of(model(run.inputs(pixels)))[0]
         counts[0] += (logits.argmax(1) == labels).sum()
         counts[1] += len(labels)
     correct, total = run.processes.sum(counts).tolist()
     return 100 * correct / total
+
+
+class _Asked(Exception):  # noqa: N818 (it is no error)
+    """Ctrl-C while validating, which may take long."""
 
 
 def _read(run: Run, state: TrainState, unread: list[tuple[Tensor, Tensor, int]]) -> None:

@@ -18,6 +18,7 @@ from clusterprune.train.average import WeightAverage
 from clusterprune.train.config import TrainConfig, resolve_precision
 from clusterprune.train.hooks import EpochHook
 from clusterprune.train.images import Images, Source, source
+from clusterprune.train.interrupts import Interrupts
 from clusterprune.train.losses import CrossEntropy, Loss, logits_of, name_of
 from clusterprune.train.momentum import set_momentum
 from clusterprune.train.processes import Processes, join
@@ -44,6 +45,7 @@ class Run:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     recorder: Recorder
+    interrupts: Interrupts
     progress: Callable[[Progress], None] | None
 
     def report(self, progress: Progress) -> None:
@@ -142,8 +144,22 @@ def prepare(
         },
         writes=processes.is_main,
     )
+    interrupts = Interrupts(hold=folder is not None and processes.alone)
     return Run(
-        config, device, precision, processes, loss, hook, trained, validated, steps, mean, std, recorder, progress
+        config,
+        device,
+        precision,
+        processes,
+        loss,
+        hook,
+        trained,
+        validated,
+        steps,
+        mean,
+        std,
+        recorder,
+        interrupts,
+        progress,
     )
 
 
