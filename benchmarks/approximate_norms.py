@@ -55,7 +55,7 @@ class LayerNorm2d(nn.LayerNorm):
 class Block(nn.Module):
     """Depthwise convolution, norm, perceptron, layer scale, on top of the input."""
 
-    def __init__(self, width: int, norm: Callable[[int], nn.Module]):
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.depthwise, self.norm = nn.Conv2d(width, width, 5, padding=2, groups=width), norm(width)
         self.expand, self.project = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
