@@ -397,3 +397,26 @@ def test_folders_that_cannot_be(name: str) -> None:
         cp.Plan.load(name)
     with pytest.raises(WeightsError):
         cp.load(name, network)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"macs": 0},
+        {"macs": "many"},
+        {"params": None},
+        {"latency_ms": 0},
+        {"latency_ms": float("nan")},
+        {"accuracy": "x"},
+    ],
+)
+def test_results_that_cannot_be_shown_are_none(change: dict[str, object], tmp_path: Path) -> None:
+    sound = run.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    run.write_result(tmp_path, {"trained": sound, "baseline": sound})
+    assert run.read_result(tmp_path, "trained", "baseline") is not None
+    assert run.read_result(tmp_path, "trained", "compressed") is None
+    run.write_result(tmp_path, {"trained": sound | change, "baseline": sound})
+    assert run.read_result(tmp_path, "baseline") is not None
+    assert run.read_result(tmp_path, "trained") is None
+    run.write_result(tmp_path, {"trained": {name: sound[name] for name in sound if name not in change}})
+    assert run.read_result(tmp_path, "trained") is None

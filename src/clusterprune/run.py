@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from clusterprune import evaluate
@@ -306,13 +307,22 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     _write(folder / RESULT_NAME, json.dumps(hidden(result), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Read ``result.json``; None when the folder has none, or one that was damaged."""
+def read_result(folder: Path, *models: str) -> dict[str, Any] | None:
+    """Read ``result.json``; None when the folder has none, or one that was damaged.
+
+    Parameters
+    ----------
+    models
+        Whose measurements it must hold, such as "baseline" and "compressed".
+    """
     try:
         content = read_json(folder / RESULT_NAME)
-    except ReadError:
+        measured = [TypeAdapter(Measurement).validate_python(content[name]) for name in models]
+    except (ReadError, ValidationError, LookupError, TypeError):
         return None
-    return content if isinstance(content, dict) else None
+    figures = [(one.params, one.macs, one.latency_ms, one.latency_batch) for one in measured]
+    sound = all(figure > 0 for several in figures for figure in several)  # neither 0 nor NaN
+    return content if isinstance(content, dict) and sound else None
 
 
 def write_log(folder: Path, events: Sequence[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import data, record, run
+from clusterprune.cli.console import comparison, single
 from clusterprune.files import begun_with, read_record, write_json
 from clusterprune.methods.comparison import Contender, Entry
 from clusterprune.models import load_weights
@@ -153,7 +154,8 @@ def _write_torch(name: str, **options: Any) -> Callable[[Path], None]:
 def _write_run(folder: Path) -> None:
     options = {"model": "resnet20", "keep_macs": 0.5, "images": 256, "seeds": [0, 1], "out": folder, "data": "digits"}
     run.write_config(folder, "compress", options)
-    run.write_result(folder, {"baseline": {"macs": 10**9, "accuracy": 91.5}, "seconds": {"total": 3.2}, "seed": 0})
+    measured = run.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    run.write_result(folder, {"trained": measured, "baseline": measured, "compressed": measured, "seed": 0})
     run.write_log(folder, [{"phase": "measure", "seconds": 1.0}, {"epoch": 1, "loss": 0.3, "note": "é"}])
     write_json(folder / "entry.json", asdict(Entry("icp", 0, 10, 20, None, 91.5, 3.0)))
     write_json(folder / "asked.json", {"eps": 0.02, "training": {"epochs": 3}})
@@ -162,7 +164,10 @@ def _write_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> str:
     """Read everything that a run writes for itself; each reader has to take what was left to it."""
-    config, result, log = run.read_config(folder / "config.yaml"), run.read_result(folder), run.read_log(folder)
+    config, log = run.read_config(folder / "config.yaml"), run.read_log(folder)
+    if (result := run.read_result(folder, "trained", "baseline", "compressed")) is not None:
+        comparison("tables are drawn of it", result["baseline"], result["compressed"])
+        single("and of one network", result["trained"])
     entry, asked = read_record(folder / "entry.json", Entry), begun_with(folder / "asked.json", {"eps": 0.02})
     text = (folder / "method.txt").read_text(errors="replace")
     return repr((config, result, log, entry, asked, Contender.read(text)))

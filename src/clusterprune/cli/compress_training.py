@@ -105,7 +105,7 @@ def compress_training(
     alone("compress", "'clusterprune worker' helps acp to search.")
     if resume:
         check_same(context, folder, wanted)
-        finished = run.read_result(folder)
+        finished = run.read_result(folder, "baseline", "compressed")
         if finished is not None:
             _show(f"{folder} was finished before", finished)
             return

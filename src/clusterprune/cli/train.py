@@ -137,7 +137,7 @@ def train(
     processes, _ = join(settings)
     if resume:
         check_same(context, folder, wanted, MAY_CHANGE | {"checkpoint_minutes"})
-        finished = run.read_result(folder)
+        finished = run.read_result(folder, "trained")
         if finished is not None:
             if processes.is_main:
                 console().print(single(f"{folder} was finished before", finished["trained"]))
