@@ -211,7 +211,7 @@ def random_plan(
         kept = random_kept(group, rng)
         matrices, offsets = {}, {}
         for use in group.consumers:
-            if mixing and rng.random() < 0.8:
+            if mixing and rng.random() < 0.8 and use.mixable:
                 matrices[use.path] = random_mixing(group, kept, rng)
             if offset and bias_home(graph, use.path) and not (harmless_offsets and _pads(graph, use.path)):
                 offsets[use.path] = torch.from_numpy(rng.normal(size=group.width))

@@ -132,10 +132,11 @@ def check_training(model: Network, graph: cp.ChannelGraph, plan: cp.Plan, small:
 
 def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None:
     """Law 3. Makes two channels of a random group identical, so the model is not the same afterwards."""
-    if not graph.prunable:
+    groups = [group for group in graph.prunable if all(use.mixable for use in group.consumers)]
+    if not groups:
         return
     rng = np.random.default_rng(seed)
-    group = graph.prunable[rng.integers(len(graph.prunable))]
+    group = groups[rng.integers(len(groups))]
     with torch.no_grad():
         twins = make_twins(graph, group, rng)
         inputs = model.inputs(3)

@@ -19,6 +19,7 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
+from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Parameter
 
 Quantity = Literal["macs", "params"]
@@ -213,6 +214,9 @@ class _Reader:
         labels = self.graph.values.get(node.name)
         if isinstance(labels, Parameter):
             return self._stored(labels.path, dim, int(shape[dim]))
+        if isinstance(labels, Stored):
+            known = sorted(labels.rows(dim) | labels.columns(dim))
+            return self._stored(*known[0], int(shape[dim])) if known else Extent(int(shape[dim]))
         if not isinstance(labels, Tensor) or labels.shape != shape:
             return Extent(int(shape[dim]) / divisor)
         if (node.name, dim) not in self._vectors:

@@ -378,6 +378,9 @@ def _check_merge(merge: Merge, graph: ChannelGraph) -> None:
             f"but they keep {counts.tolist()}"
         )
     consumers = {use.path for use in group.consumers}
+    selection = torch.zeros(group.width, len(kept))
+    selection[torch.from_numpy(kept), torch.arange(len(kept))] = 1
+    rigid = {use.path for use in group.consumers if not use.mixable}
     for kind, table, shape in (
         ("mixing", merge.mixing, (group.width, len(kept))),
         ("offset", merge.offset, (group.width,)),
@@ -392,3 +395,8 @@ def _check_merge(merge: Merge, graph: ChannelGraph) -> None:
                 raise PlanError(f"{kind} of {merge.group!r} for {path} has shape {tuple(tensor.shape)}, not {shape}")
             if not is_finite(tensor):
                 raise PlanError(f"{kind} of {merge.group!r} for {path} holds NaN or infinity")
+            if path in rigid and not (kind == "mixing" and torch.equal(tensor.to(selection), selection)):
+                raise PlanError(
+                    f"{kind} of {merge.group!r} mixes {path}, from which a kernel is computed: its inputs can be cut, "
+                    "but nothing can be handed over to them. Leave it out of the merge."
+                )

@@ -46,6 +46,16 @@ def resize_module(
                 attributes.setdefault(owner_of(nodes[name]) or "", {})["normalized_shape"] = tuple(change.args[1])
     set_attributes(module, attributes)
     set_tensors(module, state)
+    for path, owner in module.named_modules():
+        # What a parametrization computes fits the cut as soon as what it computes from does.
+        if not isinstance(parametrized := getattr(owner, "parametrizations", None), nn.ModuleDict):
+            continue
+        shapes = {name: tuple(getattr(owner, name).shape) for name in ("weight", "bias") if name in parametrized}
+        widths = layer_widths(owner, shapes, depthwise=path in depthwise)
+        changed = {name: value for name, value in widths.items() if getattr(owner, name, None) != value}
+        if changed:
+            attributes[path] = {**attributes.get(path, {}), **changed}
+            set_attributes(module, {path: changed})
     return attributes
 
 

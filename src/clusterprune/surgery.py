@@ -151,8 +151,22 @@ def _mask(graph: ChannelGraph, plan: Plan, state: dict[str, Tensor], originals: 
             if use.path in merge.offset:
                 gain = _gain(originals[use.path], use, merge.offset[use.path])
                 _add_gain(graph, state, use.path, gain)
+    for path, (length, dim) in graph.walk.gains.items():
+        if path in originals:
+            _keep_scale(state, originals[path], path, length, dim)
     for path, value in plan.replaced.items():
         _embed(graph, plan, state, path, value)
+
+
+def _keep_scale(state: dict[str, Tensor], original: Tensor, path: str, length: str, dim: int) -> None:
+    """Let the length of a normalised direction take up what its norm has lost, so that the kernel stays what it was."""
+
+    def norm(direction: Tensor) -> Tensor:
+        kept = direction.to(torch.promote_types(direction.dtype, torch.float32)).movedim(dim, 0).flatten(1).norm(dim=1)
+        return kept.view([-1 if d == dim else 1 for d in range(direction.ndim)])
+
+    ratio = norm(state[path]) / norm(original)
+    state[length] = (state[length] * ratio.to(state[length].dtype)).contiguous()
 
 
 def compact_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
@@ -216,6 +230,8 @@ def _find_home(
     owners: Mapping[str, set[str]],
 ) -> tuple[str, str] | None:
     call = calls[0]
+    if any(other.computed for other in calls):
+        return None  # what a constant gives is told by the kernel, which is not stored
     if call.kind == "conv_transpose":
         return None  # the overlap of its kernels makes the gain vary in space
     if any(other.bias != call.bias for other in calls):

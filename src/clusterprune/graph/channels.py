@@ -15,7 +15,7 @@ from clusterprune.arguments import globs
 from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group, find_links
-from clusterprune.graph.walk import LayerCall, Walk
+from clusterprune.graph.walk import LayerCall, Walk, layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class ChannelGraph:
         for pattern in globs(ignore):
             matched = False
             for index, group in enumerate(groups):
-                names = {group.name, *(use.path.removesuffix(".weight") for use in group.producers)}
+                names = {group.name, *(layer_of(use.path) for use in group.producers)}
                 if any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     matched = True
                     if group.frozen is None:
@@ -261,9 +261,9 @@ def _width(group: Group) -> str:
 
 
 def _uses(group: Group) -> str:
-    made = _few([use.path.removesuffix(".weight") for use in group.producers])
+    made = _few([layer_of(use.path) for use in group.producers])
     carried = Counter(use.path.rpartition(".")[0] or use.path for use in group.carriers)
-    read = _few([use.path.removesuffix(".weight") for use in group.consumers])
+    read = _few(list(dict.fromkeys(layer_of(use.path) for use in group.consumers)))
     through = f" through {_few(list(carried))}" if carried else ""
     return f"made by {made}{through}, read by {read}"
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
 from clusterprune.graph.rules import data_rule, is_layer, output_shape, rule
-from clusterprune.graph.walk import Parameter, Walk
+from clusterprune.graph.walk import Walk
 
 aten = torch.ops.aten
 JOINS = frozenset(packet for name in ("cat", "concat", "concatenate") if (packet := getattr(aten, name, None)))
@@ -62,7 +62,7 @@ def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any
     waiting = [value for value in _flat(nest) if isinstance(value, Uniform)]
     if not waiting:
         return nest
-    known = [value for value in _flat(nest) if isinstance(value, (Tensor, Parameter))]
+    known = [value for value in _flat(nest) if isinstance(value, Tensor)]
     dim = _channel_dim(walk, node, known)
     for uniform in waiting:
         here = len(uniform.shape) - len(output_shape(node)) + dim if dim is not None else None
@@ -90,9 +90,8 @@ def _channel_dim(walk: Walk, node: fx.Node, known: list[Any]) -> int | None:
     rank = made.ndim
     found = set()
     for value in known:
-        labels = walk.as_data(value)
-        if isinstance(labels, Tensor) and not walk.space.all_opaque(labels) and labels.ndim <= rank:
-            found |= {dim + rank - labels.ndim for dim in varying_dims(walk.space.root_tensor(labels))}
+        if not walk.space.all_opaque(value) and value.ndim <= rank:
+            found |= {dim + rank - value.ndim for dim in varying_dims(walk.space.root_tensor(value))}
     if len(found) == 1:
         return found.pop()
     if getattr(node.target, "overloadpacket", None) in JOINS:

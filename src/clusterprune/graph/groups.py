@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clusterprune.graph.walk import LayerCall, Slice, Walk
+from clusterprune.graph.walk import LayerCall, Slice, Walk, layer_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +14,8 @@ class Use:
     """Where a group's channels sit in one dimension of one parameter.
 
     `positions` has shape (channels, multiplicity): channel i owns these indices of dimension `dim`. The
-    multiplicity is above one after a flatten (one channel, many inputs of a linear layer).
+    multiplicity is above one after a flatten (one channel, many inputs of a linear layer). A consumer that is not
+    `mixable` computes its kernel from what is stored: its columns can be kept or cut, but neither mixed nor replaced.
     """
 
     path: str
@@ -22,6 +23,7 @@ class Use:
     positions: np.ndarray
     role: str
     groups: int = 1
+    mixable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ class Group:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that make the channels."""
-        return tuple(dict.fromkeys(use.path.removesuffix(".weight") for use in self.producers))
+        return tuple(dict.fromkeys(layer_of(use.path) for use in self.producers))
 
     @property
     def n_blocks(self) -> int:
@@ -111,7 +113,7 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
         for (path, dim), positions in sketch.positions.items():
             known: Slice = walk.slices[path, dim]
             kind = "column" if known.role == "column" else "producer" if path in layer_weights else "carrier"
-            uses[kind].append(Use(path, dim, positions, known.role, known.groups))
+            uses[kind].append(Use(path, dim, positions, known.role, known.groups, known.mixable))
         for places in uses.values():
             places.sort(key=lambda use: order.get(use.path, len(order)))
         if not uses["producer"]:
@@ -126,7 +128,7 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
         block = _codes(_even_keys(walk, [blocks.get(label, {}) for label in labels]))
         if why is None and len(labels) == len(set(block.tolist())):
             why = "a single channel that nothing else can replace"
-        name = uses["producer"][0].path.removesuffix(".weight")
+        name = layer_of(uses["producer"][0].path)
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:
             name = f"{name}#{names[name]}"

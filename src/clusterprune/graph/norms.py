@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from clusterprune.graph.labels import varying_dims
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
 from clusterprune.graph.rules import rule
+from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Parameter, Walk
 
 aten = torch.ops.aten
@@ -33,10 +34,10 @@ def batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     channels = walk.vector(x, 1)
     for name in ("weight", "bias", "running_mean", "running_var"):
         parameter = a.get(name)
-        if isinstance(parameter, Parameter):
+        if isinstance(parameter, (Parameter, Stored)):
             walk.bind(parameter, 0, channels)
         elif isinstance(parameter, Tensor):
-            return walk.opaque(node, [x, parameter], f"{node.name}: its {name} is computed, not stored")
+            return walk.opaque(node, [x, parameter], f"{node.name}: its {name} is computed from activations")
     return x
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
-from clusterprune.graph.rules import data_rule, input_of, output_shape, rows_of, rule
-from clusterprune.graph.walk import LayerCall, Parameter, Walk
+from clusterprune.graph.rules import data_rule, output_shape, rows_of, rule
+from clusterprune.graph.stored import Stored
+from clusterprune.graph.walk import Parameter, Walk
 
 aten = torch.ops.aten
 PRODUCTS = frozenset(
@@ -35,11 +36,11 @@ SUMMED = "it adds up products over these channels"
 def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply by a stored matrix (inputs × outputs): a linear layer with its weight transposed; or two activations."""
     x, weight = a["self"], a.get("other", a.get("mat2"))
-    if not isinstance(x, Tensor) or not isinstance(weight, Parameter) or len(weight.shape) != 2:
+    if not isinstance(x, Tensor) or not isinstance(weight, (Parameter, Stored)) or len(weight.shape) != 2:
         return _of_activations(walk, node, walk.as_data(x), walk.as_data(weight))
     walk.bind(weight, 0, walk.vector(x, -1), "column")
     out = walk.bind(weight, 1, rows_of(walk, weight, 1, weight.shape[1]))
-    walk.calls.append(LayerCall(node.name, "matmul", weight.path, None, 1, input_of(node)))
+    note_call(walk, node, "matmul", weight, None)
     shape = output_shape(node)
     return spread(out, len(shape) - 1, shape)
 

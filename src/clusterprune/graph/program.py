@@ -177,6 +177,29 @@ class Program:
         return _resolve(self.output, values)
 
 
+def computed_kernels(graph: ChannelGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the kernels that are not stored but computed from parameters, by the node names of the calls."""
+    wanted = {call.node for call in graph.calls if call.computed}
+    if not wanted:
+        return {}
+    kernels = {node.name: node.args[1] for node in graph.fx.nodes if node.name in wanted}
+    waiting = [kernel for kernel in kernels.values() if isinstance(kernel, fx.Node)]
+    needed: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in needed:
+            needed.add(node.name)
+            waiting += node.all_input_nodes
+    program = Program(graph, any_batch=False)
+    values: dict[str, Any] = program.weights(state)
+    with torch.no_grad():
+        for step in program.steps:
+            if step.name in needed and step.name not in values:
+                args, kwargs = _resolve((step.args, step.kwargs), values)
+                values[step.name] = step.target(*args, **kwargs)
+    return {name: values[kernel.name] for name, kernel in kernels.items() if isinstance(kernel, fx.Node)}
+
+
 def _is_random(node: fx.Node) -> bool:
     """Tell whether a node throws dice; a dropout outside training does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):

@@ -19,6 +19,7 @@ from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.program import shape_of
+from clusterprune.graph.stored import Axis, Stored
 from clusterprune.graph.walk import Parameter
 
 aten = torch.ops.aten
@@ -49,6 +50,8 @@ class Survivors:
     def along(self, name: str) -> list[np.ndarray]:
         """Return for each dimension of a node's value which of its indices stay."""
         labels = self.graph.values[name]
+        if isinstance(labels, Stored):
+            return [self._stored(dimension) for dimension in labels.dimensions]
         small = collapse(labels)
         alive = self.of(small)
         flags = [alive.any(axis=tuple(d for d in range(small.ndim) if d != dim)) for dim in range(small.ndim)]
@@ -70,7 +73,7 @@ class Survivors:
             slices = self.graph.walk.slices
             found = [slices.get((value.path, dim)) for dim in range(len(value.shape))]
             flags = [None if known is None else self.of(known.labels) for known in found]
-        elif isinstance(value, Tensor):
+        elif isinstance(value, (Tensor, Stored)):
             flags = self.along(name)
         else:
             return []
@@ -79,7 +82,21 @@ class Survivors:
     def touches(self, name: str) -> bool:
         """Tell whether a node's value loses anything."""
         labels = self.graph.values.get(name)
+        if isinstance(labels, Stored):
+            return not all(bool(flags.all()) for flags in self.along(name))
         return isinstance(labels, Tensor) and not bool(self.of(collapse(labels)).all())
+
+    def _stored(self, dimension: tuple[Axis, ...]) -> np.ndarray:
+        """Return which indices of one dimension of a value that is computed from parameters stay."""
+        flags = np.ones(1, dtype=bool)
+        for axis in dimension:
+            own = np.ones(axis.length, dtype=bool)
+            for place in axis.places & self.graph.walk.slices.keys():
+                known = self.graph.walk.slices[place]
+                # A grouped kernel stores the columns of each of its groups, which lose equally many.
+                own = self.of(known.labels).reshape(known.groups, -1)[0]
+            flags = np.outer(flags, own).ravel()
+        return flags
 
 
 def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
@@ -192,7 +209,7 @@ def _narrowed(value: Any, kept: list[np.ndarray | None]) -> Any:
 
 
 def _makes_cut(survivors: Survivors, node: fx.Node) -> bool:
-    return isinstance(survivors.graph.values.get(node.name), Tensor) and survivors.touches(node.name)
+    return survivors.touches(node.name)
 
 
 def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
+from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Kind, LayerCall, Parameter, Partition, Walk
 
 Rule = Callable[[Walk, fx.Node, dict[str, Any]], Any]
@@ -76,10 +77,11 @@ def input_of(node: fx.Node) -> str:
 
 def _convolution(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Tensor:
     x, weight, bias, groups = a["input"], a["weight"], a.get("bias"), a.get("groups", 1)
-    if not isinstance(weight, Parameter) or not isinstance(bias, (Parameter, type(None))):
+    if not isinstance(weight, (Parameter, Stored)) or isinstance(bias, Tensor):
         tensors = [t for t in (x, weight, bias) if isinstance(t, Tensor)]
         made = node.meta["val"].shape[1 if node.meta["val"].ndim > 2 else 0]
-        return walk.opaque(node, tensors, walk.without_labels(node, int(made), "its weight is computed, not stored"))
+        reason = "its weight is computed from activations"
+        return walk.opaque(node, tensors, walk.without_labels(node, int(made), reason))
     batched = x.ndim == len(weight.shape)
     channel_dim = 1 if batched else 0
     channels = walk.vector(x, channel_dim)
@@ -104,16 +106,36 @@ def _convolution(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Te
             walk.partitions.append(Partition(channels, groups, reason, hard=True))
             walk.partitions.append(Partition(out, groups, reason, hard=True))
     walk.bind(bias, 0, out)
-    walk.calls.append(
-        LayerCall(node.name, kind, weight.path, bias.path if bias else None, groups, input_of(node), depthwise)
-    )
+    note_call(walk, node, kind, weight, bias, groups, depthwise=depthwise)
     return spread(out, channel_dim, output_shape(node))
 
 
-def rows_of(walk: Walk, weight: Parameter, dim: int, count: int) -> Tensor:
+def rows_of(walk: Walk, weight: Parameter | Stored, dim: int, count: int) -> Tensor:
     """Return the labels of the channels that a weight makes: the same ones at every call."""
-    known = walk.slices.get((weight.path, dim))
-    return known.labels if known is not None and len(known.labels) == count else walk.space.new(count)
+    known = walk.known(weight, dim)
+    return known if known is not None and len(known) == count else walk.space.new(count)
+
+
+def note_call(
+    walk: Walk,
+    node: fx.Node,
+    kind: Kind,
+    weight: Parameter | Stored,
+    bias: Parameter | Stored | None,
+    groups: int = 1,
+    *,
+    depthwise: bool = False,
+) -> None:
+    """Enter an application of a layer, unless its kernel has nothing to do with parameters."""
+    path = bias.path if isinstance(bias, Parameter) else None
+    if isinstance(weight, Parameter):
+        walk.calls.append(LayerCall(node.name, kind, weight.path, path, groups, input_of(node), depthwise))
+    elif paths := weight.paths:
+        # The parameter that has most of the kernel's dimensions is what it is made of; others scale or mask it.
+        count = {path: len({dim for other, dim in weight.places if other == path}) for path in paths}
+        likely = (".weight", ".original", ".original1")
+        main = max(paths, key=lambda path: (count[path], f".{path}".endswith(likely)))
+        walk.calls.append(LayerCall(node.name, kind, main, path, groups, input_of(node), depthwise, True, tuple(paths)))
 
 
 @rule("conv1d conv2d conv3d convolution")
@@ -156,14 +178,14 @@ NAMED: dict[str, Rule] = {"torchvision.deform_conv2d": deformable_convolution}
 def linear(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Read the last dimension, make a new one. After a flatten one channel owns several inputs."""
     x, weight, bias = a["input"], a["weight"], a.get("bias")
-    if not isinstance(weight, Parameter) or not isinstance(bias, (Parameter, type(None))):
+    if not isinstance(weight, (Parameter, Stored)) or isinstance(bias, Tensor):
         tensors = [t for t in (x, weight, bias) if isinstance(t, Tensor)]
         made = int(node.meta["val"].shape[-1])
-        return walk.opaque(node, tensors, walk.without_labels(node, made, "its weight is computed, not stored"))
+        return walk.opaque(node, tensors, walk.without_labels(node, made, "its weight is computed from activations"))
     walk.bind(weight, 1, walk.vector(x, -1), "column")
     out = walk.bind(weight, 0, rows_of(walk, weight, 0, weight.shape[0]))
     walk.bind(bias, 0, out)
-    walk.calls.append(LayerCall(node.name, "linear", weight.path, bias.path if bias else None, 1, input_of(node)))
+    note_call(walk, node, "linear", weight, bias)
     shape = output_shape(node)
     return spread(out, len(shape) - 1, shape)
 

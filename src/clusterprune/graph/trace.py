@@ -12,11 +12,13 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import ArgumentError, ModelError, TraceError
 from clusterprune.graph import along, norms, products, sampling  # noqa: F401 (they enter their rules)
 from clusterprune.graph.channels import ChannelGraph
-from clusterprune.graph.constants import EXPANSIONS, expanded, settle, settle_all
+from clusterprune.graph.constants import EXPANSIONS, Uniform, expanded, settle, settle_all
 from clusterprune.graph.export import Exported, export, named_arguments
 from clusterprune.graph.groups import find_groups
+from clusterprune.graph.labels import varying_dims
 from clusterprune.graph.movement import IDENTITY, MOVEMENT, move
 from clusterprune.graph.rules import pointwise, rule_for
+from clusterprune.graph.stored import Axis, Stored, compute
 from clusterprune.graph.walk import LayerCall, Parameter, Partition, Walk
 
 aten = torch.ops.aten
@@ -79,7 +81,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), app
         _walk(second, training)
         for name, nodes in second.unknown.items():
             walk.unknown.setdefault(name, [f"{node} (in training)" for node in nodes])
-    _attach_elements(walk)
+    walk.settle()
     graph = ChannelGraph(
         model,
         args,
@@ -163,6 +165,7 @@ def _check_weights(model: nn.Module) -> None:
 def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
     """Propagate labels through a graph; return what every node's value carries."""
     values: dict[str, Any] = {}
+    dependent: set[str] = set()
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
@@ -173,11 +176,21 @@ def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
             else:
                 values[node.name] = walk.opaque_like(value, "the network's input")
                 walk.user_inputs.add(node.name)
+                dependent.add(node.name)
         elif node.op == "call_function":
+            if any(source.name in dependent for source in node.all_input_nodes):
+                dependent.add(node.name)
+            elif (computed := _compute(walk, node, values)) is not None:
+                values[node.name] = computed
+                continue
             values[node.name] = _call(walk, node, values)
         elif node.op == "output":
-            for value in _tensors(settle(walk, node, fx.map_arg(node.args, lambda n: values[n.name]), values)):
+            outputs = settle(walk, node, fx.map_arg(node.args, lambda n: values[n.name]), values)
+            for value in _tensors(outputs):
                 walk.space.freeze(value, "it reaches the network's output")
+            for value in _leaves(outputs, (Parameter, Stored)):
+                value = Stored.of(value.path, value.shape) if isinstance(value, Parameter) else value
+                walk.pin(value.places, "it reaches the network's output")
         else:
             values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
     settle_all(walk, values)
@@ -192,12 +205,24 @@ def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     if target is operator.getitem:
         return args[0][args[1]]
     packet = getattr(target, "overloadpacket", None)
-    if packet in IDENTITY and args and isinstance(args[0], Parameter):
+    tensors = _tensors((args, kwargs))
+    if packet in IDENTITY and args and isinstance(args[0], (Parameter, Stored)):
         return args[0]
     if (found := rule_for(target)) is not None:
-        return found(walk, node, named_arguments(node, args, kwargs))
-    # Outside the layer rules a parameter is plain data, and its elements carry labels of their own.
-    args, kwargs = walk.as_data((args, kwargs))
+        named = named_arguments(node, args, kwargs)
+        slots = LAYERS.get(packet, _SLOTS)
+        channels = _channels(walk, tensors)
+        for name, value in named.items():
+            if name in slots and (packet in LAYERS or not isinstance(value, Stored)):
+                continue
+            if name in slots:
+                reason = f"{node.name}: a scale or kernel of it is computed, not stored"
+                walk.pin(value.places, reason)
+                return walk.opaque(node, tensors, reason)
+            named[name] = _as_labels(walk, value, channels, node.name)
+        return found(walk, node, named)
+    # Outside the layer rules a parameter is plain data, which meets the channels of the activations beside it.
+    args, kwargs = _as_labels(walk, (args, kwargs), _channels(walk, tensors), node.name)
     tensors = _tensors((args, kwargs))
     if not tensors or "val" not in node.meta:
         return walk.opaque_like(node.meta.get("val"), f"{node.name}: a constant")
@@ -215,11 +240,109 @@ def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     walk.unknown.setdefault(name, []).append(node.name)
     first = next(iter(_tensors(node.meta["val"])), None)
     stored = [values[source.name] for source in node.all_input_nodes]
-    layer = any(isinstance(v, Parameter) and len(v.shape) > 1 for v in stored)
-    if layer and first is not None and first.ndim and not all(isinstance(v, Parameter) for v in stored):
+    if (
+        any(isinstance(v, (Parameter, Stored)) and len(v.shape) > 1 for v in stored)
+        and first is not None
+        and first.ndim
+    ):
         width = int(first.shape[1 if first.ndim > 3 else -1])
         walk.without_labels(node, width, f"{name} has no rule")
     return walk.opaque(node, tensors, f"{node.name}: {name} has no rule")
+
+
+_SLOTS = frozenset({"weight", "bias", "running_mean", "running_var"})
+"""Arguments in which rules expect parameters, not labels."""
+
+LAYERS: dict[Any, frozenset[str]] = {
+    packet: _SLOTS | set(more.split())
+    for names, more in (
+        ("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear", ""),
+        ("batch_norm instance_norm _native_batch_norm_legit_no_training", ""),
+        ("matmul mm", "other mat2"),
+    )
+    for name in names.split()
+    if (packet := getattr(aten, name, None)) is not None
+}
+"""Operations whose rules know what to do with a kernel that is computed from parameters, by where it stands."""
+
+
+def _compute(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
+    """Follow an operation that reads parameters and no activation; return None if it is no such operation."""
+    arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
+    args, kwargs = arguments
+    stored = _leaves(arguments, (Parameter, Stored))
+    if not stored or not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+        return None
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    packet = node.target.overloadpacket
+    if packet in IDENTITY and isinstance(args[0], (Parameter, Stored)):
+        return args[0]
+    if packet is aten._weight_norm and (made := _weight_norm(walk, node, args, kwargs)) is not None:
+        return made
+
+    def as_stored(value: Any) -> Any:
+        if isinstance(value, Stored):
+            return value
+        if isinstance(value, Parameter):
+            return Stored.of(value.path, value.shape)
+        if isinstance(value, Uniform):
+            return Stored(tuple((Axis(n, flat=True),) if n > 1 else () for n in value.shape))
+        return Stored.lost(tuple(value.shape))
+
+    named = _map(named_arguments(node, args, kwargs), as_stored, (Parameter, Stored, Uniform, Tensor))
+    return compute(node, _leaves(named, Stored), named)
+
+
+def _weight_norm(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
+    """Let the length of a normalised direction take up what its norm loses with its columns, where it can."""
+    a = named_arguments(node, args, kwargs)
+    direction, length, dim = a["v"], a["g"], a["dim"]
+    users = {user.target for source in node.all_input_nodes for user in source.users}
+    plain = isinstance(direction, Parameter) and isinstance(length, Parameter)
+    if not plain or dim < 0 or users != {aten._weight_norm.default}:
+        return None
+    walk.gains[direction.path] = (length.path, dim)
+    value = Stored.of(direction.path, direction.shape)
+    lengths = Stored.of(length.path, length.shape).dimensions[dim]
+    made = [*value.dimensions]
+    # An index without direction has no length either: what vanishes there is not zero, but undefined.
+    pairs = zip(made[dim], lengths, strict=True)
+    made[dim] = tuple(replace(one, places=one.places | other.places, vanishes=False) for one, other in pairs)
+    return Stored(tuple(made), value.mixed, value.places - _places_of(value, dim))
+
+
+def _places_of(value: Stored, dim: int) -> frozenset[tuple[str, int]]:
+    return frozenset().union(*(axis.places for axis in value.dimensions[dim]))
+
+
+def _channels(walk: Walk, tensors: list[Tensor]) -> tuple[int, ...]:
+    """Return the dimensions, counted from the end, along which the activations that an operation reads have channels.
+
+    Counted from the end as element by element operations align what they read; others read tensors of equal rank.
+    """
+    found = {dim - t.ndim for t in tensors for dim in varying_dims(walk.space.root_tensor(t))}
+    return tuple(found)
+
+
+def _as_labels(walk: Walk, nest: Any, channels: tuple[int, ...], where: str) -> Any:
+    def convert(value: Parameter | Stored) -> Tensor | None:
+        count = len(value.shape)
+        return walk.labels_of(value, [dim + count for dim in channels if dim + count >= 0], where)
+
+    return _map(nest, convert, (Parameter, Stored))
+
+
+def _map(nest: Any, function: Any, kinds: Any) -> Any:
+    if isinstance(nest, kinds):
+        return function(nest)
+    if isinstance(nest, (tuple, list)):
+        return type(nest)(_map(part, function, kinds) for part in nest)
+    if isinstance(nest, dict):
+        return {key: _map(part, function, kinds) for key, part in nest.items()}
+    return nest
 
 
 UNTAGGED: frozenset[Any] = frozenset(
@@ -293,23 +416,15 @@ def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
     walk.partitions.append(Partition(vector.reshape(-1), parts, reason, hard=False))
 
 
-def _attach_elements(walk: Walk) -> None:
-    """Bind the parameters that were used as plain data to the channels they met."""
-    for path, labels in walk.elements.items():
-        roots = torch.from_numpy(walk.space.roots(labels))
-        varying = [d for d in range(roots.ndim) if roots.shape[d] > 1 and bool((roots != roots.narrow(d, 0, 1)).any())]
-        if len(varying) != 1:
-            walk.space.freeze(labels, f"{path} is used as data along more than one dimension")
-            continue
-        index = tuple(slice(None) if d == varying[0] else 0 for d in range(labels.ndim))
-        walk.bind(Parameter(path, tuple(labels.shape)), varying[0], labels[index])
-
-
 def _tensors(nest: Any) -> list[Tensor]:
-    if isinstance(nest, Tensor):
+    return _leaves(nest, Tensor)
+
+
+def _leaves(nest: Any, kinds: Any) -> list[Any]:
+    if isinstance(nest, kinds):
         return [nest]
     if isinstance(nest, (tuple, list)):
-        return [t for part in nest for t in _tensors(part)]
+        return [leaf for part in nest for leaf in _leaves(part, kinds)]
     if isinstance(nest, dict):
-        return [t for part in nest.values() for t in _tensors(part)]
+        return [leaf for part in nest.values() for leaf in _leaves(part, kinds)]
     return []

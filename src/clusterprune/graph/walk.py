@@ -1,12 +1,14 @@
 """What a trace collects while it walks through the exported graph, and what the rules may say to it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from clusterprune.graph.labels import LabelSpace, collapse
+from clusterprune.graph.labels import LabelSpace, collapse, spread
+from clusterprune.graph.stored import Stored
 
 Kind = Literal["conv", "conv_transpose", "conv_deformable", "linear", "matmul"]
 
@@ -24,7 +26,9 @@ class LayerCall:
     """One application of a convolution or linear layer.
 
     `weight` and `bias` are paths in the module. `depthwise` layers have one input channel per group: they
-    carry channels on and neither read nor make any.
+    carry channels on and neither read nor make any. The kernel of a `computed` layer is not stored, but computed from
+    parameters (standardised, masked, normalised): `stored` has all their paths, `weight` the most important one. Such
+    a kernel cannot be replaced or mixed, only cut.
     """
 
     node: str
@@ -34,11 +38,19 @@ class LayerCall:
     groups: int
     input: str
     depthwise: bool = False
+    computed: bool = False
+    stored: tuple[str, ...] = ()
 
     @property
     def layer(self) -> str:
         """Path of the module (or the bare parameter) that the call applies."""
-        return self.weight.removesuffix(".weight")
+        return layer_of(self.weight)
+
+
+def layer_of(path: str) -> str:
+    """Return the path of the layer that a kernel belongs to, also where a parametrization computes it."""
+    owner, parametrized, _ = f".{path}".rpartition(".parametrizations.weight.")
+    return owner.removeprefix(".") if parametrized else path.removesuffix(".weight")
 
 
 @dataclass
@@ -47,7 +59,7 @@ class Slice:
 
     `role` says what cutting this dimension means: "row" where the parameter makes or carries a channel,
     "column" where a layer reads it. A column slice of a grouped convolution runs over all input channels,
-    of which every one of the `groups` row blocks stores only its own.
+    of which every one of the `groups` row blocks stores only its own. Columns that are not `mixable` can only be cut.
     """
 
     path: str
@@ -55,6 +67,7 @@ class Slice:
     labels: Tensor
     role: Literal["row", "column"]
     groups: int = 1
+    mixable: bool = True
 
 
 @dataclass
@@ -78,7 +91,8 @@ class Walk:
 
     space: LabelSpace = field(default_factory=LabelSpace)
     slices: dict[tuple[str, int], Slice] = field(default_factory=dict)
-    elements: dict[str, Tensor] = field(default_factory=dict)
+    pinned: dict[tuple[str, int], str] = field(default_factory=dict)
+    gains: dict[str, tuple[str, int]] = field(default_factory=dict)
     calls: list[LayerCall] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
     unknown: dict[str, list[str]] = field(default_factory=dict)
@@ -91,7 +105,7 @@ class Walk:
 
     def bind(
         self,
-        parameter: Parameter | None,
+        parameter: "Parameter | Stored | None",
         dim: int,
         labels: Tensor,
         role: Literal["row", "column"] = "row",
@@ -99,17 +113,50 @@ class Walk:
     ) -> Tensor:
         """Say that dimension `dim` of a parameter belongs to `labels`, a vector.
 
-        A parameter met for the second time (a layer applied twice) unites the labels of both calls.
+        A parameter met for the second time (a layer applied twice) unites the labels of both calls. Of a value that is
+        computed from parameters every one is bound that runs along the dimension; where that is not all there is to
+        it, the labels freeze.
         """
         if parameter is None:
             return labels
-        key = (parameter.path, dim)
+        if isinstance(parameter, Parameter):
+            return self._bind(parameter.path, dim, labels, role, groups, mixable=True)
+        names = ", ".join(parameter.paths) or "constants"
+        self.pin(parameter.mixed, f"{names}: a kernel or scale is computed from all of it")
+        places = parameter.rows(dim) if role == "row" else parameter.columns(dim)
+        # The columns of a grouped kernel are cut block by block of its rows: all that is cut must have both.
+        lacking = {path for path, place in places if place != dim or (path, 0) not in parameter.rows(0)}
+        if not places or (groups > 1 and lacking):
+            what = "filters" if role == "row" else "inputs"
+            self.space.freeze(labels, f"a kernel is computed from {names} over its {what}")
+            self.pin(parameter.places, f"{names}: a kernel or scale is computed from all of it")
+            return labels
+        for path, place in sorted(places):
+            labels = self._bind(path, place, labels, role, groups, mixable=False)
+        return labels
+
+    def pin(self, places: Iterable[tuple[str, int]], reason: str) -> None:
+        """Say that dimensions of parameters must stay whole, whatever else is found out about them."""
+        for place in places:
+            self.pinned.setdefault(place, reason)
+
+    def settle(self) -> None:
+        """Freeze what was pinned, once everything is bound."""
+        for place, reason in self.pinned.items():
+            if place in self.slices:
+                self.space.freeze(self.slices[place].labels, reason)
+
+    def _bind(
+        self, path: str, dim: int, labels: Tensor, role: Literal["row", "column"], groups: int, *, mixable: bool
+    ) -> Tensor:
+        key = (path, dim)
         known = self.slices.get(key)
         if known is None:
-            self.slices[key] = Slice(parameter.path, dim, labels, role, groups)
+            self.slices[key] = Slice(path, dim, labels, role, groups, mixable)
             return labels
+        known.mixable = known.mixable and mixable
         if known.labels.shape != labels.shape or known.role != role:
-            reason = f"{parameter.path} is used in two different ways"
+            reason = f"{path} is used in two different ways"
             self.space.freeze(known.labels, reason)
             self.space.freeze(labels, reason)
             return labels
@@ -132,19 +179,36 @@ class Walk:
                 small = self.space.unite_along(small, other)
         return small.reshape(-1).expand(length) if small.numel() == 1 else small.reshape(length)
 
-    def parameter_elements(self, parameter: Parameter) -> Tensor | None:
-        """Give every element of a parameter used as plain data a label of its own (None for scalars)."""
-        count = int(torch.tensor(parameter.shape).prod()) if parameter.shape else 1
-        if count == 1:
-            return None
-        if parameter.path not in self.elements:
-            self.elements[parameter.path] = self.space.new(count).view(parameter.shape)
-        return self.elements[parameter.path]
+    def known(self, value: "Parameter | Stored", dim: int) -> Tensor | None:
+        """Return the labels that a dimension of a stored value has already."""
+        places = {(value.path, dim)} if isinstance(value, Parameter) else value.rows(dim)
+        return next((self.slices[place].labels for place in sorted(places) if place in self.slices), None)
+
+    def labels_of(self, value: "Parameter | Stored", dims: Iterable[int], where: str) -> Tensor | None:
+        """Return labels for a stored value that meets activations whose channels run along `dims` (None for a number).
+
+        One of these dimensions may be one of parameters; it gets their labels. Everything else must stay.
+        """
+        value = value if isinstance(value, Stored) else Stored.of(value.path, value.shape)
+        shape = value.shape
+        changing = [d for d in dims if any(not axis.flat for axis in value.dimensions[d])]
+        names = ", ".join(value.paths) or "constants"
+        reason = f"{where}: {names} meets channels in a way that needs all of it"
+        if len(changing) == 1 and (places := value.rows(changing[0])):
+            (dim,) = changing
+            labels = self.known(value, dim)
+            labels = self.space.new(shape[dim]) if labels is None or len(labels) != shape[dim] else labels
+            for path, place in sorted(places):
+                labels = self._bind(path, place, labels, "row", 1, mixable=False)
+            self.pin(value.places - places, reason)
+            return spread(labels, dim, shape)
+        self.pin(value.places, reason)
+        return None if all(length == 1 for length in shape) else self.space.opaque(shape, reason)
 
     def as_data(self, nest: Any) -> Any:
-        """Put the labels of their elements in place of parameters."""
-        if isinstance(nest, Parameter):
-            return self.parameter_elements(nest)
+        """Put labels in place of parameters that meet nothing whose channels theirs could be: they must stay."""
+        if isinstance(nest, (Parameter, Stored)):
+            return self.labels_of(nest, (), "an operation")
         if isinstance(nest, (tuple, list)):
             return type(nest)(self.as_data(part) for part in nest)
         if isinstance(nest, dict):

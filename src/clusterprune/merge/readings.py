@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use
+from clusterprune.merge.assign import drop
 from clusterprune.merge.elimination import Reading
 from clusterprune.merge.least_squares import mixing_matrix, positive_factor
 from clusterprune.merge.patches import Reader
@@ -99,6 +100,9 @@ def reading(consumer: Consumer, weight: Tensor, moments: Tensor, importance: Ten
     """
     mean = moments[:-1, -1]
     centred = moments[:-1, :-1] - torch.outer(mean, mean)
+    if not consumer.use.mixable:
+        # Nothing can be handed over, not even a constant: every channel is worth its own power.
+        centred = torch.diag(moments.diagonal()[:-1])
     positions = torch.from_numpy(consumer.use.positions)
     multiplicity = positions.shape[1]
     taps = consumer.reader.taps
@@ -142,7 +146,7 @@ def kernel_change(
         new = refitted.reshape(len(positions), outputs, taps).permute(1, 0, 2) / scale[:, None, None]
     change = torch.zeros_like(kernel)
     change[:, positions] = new - kernel[:, positions]
-    mean = moments[:-1, -1]
+    mean = moments[:-1, -1] if consumer.use.mixable else torch.zeros_like(moments[:-1, -1])
     bias = -(change.flatten(1) @ mean) if consumer.whole_kernel else -(change.sum(2) @ mean)
     return _stored(change, consumer, weight).float(), bias.float()
 
@@ -151,6 +155,8 @@ def _folded_change(consumer: Consumer, weight: Tensor, refitted: Tensor, moments
     """Return the change for a layer whose reading was a factor only: its kernel is mixed at every place alike."""
     kept = refitted.abs().sum(1).nonzero().squeeze(1).numpy()
     mixing, offset = mixing_matrix(moments, by_channel(consumer.use), kept, offset=True)
+    if not consumer.use.mixable:
+        mixing, offset = drop(len(mixing), kept), torch.zeros_like(offset)
     change, bias = -weight, torch.zeros(len(weight), dtype=weight.dtype)
     for place in torch.from_numpy(consumer.use.positions).T:
         change[:, place[kept]] += weight[:, place] @ mixing.to(weight)

@@ -135,7 +135,8 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     started = False
     for call in graph.calls:
         started = started or call.weight in touched
-        dense = call.groups == 1 and call.kind in ("conv", "linear") and Reader.of(graph, call).refittable
+        plain = call.groups == 1 and call.kind in ("conv", "linear") and not call.computed
+        dense = plain and Reader.of(graph, call).refittable
         # A layer applied twice would need both of its inputs at once; its mixing matrices stand.
         wanted = started if options.all_layers else call.weight in touched
         if dense and wanted and times[call.weight] == 1:

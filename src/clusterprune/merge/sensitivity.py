@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, computed_kernels
 from clusterprune.merge.elimination import Path
 from clusterprune.merge.patches import Reader
 from clusterprune.merge.readings import consumers, kernel_change
@@ -51,6 +51,7 @@ def fisher_losses(
 ) -> dict[str, Path]:
     """Return the paths with their losses replaced by Fisher losses (nats per image)."""
     program = Program(graph, changes)
+    kernels = computed_kernels(graph, state)
     changed: dict[str, list[_Change]] = {}
     for group in graph.groups:
         path = paths.get(group.name)
@@ -59,7 +60,8 @@ def fisher_losses(
         for level, snapshot in path.snapshots.items():
             for consumer, refitted in zip(consumers(graph, group, whole_kernel), snapshot, strict=True):
                 # Moments, paths and what follows from them are on the CPU, wherever the model is.
-                node, weight = consumer.call.node, state[consumer.use.path].cpu()
+                node = consumer.call.node
+                weight = kernels.get(node, state[consumer.use.path]).cpu()
                 kernel, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
                 changed.setdefault(node, []).append(_Change(group.name, level, kernel, bias))
     readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in changed}

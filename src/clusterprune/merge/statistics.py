@@ -316,11 +316,14 @@ class RowBuffer:
             self._use(*whole)
 
 
-def consumer_calls(graph: ChannelGraph, weights: Iterable[str]) -> dict[str, list[str]]:
-    """Return the node names of the calls of each given weight, in order of execution."""
+def consumer_calls(graph: ChannelGraph, weights: Iterable[str], *, computed: bool = False) -> dict[str, list[str]]:
+    """Return the node names of the calls of each given weight, in order of execution.
+
+    Those whose kernel is computed from the weight are left out unless asked for: nothing can be handed over to them.
+    """
     wanted = set(weights)
     found: dict[str, list[str]] = {}
     for call in graph.calls:
-        if call.weight in wanted and not call.depthwise:
+        if call.weight in wanted and not call.depthwise and (computed or not call.computed):
             found.setdefault(call.weight, []).append(call.node)
     return found

@@ -259,7 +259,7 @@ def _merge(
         return take_over(graph, group, kept, moments)
     mixing: dict[str, Tensor] = {}
     for use in group.consumers:
-        if kind == "drop" or (kind != "add" and use.path not in moments):
+        if kind == "drop" or not use.mixable or (kind != "add" and use.path not in moments):
             mixing[use.path] = drop(group.width, kept)
         elif kind == "add":
             mixing[use.path] = add(representative, kept)

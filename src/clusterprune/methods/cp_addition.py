@@ -215,6 +215,8 @@ def _noise(value: Tensor, generator: torch.Generator) -> Tensor:
 def _merge(repeats: _Repeats) -> Merge | None:
     """Return channel addition for a group; None where every channel is one of its kind."""
     group = repeats.group
+    if not all(use.mixable for use in group.consumers):
+        return None  # a kernel that is computed from what is stored cannot take anything over
     own = repeats.representative == np.arange(group.width)
     widths = np.bincount(group.blocks[own], minlength=group.n_blocks)
     for block in np.flatnonzero(widths < widths.max()):  # every block keeps as many channels as the fullest

@@ -23,6 +23,7 @@ from clusterprune.arguments import check_graph, check_progress, check_seed, show
 from clusterprune.budget import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.program import computed_kernels
 from clusterprune.merge.data_free import batch_statistics, noise_images
 from clusterprune.merge.elimination import Path, eliminate
 from clusterprune.merge.readings import consumers, folds, mixing_for, reading
@@ -275,13 +276,14 @@ def measure(
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     calls = [
         node
-        for nodes in consumer_calls(graph, {u.path for g in groups for u in g.consumers}).values()
+        for nodes in consumer_calls(graph, {u.path for g in groups for u in g.consumers}, computed=True).values()
         for node in nodes
     ]
     readers = {call.node: call for call in graph.calls}
+    kernels = computed_kernels(graph, state)
     whole_kernel = {}
     for node in calls:
-        weight = state[readers[node].weight]
+        weight = kernels.get(node, state[readers[node].weight])
         dense = readers[node].kind == "conv" and readers[node].groups == 1 and weight.ndim in (3, 4)
         whole_kernel[node] = dense and weight[0].numel() <= config.whole_kernel_limit
     size = batch_size_for(graph)
@@ -313,11 +315,17 @@ def order_channels(
 ) -> dict[str, Path]:
     """Step 2: an order of removal for every group."""
     state = {path: tensor.detach().cpu() for path, tensor in named_tensors(graph).items()}
+    kernels = {node: kernel.cpu() for node, kernel in computed_kernels(graph, named_tensors(graph)).items()}
     count = 6 if CostModel(graph).total("macs") / example_batch(graph) < 1e9 else 3
     paths = {}
     for number, group in enumerate(groups):
         readings = [
-            reading(c, state[c.use.path], measured.moments[c.call.node], measured.importance[c.call.node])
+            reading(
+                c,
+                kernels.get(c.call.node, state[c.use.path]),
+                measured.moments[c.call.node],
+                measured.importance[c.call.node],
+            )
             for c in consumers(graph, group, measured.whole_kernel)
         ]
         paths[group.name] = eliminate(
@@ -387,7 +395,7 @@ def merges_for(
         offset: dict[str, Tensor] = {}
         for consumer in consumers(graph, group, measured.whole_kernel):
             path = consumer.use.path
-            if path in mixing:
+            if path in mixing or not consumer.use.mixable:
                 continue
             home = bias_home(graph, path)
             moments = measured.moments[consumer.call.node]
