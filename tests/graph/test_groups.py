@@ -170,7 +170,6 @@ def test_group_norm_cuts_whole_normalisation_groups() -> None:
         (("OverChannels", {"form": "layer_all"}), "a norm over the channels reads all of them"),
         (("OverChannels", {"form": "response_norm"}), "pools over channels"),
         (("PreActivation", {"norm": "layer"}), "a norm over the channels reads all of them"),
-        (("Functional", {"form": "computed"}), "its weight is computed, not stored"),
         (("Functional", {"form": "einsum"}), "einsum"),
         (("Rearrange", {"form": "permute"}), "it picks channels by their number"),
         (("Transposed", {"groups": 2}), "grouped transposed convolution"),

@@ -77,6 +77,13 @@ def parametrized(how: Callable[..., nn.Module], **options: Any) -> Callable[...,
     return lambda *args, **kwargs: how(nn.Conv2d(*args, **kwargs), **options)
 
 
+class Doubled(nn.Conv2d):
+    """Twice what is stored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight * 2, self.bias, self.stride, self.padding, groups=self.groups)
+
+
 class Net(nn.Module):
     """A plain convolution, two of a kind, and two plain layers."""
 
@@ -162,6 +169,7 @@ LAYERS = {
     "masked": (Masked, 1, {"a", "b", "c", "d"}),
     "masked in groups": (Masked, 4, {"c", "d"}),
     "turned": (Turned, 1, {"a", "b.turned", "c.turned", "d"}),
+    "doubled": (Doubled, 1, {"a", "b", "c", "d"}),
     "weight norm": (parametrized(parametrizations.weight_norm), 1, {"a", "b", "c", "d"}),
     "weight norm in groups": (parametrized(parametrizations.weight_norm), 4, {"a", "b", "c", "d"}),
     "weight norm of inputs": (parametrized(parametrizations.weight_norm, dim=1), 1, {"d"}),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import clusterprune as cp
 from clusterprune.errors import ArgumentError, ModelError, TraceError
@@ -147,3 +148,91 @@ def test_tied_parameters_count_once() -> None:
     assert graph.unused == ()
     assert [call.weight for call in graph.calls] == ["first.weight", "second.weight", "second.weight", "third.weight"]
     assert {use.path for use in graph.by_name["first"].uses} >= {"second.weight", "first.weight", "twin.bias"}
+
+
+def with_hook(function: Callable[[nn.Module], object]) -> nn.Module:
+    model = small_net()
+    function(model[3])
+    model(EXAMPLE)  # what a hook computes has a history, which no copy can take along
+    return model
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 1))
+
+
+def scripted() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.trace(nn.ReLU(), torch.zeros(1)), nn.Conv2d(4, 2, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|jit|WeightNorm|weight_norm).*")
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: with_hook(torch.nn.utils.weight_norm),
+            r"'3' sets its weight .*weight_norm; call .*remove_weight_norm",
+        ),
+        (
+            lambda: with_hook(torch.nn.utils.spectral_norm),
+            r"'3' sets its weight .*spectral_norm; .*remove_spectral_norm",
+        ),
+        (lambda: with_hook(lambda m: prune.l1_unstructured(m, "weight", 0.5)), r"'3' sets .*prune; .*prune\.remove\("),
+        (lambda: with_hook(lambda m: prune.random_structured(m, "weight", 0.5, dim=0)), r"'3' sets .*prune\.remove\("),
+        (lazy, "the module '1' is lazy and has no weights yet; run the model once"),
+        (
+            lambda: small_net().to("meta"),
+            r"the module '0' holds no numbers: its weight is on the meta device.*to_empty",
+        ),
+        (scripted, "the module '1' is a TorchScript module, which hides its layers"),
+    ],
+)
+def test_modules_that_cannot_be_followed_are_refused_with_the_remedy(build, message) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        cp.trace(build(), EXAMPLE)
+    assert "control flow" not in str(caught.value)
+
+
+def test_only_control_flow_is_blamed_on_control_flow() -> None:
+    with pytest.raises(TraceError, match="control flow depends on the numbers"):
+        cp.trace(Forward(lambda m, x: m.first(x) if x.sum() > 0 else x), EXAMPLE)
+
+    def to_numpy(m: Forward, x: Tensor) -> Tensor:
+        return m.first(torch.as_tensor(x.detach().numpy()))
+
+    with pytest.raises(TraceError, match=r"cannot export Forward.*Trace the part") as caught:
+        cp.trace(Forward(to_numpy), EXAMPLE)
+    assert "control flow" not in str(caught.value)
+
+
+def test_a_failed_export_says_nothing_but_our_error(capfd: pytest.CaptureFixture[str], caplog) -> None:
+    def forward(m: Forward, x: Tensor, mask: dict[str, list[Tensor]]) -> Tensor:
+        return m.first(x)[mask["keep"][0].sum().item() :] if x.mean() > 0 else x
+
+    numbers = {"keep": [torch.arange(5000.0)]}
+    with pytest.raises(TraceError) as caught:
+        cp.trace(Forward(forward), (EXAMPLE, numbers))
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name.startswith("torch")]
+    message = str(caught.value)
+    assert "(1, 3, 8, 8), {keep: [(5000,)]}" in message
+    assert "tensor(" not in message.replace("tensor(…)", "")
+    assert len(message) < 700
+
+
+@pytest.mark.parametrize("read", [lambda y: y.argmax(1), lambda y: (y > 0, y.topk(2, 1).indices), lambda y: y.long()])
+def test_a_network_of_whole_numbers_is_cut_by_what_they_are_read_off(read: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model = Forward(lambda m, x: read(m.third(m.second(m.first(x)).relu()))).eval()
+    images = torch.randn(16, 3, 8, 8)
+    graph = cp.trace(model, images[:1])
+    plan = cp.oneshot(graph, images, keep_macs=0.6)
+    assert plan.merges
+    cp.apply(model, plan, graph=graph)(images)
+
+
+def test_an_output_that_no_layer_reaches_with_gradients_is_said() -> None:
+    model = Forward(lambda m, x: m.third(m.second(m.first(x))).detach()).eval()
+    graph = cp.trace(model, EXAMPLE)
+    with pytest.raises(ModelError, match="no output with gradients"):
+        cp.oneshot(graph, torch.randn(16, 3, 8, 8), keep_macs=0.6)

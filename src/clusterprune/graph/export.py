@@ -1,9 +1,11 @@
 """A model as one flat graph of ATen operations, and the arguments of an operation by name."""
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,16 +73,22 @@ def export(
         else:
             return _read(program, model, copy.original)
     _run(model, args, kwargs, training=training)
+    depends = "DataDependent" in type(failure).__name__ or "data-dependent" in str(failure).lower()
+    remedy = (
+        "Its control flow depends on the numbers in a tensor; move it out of forward, or trace the convolutional part "
+        "alone."
+        if depends
+        else "Trace the part that holds the convolutions alone."
+    )
     raise TraceError(
         f"torch.export cannot export {type(model).__name__} on an example of shape {_shapes(args, kwargs)}: "
-        f"{_first_line(failure)}. Data-dependent control flow is the usual cause; move it out of forward, or trace "
-        "the convolutional part alone."
+        f"{_first_line(failure)}. {remedy}"
     ) from failure
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's warnings and log to itself: what a user needs to know is in our errors."""
+    """Keep the exporter's warnings, log and prints to itself: what a user needs to know is in our errors."""
     loggers = [logging.getLogger("torch")]
     loggers += [
         logger
@@ -91,7 +99,8 @@ def _silence() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
+        # Some of what the exporter has to say goes past its log.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -137,12 +146,31 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tra
 
 
 def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    return ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in (*args, *kwargs.values()))
+    given = [*args, *(f"{name}={_shape(value)}" for name, value in kwargs.items())]
+    return ", ".join(part if isinstance(part, str) else _shape(part) for part in given)
+
+
+def _shape(value: Any) -> str:
+    """Describe an input without the numbers in it."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shape, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shape(part)}" for key, part in value.items()) + "}"
+    text = repr(value)
+    return text if len(text) <= _LONG else type(value).__name__
+
+
+_LONG = 200
+"""Letters of somebody else's message that are worth repeating."""
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    # What a tensor holds says nothing, and may be long.
+    line = re.sub(r"tensor\(.*", "tensor(…)", lines[0]).rstrip(".") if lines else type(error).__name__
+    return line if len(line) <= _LONG else line[:_LONG].rstrip() + "…"
 
 
 def named_arguments(

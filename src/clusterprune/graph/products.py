@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
-from clusterprune.graph.rules import data_rule, output_shape, rows_of, rule
+from clusterprune.graph.rules import data_rule, note_call, output_shape, rows_of, rule
 from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Parameter, Walk
 

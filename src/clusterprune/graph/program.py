@@ -118,7 +118,8 @@ class Program:
                 self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
         self.index = {step.name: position for position, step in enumerate(self.steps)}
         # The first input says how many images there are.
-        self.kept = {*_names(self.output), *self.user_inputs[:1]}
+        self.differentiable = differentiable(graph.fx)
+        self.kept = {*_names(self.output), *self.user_inputs[:1], *self.differentiable}
 
     def start(
         self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
@@ -175,6 +176,29 @@ class Program:
     def collect(self, values: Mapping[str, Any]) -> Any:
         """Return the outputs once every step has run."""
         return _resolve(self.output, values)
+
+
+def differentiable(graph: fx.Graph) -> tuple[str, ...]:
+    """Return the floating-point outputs of a graph; if it has none, what its outputs (classes, masks) are read off."""
+    outputs = [n for node in graph.nodes if node.op == "output" for n in node.all_input_nodes]
+    floating = tuple(node.name for node in outputs if _is_floating(node))
+    if floating:
+        return floating
+    found: dict[str, None] = {}
+    waiting, seen = outputs, set(outputs)
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source.op == "call_function" and _is_floating(source):
+                found[source.name] = None
+            elif source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return tuple(found)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def computed_kernels(graph: ChannelGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

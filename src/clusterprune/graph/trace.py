@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError, ModelError, TraceError
@@ -51,7 +54,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), app
     TraceError
         If the model does not run on the example, or cannot be exported.
     ModelError
-        If a weight holds NaN or infinity.
+        If a weight holds NaN or infinity, has no numbers yet, or is set by a hook; if a module is TorchScript.
 
     Examples
     --------
@@ -64,6 +67,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), app
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, but got {type(model).__name__}; build it first")
     args, kwargs = _with_model(model, *_inputs(example))
+    _check_model(model)
     _check_weights(model)
     exported = export(model, args, kwargs)
     walk = Walk(allow_approximate=approximate)
@@ -154,6 +158,43 @@ def _with_model(
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
 
 
+_HOOKS: dict[type, tuple[str, str]] = {
+    WeightNorm: (
+        "weight_norm",
+        "call torch.nn.utils.remove_weight_norm on the layer, or use torch.nn.utils.parametrizations.weight_norm",
+    ),
+    SpectralNorm: (
+        "spectral_norm",
+        "call torch.nn.utils.remove_spectral_norm on the layer, or use torch.nn.utils.parametrizations.spectral_norm",
+    ),
+    BasePruningMethod: ("prune", "make the mask permanent with torch.nn.utils.prune.remove(layer, name)"),
+}
+"""Hooks that set a weight anew before every forward, where it cannot be cut: what they are called, and the remedy."""
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuse modules that cannot be followed, by name and with the remedy."""
+    for path, module in model.named_modules():
+        name = f"the module {path!r}" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{name} is a TorchScript module, which hides its layers; give the nn.Module it was made of"
+            )
+        for hook in module._forward_pre_hooks.values():
+            for kind, (function, remedy) in _HOOKS.items():
+                if isinstance(hook, kind):
+                    raise ModelError(f"{name} sets its weight in a hook of torch.nn.utils.{function}; {remedy}")
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for tensor_name, tensor in own:
+            if nn.parameter.is_lazy(tensor):
+                raise ModelError(f"{name} is lazy and has no weights yet; run the model once on an example first")
+            if tensor.is_meta:
+                raise ModelError(
+                    f"{name} holds no numbers: its {tensor_name} is on the meta device. Move the model with "
+                    "to_empty(device='cpu'), and load its weights"
+                )
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -182,6 +223,9 @@ def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
                 dependent.add(node.name)
             elif (computed := _compute(walk, node, values)) is not None:
                 values[node.name] = computed
+                if not node.users and isinstance(computed, Stored):
+                    # It runs nevertheless, with sizes in its arguments that a cut may not find.
+                    walk.pin(computed.mixed, f"{node.name}: it is computed from all of it")
                 continue
             values[node.name] = _call(walk, node, values)
         elif node.op == "output":

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from clusterprune.arguments import tensors_in
-from clusterprune.errors import ArgumentError
+from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
 from clusterprune.merge.patches import Reader
@@ -120,8 +119,13 @@ def layer_gradients(
                     values[name] = values[name].detach().requires_grad_(True)
                 made[name] = values[name]
             program.advance(values, position, len(program.steps))
-            outputs = [t for t in pytree.tree_leaves(program.collect(values)) if t.is_floating_point()]
-            score = _score([t for t in outputs if t.requires_grad], temperature, generator)
+            outputs = [values[name] for name in program.differentiable if values[name].requires_grad]
+            if not outputs:
+                raise ModelError(
+                    f"{type(graph.model).__name__} has no output with gradients: what it returns does not depend on "
+                    "its layers in a way that can be differentiated. Return what its last layer makes."
+                )
+            score = _score(outputs, temperature, generator)
             found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
