@@ -369,9 +369,10 @@ def _backward(network: nn.Module, outputs: Any) -> bool | None:
 def _check_twins(result: Result, graph: cp.ChannelGraph, inputs: Mapping[str, Tensor]) -> None:
     """Law 3, for one group that only stored weights read."""
     rng = np.random.default_rng(result.recipe.seed)
-    group = graph.prunable[rng.integers(len(graph.prunable))]
-    if not group.consumers:
+    groups = [g for g in graph.prunable if g.consumers and all(use.mixable for use in g.consumers)]
+    if not groups:
         return
+    group = groups[rng.integers(len(groups))]
     twinned = result.network()
     anew = _with_model(graph, twinned)
     with torch.no_grad():
