@@ -14,7 +14,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,8 @@ class Equivalence:
     pairs
         Makers of masked and cut tensors, in order of preference. The first with which the original gives numbers that
         tell something is used.
+    cut
+        Cuts full-size tensors, by path.
     stand_in
         Computes the truth from masked tensors and inputs in place of a copy of the original, for cuts that the
         original's own code cannot mask; it is asked at the traced size alone.
@@ -82,12 +84,13 @@ class Equivalence:
         self,
         graph: ChannelGraph,
         pairs: Sequence[Pair],
+        cut: Callable[[State], State],
         stand_in: Callable[[State, tuple[Any, ...], dict[str, Any]], Any] | None = None,
         dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
     ) -> None:
         """Find tensors and a precision in which the original can be run."""
         self.graph = graph
-        self._pairs, self._stand_in = pairs, stand_in
+        self._pairs, self._cut_down, self._stand_in = pairs, cut, stand_in
         self._more = 1
         for self._dtype in dtypes:
             for pair in pairs:
@@ -95,9 +98,9 @@ class Equivalence:
                 self._reference = self._filled(graph.model, self._masked)
                 self._found: dict[Way, _Found | None] = {}
                 found = self._find("traced")
-                if found is not None and _tells(found.truth):
+                if found is not None and _tells(found.truth.outputs):
                     # Classes say little of the scores behind them: ask for those of more images.
-                    self._more = 1 if any(t.is_floating_point() for t in found.truth) else 31
+                    self._more = 1 if any(t.is_floating_point() for t in found.truth.outputs) else 31
                     self._found = {"traced": found}
                     return
         if self._find("traced") is None:
@@ -109,7 +112,7 @@ class Equivalence:
     @functools.cached_property
     def in_own_types(self) -> "Equivalence":
         """The same comparison in the model's own types."""
-        return Equivalence(self.graph, self._pairs, self._stand_in, dtypes=(None,))
+        return Equivalence(self.graph, self._pairs, self._cut_down, self._stand_in, dtypes=(None,))
 
     def takes(self, way: Way) -> bool:
         """Tell whether the original runs that way."""
@@ -150,14 +153,24 @@ class Equivalence:
             actual = _run(filled, found.probe)
         except Exception:  # whatever the user's code raises when its widths change
             return False
-        if [a.shape for a in actual] != [e.shape for e in found.truth]:
+        truth = found.truth
+        if [a.shape for a in actual.outputs] != [e.shape for e in truth.outputs]:
             return False
-        if all(_close(a, e) for a, e in zip(actual, found.truth, strict=True)):
+        pairs = [*zip(actual.outputs, truth.outputs, strict=True), *self._statistics(actual, truth)]
+        if all(_close(a, e) for a, e in pairs):
             return True
         # A model that casts to a coarser dtype inside rounds more than float64 does: find out how much.
         shaken = {path: _shaken(path, tensor) for path, tensor in self._masked.items()}
         noisy = self._original(self._filled(self.graph.model, shaken), shaken, found.probe)
-        return noisy is not None and all(_close(a, e, n) for a, e, n in zip(actual, found.truth, noisy, strict=True))
+        if noisy is None:
+            return False
+        others = [*noisy.outputs, *(other for _, other in self._statistics(actual, noisy))]
+        return all(_close(a, e, n) for (a, e), n in zip(pairs, others, strict=True))
+
+    def _statistics(self, actual: "_Ran", truth: "_Ran") -> list[tuple[Tensor, Tensor]]:
+        """Pair what a module's buffers hold after a run with what they should: what batch norms learn, above all."""
+        expected = self._cut_down(truth.buffers) if truth.buffers else {}
+        return [(actual.buffers[path], value) for path, value in expected.items() if path in actual.buffers]
 
     def _find(self, way: Way) -> "_Found | None":
         """Return inputs that the original takes that way, and what it makes of them (None if it takes none)."""
@@ -170,12 +183,12 @@ class Equivalence:
                     break
         return self._found[way]
 
-    def _original(self, reference: nn.Module, state: State, probe: "_Probe") -> list[Tensor] | None:
+    def _original(self, reference: nn.Module, state: State, probe: "_Probe") -> "_Ran | None":
         try:
             if self._stand_in is None:
                 return _run(self._filled(self.graph.model, state) if probe.training else reference, probe)
             with torch.no_grad():
-                return _tensors(self._stand_in(state, probe.args, probe.kwargs))
+                return _Ran(_tensors(self._stand_in(state, probe.args, probe.kwargs)))
         except Exception:  # whatever the user's code raises at a size or in a mode that it does not take
             return None
 
@@ -222,18 +235,27 @@ class _Probe:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Inputs that the original takes, and the tensors that it gives."""
+    """Inputs that the original takes, and what comes of them."""
 
     probe: _Probe
-    truth: list[Tensor]
+    truth: "_Ran"
+
+
+@dataclass(frozen=True, eq=False)
+class _Ran:
+    """What a run gives, and (in training) what the buffers hold afterwards."""
+
+    outputs: list[Tensor]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Draw tensors in the shape of a model's own, so that every branch of it counts and none explodes.
 
-    Matrices and kernels are scaled by their fan-in. Scales (of norms, layers, gates) lie around one, never near zero,
-    whatever they are in the model; biases around zero. Buffers keep their values, but for the statistics of norms:
-    code may depend on what stands in a buffer. What a tensor gets depends on its path alone, not on its neighbours.
+    Matrices and kernels are scaled by their fan-in, and add up to nothing. Scales (of norms, layers, gates) lie around
+    one, never near zero, whatever they are in the model; biases around zero. Buffers keep their values, but for the
+    statistics of norms: code may depend on what stands in a buffer. What a tensor gets depends on its path alone, not
+    on its neighbours.
 
     Parameters
     ----------
@@ -258,9 +280,13 @@ def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Te
         noise = _noise_of_prime_length()
         value = (noise if times == 1 else noise.repeat(times))[start : start + tensor.numel()].view(tensor.shape)
         if "bias" in leaf or leaf == "running_mean":
-            value = value * 0.5
+            value = value * 0.3
         elif sum(length > 1 for length in tensor.shape) > 1:
-            value = value * math.sqrt(6 / max(1, math.prod(tensor.shape[1:])))
+            # Without a sum, so that what a kernel makes has both signs though all that it reads is positive: else an
+            # activation in the wrong place may change nothing.
+            rows = value.flatten(1)
+            value = (rows - rows.mean(1, keepdim=True) if rows.shape[1] > 3 else rows).view(tensor.shape)
+            value = value * math.sqrt(6 / max(1, rows.shape[1]))
         else:
             value = value / 2 + 1
         drawn[path] = value.to(tensor.device, to)
@@ -324,17 +350,17 @@ def _same_draws() -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def _run(module: nn.Module, probe: _Probe) -> list[Tensor]:
+def _run(module: nn.Module, probe: _Probe) -> _Ran:
     module.train(probe.training)
     args, kwargs = pytree.tree_map(_copied, (probe.args, probe.kwargs))
     with torch.no_grad(), _same_draws(), surroundings_kept(module):
         if not probe.training:
-            return _tensors(module(*args, **kwargs))
+            return _Ran(_tensors(module(*args, **kwargs)))
         seen: list[Tensor] = []
         for keeps in (True, False):
             with _NothingRandom(keeps=keeps):
                 seen += _tensors(pytree.tree_map(_copied, module(*args, **kwargs)))
-        return seen
+        return _Ran(seen, dict(module.named_buffers()))
 
 
 def _copied(value: Any) -> Any:

@@ -25,11 +25,10 @@ def resize_module(
     """Resize `module` in place to the tensors in `state`; return every attribute that was set, by module path."""
     attributes: Attributes = {}
     state = {**state, **_other_names(module, state)}
-    depthwise = {call.layer for call in graph.calls if call.depthwise}
     for path, owner in module.named_modules():
         shapes = {name.rpartition(".")[2]: t for name, t in state.items() if name.rpartition(".")[0] == path}
         if shapes:
-            widths = layer_widths(owner, {n: tuple(t.shape) for n, t in shapes.items()}, depthwise=path in depthwise)
+            widths = layer_widths(owner, {n: tuple(t.shape) for n, t in shapes.items()}, depthwise=_is_depthwise(owner))
             changed = {name: value for name, value in widths.items() if getattr(owner, name, None) != value}
             if changed:
                 attributes[path] = changed
@@ -57,6 +56,12 @@ def resize_module(
             attributes[path] = {**attributes.get(path, {}), **changed}
             set_attributes(module, {path: changed})
     return attributes
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    """Tell whether every input channel of a (whole) layer is a group of its own."""
+    groups = getattr(layer, "groups", 1)
+    return isinstance(layer, nn.modules.conv._ConvNd) and groups > 1 and groups == layer.in_channels
 
 
 def layer_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, depthwise: bool) -> dict[str, Any]:

@@ -105,16 +105,19 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
         masked, cut = ({k: t.to(dtype) if dtype and t.is_floating_point() else t for k, t in s.items()} for s in pair)
         return masked, cut
 
+    def cut(full: State) -> State:
+        return _cut_state(graph, bare, full)
+
     norms = masked_norms(graph, removed_labels(graph, plan))
     if not norms:
-        return Equivalence(graph, (drawn, own))
+        return Equivalence(graph, (drawn, own), cut)
 
     def program(masked: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The original's own norms cannot leave channels out of their statistics; those of its graph can.
         changed = with_new_biases(graph, masked, dict(norms))
         return Program(graph, changed, any_batch=False).run(masked, args, kwargs)
 
-    return Equivalence(graph, (drawn, own), program)
+    return Equivalence(graph, (drawn, own), cut, program)
 
 
 def _why_untrainable(graph: ChannelGraph) -> str:
@@ -247,7 +250,7 @@ def _find_home(
         path = graph.inputs[mean.name]
         return ("subtract", path) if users[path] == {after[0].name} else None
     owner = call.weight.rpartition(".")[0]
-    if len(owners[call.weight]) > 1:
+    if len(owners.get(call.weight, ())) > 1:
         return None  # tied weights: a bias on one of the modules is none on the others
     module = graph.model.get_submodule(owner) if owner else graph.model
     if any(owner_of(nodes[other.node]) != owner for other in calls):
