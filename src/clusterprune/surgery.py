@@ -64,12 +64,17 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     equivalence = _equivalence(graph, plan, state)
     small = duplicate(model)
     attributes = resize_module(small, graph, state, changes)
-    rewired = bool(equivalence.differs(small, ("traced", "size and batch")))
+    different = equivalence.differs(small, ("traced", "size and batch")) or equivalence.differs(small, ("training",))
+    # A head that only training uses, and that no trace could follow, says nothing against the code of evaluation.
+    rewired = bool(different) and not ("training" in different and graph.training_unknown is not None)
     untrainable = None
     if rewired:
         small, untrainable = rebuild(small, graph, changes, equivalence)
-    elif equivalence.differs(small, ("training",)):
-        untrainable = _why_untrainable(graph)
+    elif different:
+        untrainable = (
+            f"{graph.training_unknown}. Leave the layers that it reads alone with ignore=, or take such heads out of "
+            "the model"
+        )
     if untrainable is not None:
         warnings.warn(f"{type(model).__name__} cannot be trained after this cut: {untrainable}", UntrainableWarning, 2)
     kept = {merge.group: [int(i) for i in merge.kept] for merge in plan.merges}
@@ -118,16 +123,6 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
         return Program(graph, changed, any_batch=False).run(masked, args, kwargs)
 
     return Equivalence(graph, (drawn, own), cut, program)
-
-
-def _why_untrainable(graph: ChannelGraph) -> str:
-    """Say why a module whose evaluation is right goes wrong in training mode."""
-    if graph.training_unknown is not None:
-        return (
-            f"{graph.training_unknown}. Leave the layers that it reads alone with ignore=, or take such heads out of "
-            "the model"
-        )
-    return "in training mode its code picks other channels than in evaluation mode, on which the cut rests"
 
 
 def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
