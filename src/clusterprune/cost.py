@@ -20,6 +20,7 @@ from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
 from clusterprune.graph.stored import Stored
+from clusterprune.graph.throwaway import randomness_kept
 from clusterprune.graph.walk import Parameter
 
 Quantity = Literal["macs", "params"]
@@ -360,7 +361,7 @@ def measure(node: fx.Node) -> float:
     """
     target: Any = node.target
     args, kwargs = _without_nodes((tuple(node.args), dict(node.kwargs)), _zeros)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), randomness_kept(), FlopCounterMode(display=False) as counter:
         try:
             target(*args, **kwargs)
         except Exception:  # a call that needs numbers of a certain kind

@@ -66,7 +66,7 @@ def throwaway(model: nn.Module) -> Iterator[Throwaway]:
     modules' classes, and the global variables that their methods name are as they were.
     """
     copier = _Copier()
-    with _randomness_kept(), surroundings_kept(model):
+    with randomness_kept(), surroundings_kept(model):
         yield Throwaway(copier.copy(model), copier.originals)
 
 
@@ -393,7 +393,8 @@ def _is_state(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def _randomness_kept() -> Iterator[None]:
+def randomness_kept() -> Iterator[None]:
+    """Let something throw dice; afterwards torch's, Python's and NumPy's generators are as they were."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
