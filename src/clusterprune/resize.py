@@ -25,10 +25,11 @@ def resize_module(
     """Resize `module` in place to the tensors in `state`; return every attribute that was set, by module path."""
     attributes: Attributes = {}
     state = {**state, **_other_names(module, state)}
+    depthwise = {path for path, owner in module.named_modules() if _is_depthwise(owner)}
     for path, owner in module.named_modules():
         shapes = {name.rpartition(".")[2]: t for name, t in state.items() if name.rpartition(".")[0] == path}
         if shapes:
-            widths = layer_widths(owner, {n: tuple(t.shape) for n, t in shapes.items()}, depthwise=_is_depthwise(owner))
+            widths = layer_widths(owner, {n: tuple(t.shape) for n, t in shapes.items()}, depthwise=path in depthwise)
             changed = {name: value for name, value in widths.items() if getattr(owner, name, None) != value}
             if changed:
                 attributes[path] = changed
