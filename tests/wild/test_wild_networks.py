@@ -40,6 +40,32 @@ def check_share(results: list[Result]) -> None:
         assert notes[f"{what}: the same"] >= 0.5 * outcomes["cut"], notes
 
 
+FOUND = {
+    "classes alone hide wrong halves": WildRecipe(
+        (AWAY, simplest("Fusion", form="fast"), simplest("Resize", form="unshuffle")), head="integers", seed=52886
+    ),
+    "stochastic depth in a rebuilt model": WildRecipe((AWAY, simplest("Chance", form="depth")), seed=3),
+    "a region of another precision in a rebuilt model": WildRecipe(
+        (simplest("Regions", form="autocast"), AWAY), dims=3, seed=24533
+    ),
+    "depthwise with a multiplier, in training alone": WildRecipe(
+        (simplest("TrainingOnly", inner=(simplest("Depthwise", multiplier=3),), form="counted"),), dims=3, seed=4
+    ),
+    "a kernel that is a buffer, and offsets": WildRecipe((simplest("Buffers", form="blur"),), seed=10958),
+    "a write that exists at batch 1 alone": WildRecipe(
+        (simplest("FixedParts", inner=(simplest("Writes", form="index_put"),)),), dims=3, seed=33578
+    ),
+    "a constant that is a plain attribute": WildRecipe((simplest("Buffers", form="constant"),), seed=22540),
+    "biases that a cut adds to a rebuilt model": WildRecipe((AWAY, simplest("Chunks", form="reverse")), seed=4),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_holds(name: str) -> None:
+    result = check(FOUND[name])
+    assert result.outcome == "cut", result.detail
+
+
 @pytest.mark.slow
 def test_laws_hold_on_wild_networks_drawn_anew_in_every_run() -> None:
     start = secrets.randbelow(2**30)
