@@ -344,6 +344,25 @@ def _pick(
     return made if all(one.shape == shape for one, shape in zip(made, shapes, strict=True)) else None
 
 
+def _index(
+    _name: str, operands: list[Stored], arguments: dict[str, Any], shapes: list[tuple[int, ...]]
+) -> list[Stored] | None:
+    """Pick indices of neighbouring dimensions (rows of a table): the other dimensions stay what they are."""
+    value, indices = operands[0], arguments["indices"]
+    picked = [dim for dim, index in enumerate(indices) if index is not None]
+    if not picked or picked != list(range(picked[0], picked[-1] + 1)):
+        return None
+    (shape,) = shapes
+    first, last = picked[0], picked[-1] + 1
+    count = len(shape) - len(value.dimensions) + len(picked)
+    mixed = value.mixed.union(
+        *(_places(value.dimensions[dim]) for dim in picked), *(index.places for index in operands[1:])
+    )
+    new = tuple(_one(Axis(length)) for length in shape[first : first + count])
+    made = Stored((*value.dimensions[:first], *new, *value.dimensions[last:]), mixed)
+    return [made] if made.shape == shape else None
+
+
 def _join(
     name: str, operands: list[Stored], arguments: dict[str, Any], shapes: list[tuple[int, ...]]
 ) -> list[Stored] | None:
@@ -409,6 +428,7 @@ _RULES: dict[str, Any] = {
         ("permute transpose t numpy_T swapaxes swapdims movedim moveaxis mT adjoint", _permute),
         ("expand expand_as broadcast_to", _expand),
         ("select slice narrow index_select chunk split split_with_sizes tensor_split unbind", _pick),
+        ("index", _index),
         ("stack cat concat concatenate", _join),
         ("pad constant_pad_nd", _pad),
         (
