@@ -105,8 +105,11 @@ class ChannelGraph:
         ArgumentError
             If a glob matches nothing, or is no text.
         """
+        patterns = globs(ignore)
+        if not patterns:
+            return self
         groups = list(self.groups)
-        for pattern in globs(ignore):
+        for pattern in patterns:
             matched = False
             for index, group in enumerate(groups):
                 names = {group.name, *(layer_of(use.path) for use in group.producers)}
@@ -120,7 +123,10 @@ class ChannelGraph:
                     f"ignore={pattern!r} matches no group or layer; groups are named like {known}. "
                     "Print the graph to see all of them."
                 )
-        return replace(self, groups=tuple(groups))
+        frozen = replace(self, groups=tuple(groups))
+        if "batch_size" in vars(self):
+            vars(frozen)["batch_size"] = self.batch_size  # found by an export, which need not be made again
+        return frozen
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
