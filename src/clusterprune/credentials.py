@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus
 
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
-_IN_TEXT = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+# No scheme is longer; without that bound, the time for a long word would grow with its square.
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,40}://")
+_IN_TEXT = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,40}://[^\s'\"<>]+")
 _ACCOUNT = re.compile(r"(?P<user>[^:/?#@]*):(?P<password>[^?]*)@")
 _KEYS = frozenset({"password", "passwd", "pwd", "pass", "sslpassword"})
 _SHORTEST = 4
@@ -67,9 +68,13 @@ def without_passwords(value: Any) -> Any:
 
 
 def hidden(value: Any) -> Any:
-    """Return nested plain values for a file, with the passwords of all addresses in their texts replaced by stars."""
+    """Return nested plain values for a file, with the passwords of all addresses in their texts replaced by stars.
+
+    What of a file's name is no Unicode becomes its escape: files hold Unicode alone.
+    """
     if isinstance(value, str):
-        return _IN_TEXT.sub(lambda found: _split(found[0], HIDDEN)[0], value)
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return _IN_TEXT.sub(lambda found: _split(found[0], HIDDEN)[0], text)
     if isinstance(value, Mapping):
         return {key: hidden(item) for key, item in value.items()}
     return [hidden(item) for item in value] if isinstance(value, list | tuple) else value

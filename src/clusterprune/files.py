@@ -201,12 +201,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, encoded(json.dumps(hidden(content), indent=1, ensure_ascii=False) + "\n"))
-
-
-def encoded(text: str) -> bytes:
-    """Return the bytes of a JSON or YAML text; what of a file's name is not UTF-8 becomes an escape of both."""
-    return text.encode("utf-8", "backslashreplace")
+        replace_file(path, (json.dumps(hidden(content), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def shown(place: str | Path) -> str:

@@ -31,8 +31,8 @@ from clusterprune.credentials import hidden, hide_in_argument
 from clusterprune.data import Split
 from clusterprune.errors import DataError, OutputError
 from clusterprune.evaluate import Latency
-from clusterprune.files import encoded, output_errors, reason_of, replace_file, shown
-from clusterprune.reading import ReadError, read_json, read_json_lines, read_yaml
+from clusterprune.files import output_errors, reason_of, replace_file, shown
+from clusterprune.reading import ReadError, exists, read_json, read_json_lines, read_yaml
 from clusterprune.train.config import TrainConfig, resolve_device
 
 CONFIG_NAME = "config.yaml"
@@ -66,6 +66,9 @@ def check_out(out: str | Path) -> Path:
 
 def _free_folder(out: str | Path) -> Path:
     folder = Path(out).expanduser()
+    if not str(folder).isascii() and str(folder).encode("utf-8", "replace").decode() != str(folder):
+        # The library that reads tensors knows no such paths.
+        raise OutputError(f"out={str(out)!a} is not UTF-8, so that nothing could be read from there; choose another")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"out={str(out)!r} is a file, not a folder; choose another")
     if folder.exists() and any(folder.iterdir()):
@@ -81,7 +84,7 @@ def _free_folder(out: str | Path) -> Path:
 def numbered(folder: Path) -> Path:
     """Return `folder`, or the first of folder-2, folder-3, … that is free."""
     candidate, number = folder, 1
-    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+    while exists(candidate) and (not candidate.is_dir() or any(candidate.iterdir())):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
@@ -375,7 +378,7 @@ def remove_folder(folder: Path) -> None:
 def _write(path: Path, content: str | bytes) -> None:
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, encoded(content) if isinstance(content, str) else content)
+        replace_file(path, content.encode() if isinstance(content, str) else content)
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,14 @@
 """How every command ends: with a result, one red paragraph, or a calm word after Ctrl-C."""
 
 import functools
+import math
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -22,6 +23,8 @@ FAILED = 2
 PATIENCE = 5.0
 """Seconds after Ctrl-C in which more of them are taken for the same, while what is half done is put away."""
 
+LARGEST = {"": 2**31 - 1, "seed": 2**63 - 1, "image_size": 1 << 14, "latency_batch": 1 << 16, "num_classes": 1 << 24}
+"""What options may be at most, by name; "" is any other. One image of 16,384 pixels a side takes 3 GiB."""
 NOTHING_WRITTEN = "Nothing was written; give the same command to begin again."
 _explanations: list[Callable[[], str]] = []
 """What Ctrl-C says; the last one counts."""
@@ -48,6 +51,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         _explanations.clear()
         with _one_interrupt():
             try:
+                _check_numbers(kwargs)
                 with _warnings_as_lines(debug):
                     function(*args, **kwargs)
             except KeyboardInterrupt:
@@ -61,6 +65,29 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise typer.Exit(FAILED) from None
 
     return run
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Refuse numbers that no computer has room for, or that are none, before they come to where nobody expects them.
+
+    Raises
+    ------
+    ArgumentError
+        If an option is one.
+    """
+    from clusterprune.errors import ArgumentError
+
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"{option} must be a finite number, but got {option} {value}; give a plain one")
+        if isinstance(value, int) and not isinstance(value, bool):
+            most = LARGEST.get(name, LARGEST[""])
+            if abs(value) > most:
+                raise ArgumentError(
+                    f"{option} must be at most {most} and at least {-most}, but got {option} {value}; give a number "
+                    "in between"
+                )
 
 
 @contextmanager

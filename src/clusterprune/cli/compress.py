@@ -243,7 +243,7 @@ def _check(wanted: dict[str, Any]) -> None:
 def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
     """Open model and data, and find what does not fit before the long work."""
     from clusterprune import data, models
-    from clusterprune.cli.opening import check_classes, input_size, locate, open_data, open_model
+    from clusterprune.cli.opening import check_classes, input_size, known_classes, locate, open_data, open_model
     from clusterprune.run import pick_device
 
     target = pick_device(wanted["device"])
@@ -252,11 +252,12 @@ def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
         dataset = None
         if wanted["data"] is not None:
             dataset = open_data(wanted["data"], spec, wanted["image_size"])
+        located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
         # Noted, so that the run's folder is enough to build the model again.
-        wanted["num_classes"] = wanted["num_classes"] or (len(dataset.classes) if dataset else None)
+        wanted["num_classes"] = known_classes(spec, located, wanted["num_classes"])
         subject = open_model(
             spec,
-            locate(Path(wanted["weights"])) if wanted["weights"] is not None else None,
+            located,
             image_size=wanted["image_size"],
             num_classes=wanted["num_classes"],
             device=target,
@@ -269,7 +270,7 @@ def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
             calibration = dataset.train
         test = dataset.splits.get("test") if dataset is not None and wanted["evaluate"] else None
         if test is not None and dataset is not None:
-            check_classes(subject, dataset)
+            check_classes(subject, dataset, "; or leave the accuracy out with --no-evaluate")
     return _Job(subject, dataset, calibration, test)
 
 

@@ -1,5 +1,6 @@
 """What the terminal shows: numbers, and the closing tables."""
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,11 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console on the stream as it is now; one that is no terminal is 100 columns wide."""
     stream = sys.stderr if stderr else sys.stdout
     piped = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH if piped else None)
+    # Of a file's name that is no Unicode, or that this terminal cannot show, the escape is shown.
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+    # Brackets and colons in names are what they are: neither styles nor pictures.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH if piped else None)
 
 
 def count(value: float) -> str:

@@ -64,15 +64,29 @@ def evaluate(
     """Measure on the test split of the data; without data, the cost alone."""
     from clusterprune import models, run
     from clusterprune.cli.console import console, single
-    from clusterprune.cli.opening import check_classes, locate, open_data, open_model, require
+    from clusterprune.cli.opening import (
+        check_classes,
+        known_classes,
+        locate,
+        open_data,
+        open_model,
+        require,
+        stated_number,
+    )
     from clusterprune.cli.progress import Display
     from clusterprune.cli.trusting import check_model
+    from clusterprune.errors import WeightsError
+    from clusterprune.reading import exists
 
+    if not exists(path.expanduser()):
+        raise WeightsError(
+            f"RUN_OR_WEIGHTS={str(path)!r} does not exist (looked in {Path.cwd()}); name a weights file, or the folder "
+            "of a run"
+        )
     located = locate(path)
     known = located.config
     name = require(model or known.get("model"), "--model", "the path does not say what network it is of")
-    image_size = image_size or known.get("image_size")
-    num_classes = num_classes or known.get("num_classes")
+    image_size = image_size or stated_number(located, "image_size")
     data = data or known.get("data")
     if model is None:
         remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
@@ -87,7 +101,7 @@ def evaluate(
                 spec,
                 located,
                 image_size=image_size,
-                num_classes=num_classes or (len(dataset.classes) if dataset else None),
+                num_classes=known_classes(spec, located, num_classes),
                 device=target,
             )
             test = dataset.splits.get("test") if dataset else None

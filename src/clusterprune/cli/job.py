@@ -41,7 +41,7 @@ class Job(BaseModel):
     weights: str | None
     data: str
     image_size: int | None
-    num_classes: int
+    num_classes: int | None
     validation: float
     seed: int
     approximate: bool = False

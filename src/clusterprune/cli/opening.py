@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune import data, models, run
+from clusterprune.cli.command import LARGEST
 from clusterprune.cli.trusting import trust_option_of
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.models import ModelSpec
+from clusterprune.models.weights import classes_in
 from clusterprune.reading import exists, is_folder
 
 if TYPE_CHECKING:
@@ -146,8 +148,45 @@ def open_model(
     return Subject(spec, model.to(device), example.to(device), size)
 
 
-def check_classes(subject: Subject, dataset: Dataset) -> None:
+def known_classes(spec: ModelSpec, located: Located | None, asked: int | None) -> int | None:
+    """Return how many outputs a trained model is to be built with; None for as many as it has by itself.
+
+    What is trained says it: the run that made it, or the weights. The data never do: those that a model is measured
+    on, or learns from, may be of other classes.
+    """
+    if asked is not None or located is None:
+        return asked
+    if (stated := stated_number(located, "num_classes")) is not None:
+        return stated
+    return classes_in(spec, located.path / run.WEIGHTS_NAME if located.compact else located.path)
+
+
+def stated_number(located: Located, name: str) -> int | None:
+    """Return a number among the options of the run that made a model; None where they do not say it.
+
+    Raises
+    ------
+    DataError
+        If it is none that the option takes.
+    """
+    value = located.config.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST[name]:
+        raise DataError(
+            f"{located.config_file} says {name}={value!r}, which is no whole number from 1 to {LARGEST[name]}; correct "
+            f"the file, or give --{name.replace('_', '-')}"
+        )
+    return value
+
+
+def check_classes(subject: Subject, dataset: Dataset, remedy: str = "") -> None:
     """Check before any long work that the model has one output per class of the data.
+
+    Parameters
+    ----------
+    remedy
+        What else can be done about it than to name other data.
 
     Raises
     ------
@@ -168,8 +207,7 @@ def check_classes(subject: Subject, dataset: Dataset) -> None:
     if width is not None and width != len(dataset.classes):
         raise DataError(
             f"model={subject.spec.name!r} has {width} outputs, but data={dataset.name!r} has {len(dataset.classes)} "
-            "classes; name the data that the model was trained for, or skip the accuracy with --no-evaluate where "
-            "the command has it"
+            f"classes; name the data that the model was trained for, or the model that fits these data{remedy}"
         )
 
 
@@ -194,8 +232,8 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
     check_weights(wanted)
     spec = models.resolve(wanted["model"])
     dataset = open_data(wanted["data"], spec, wanted["image_size"])
-    classes = wanted["num_classes"] = wanted["num_classes"] or len(dataset.classes)
     located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    classes = wanted["num_classes"] = known_classes(spec, located, wanted["num_classes"])
     subject = open_model(
         spec, located, image_size=wanted["image_size"], num_classes=classes, device=device, seed=0
     )  # fmt: skip
@@ -212,7 +250,7 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
     return subject, task, dataset.splits.get("test")
 
 
-def _new_network(spec: ModelSpec, classes: int, located: Located | None) -> nn.Module:
+def _new_network(spec: ModelSpec, classes: int | None, located: Located | None) -> nn.Module:
     """Return the network with random weights drawn from PyTorch's generator, compact if its weights are."""
     if located is None or not located.compact:
         return spec.build(classes)
@@ -300,6 +338,9 @@ def read_seeds(text: str) -> list[int]:
         raise ArgumentError(
             f"seeds must be whole numbers with commas between them, such as 0,1,2, but got seeds={text!r}"
         )
+    # As of any option: torch's generators take no more, and Python's own limit of digits would be another error.
+    if any(len(part) > 19 or int(part) >= 2**63 for part in parts):
+        raise ArgumentError(f"seeds must be below 2**63, but got seeds={text[:80]!r}; give smaller ones")
     return [int(part) for part in parts]
 
 

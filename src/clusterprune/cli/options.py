@@ -45,7 +45,7 @@ Classes = Annotated[
         metavar="N",
         help="Outputs of the model.",
         rich_help_panel="Model",
-        show_default="classes of the data, else the model's own",
+        show_default="those of the weights; without weights, of the data",
     ),
 ]
 Approximate = Annotated[

@@ -10,6 +10,7 @@ _ONCE = frozenset({"out", "resume", "config", "debug", "json", "trust"})
 # What a file says beside options.
 _BESIDE = ("clusterprune", "command", "code")
 _META = "clusterprune.presets"
+_CONFIG = "config.yaml"
 
 
 def use_config(context: typer.Context, value: Path | None) -> Path | None:
@@ -34,9 +35,33 @@ def chosen(context: typer.Context) -> dict[str, Any]:
     from clusterprune.credentials import without_passwords
 
     names = [parameter.name for parameter in context.command.params]
+    for name in names:
+        _check_text(name, context.params.get(name))
     return {
         name: without_passwords(context.params[name]) for name in names if name in context.params and name not in _ONCE
     }
+
+
+def _check_text(name: str | None, value: Any) -> None:
+    """Refuse what a run's options cannot keep: a name of a file that is no Unicode.
+
+    Raises
+    ------
+    ArgumentError
+        If the value is one; `--out` may be, for no file repeats it.
+    """
+    from clusterprune.errors import ArgumentError
+
+    if name in _ONCE or isinstance(value, int | float | None):
+        return
+    for text in value if isinstance(value, list | tuple) else (value,):
+        try:
+            str(text).encode()
+        except UnicodeEncodeError:
+            raise ArgumentError(
+                f"{name}={str(text)!a} is not UTF-8, so that the run's {_CONFIG} cannot hold it; rename the file, or "
+                "name a link to it"
+            ) from None
 
 
 def given(context: typer.Context, name: str) -> bool:
@@ -54,7 +79,7 @@ def _remember(context: typer.Context, name: str, value: Any) -> Any:
     known = context.meta.setdefault(_META, {})
     known[name] = value
     if known.get("out") is not None and known.get("resume") and not context.resilient_parsing:
-        file = Path(known["out"]).expanduser() / "config.yaml"
+        file = Path(known["out"]).expanduser() / _CONFIG
         if not file.is_file():
             raise typer.BadParameter(
                 f"{known['out']} holds no run to resume (there is no {file}). Check --out, or leave --resume out."

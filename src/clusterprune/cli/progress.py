@@ -35,10 +35,10 @@ class Display:
         self._bars: Progress | None = None
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
                 _Left(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bars = Progress(*columns, console=self._console, refresh_per_second=5)
         self._phase = self._over = ""

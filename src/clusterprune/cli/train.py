@@ -210,16 +210,19 @@ def _run(
 
 def _open(wanted: dict[str, Any], settings: "TrainConfig") -> "tuple[Subject, Dataset]":
     from clusterprune import models
-    from clusterprune.cli.opening import check_classes, locate, open_data, open_model
+    from clusterprune.cli.opening import check_classes, known_classes, locate, open_data, open_model
     from clusterprune.train.processes import join
 
     _, device = join(settings)
     spec = models.resolve(wanted["model"])
     dataset = open_data(wanted["data"], spec, wanted["image_size"])
-    classes = wanted["num_classes"] or len(dataset.classes)
+    located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    classes = known_classes(spec, located, wanted["num_classes"])
+    if located is None:
+        classes = classes or len(dataset.classes)
     subject = open_model(
         spec,
-        locate(Path(wanted["weights"])) if wanted["weights"] is not None else None,
+        located,
         image_size=wanted["image_size"],
         num_classes=classes,
         device=device,

@@ -66,6 +66,11 @@ class ModelSpec:
             msg = f"model={self.name!r}: num_classes must be an integer of 0 or more, but got {self.num_classes!r}."
             raise ModelError(msg)
 
+    @property
+    def takes_num_classes(self) -> bool:
+        """Whether the factory can be asked for a number of classes."""
+        return _takes_num_classes(self.factory)
+
     def build(self, num_classes: int | None = None, seed: int | None = None) -> nn.Module:
         """Return a new network in eval mode.
 

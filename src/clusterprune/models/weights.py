@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, WeightsError
+from clusterprune.models.spec import ModelSpec
 from clusterprune.reading import ReadError, exists, is_folder, open_regular
 from clusterprune.tensor_files import fit_types, listing, read_tensors, read_torch, tensors_of
 
@@ -61,6 +62,42 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     _check_names_and_shapes(found, target, file)
     values = _cast(found, target, file)
     _fill(model, target, values, file)
+
+
+def classes_in(spec: ModelSpec, path: str | PathLike[str]) -> int | None:
+    """Return the outputs of the network whose weights a file holds, compact ones too; None where that cannot be told.
+
+    The rows are counted of those parameters whose shape follows the number of classes.
+
+    Parameters
+    ----------
+    spec
+        The network.
+    path
+        A file for :func:`load_weights`, or the ``model.safetensors`` of a compact model.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing, unsafe or damaged.
+    ModelError
+        The network cannot be built.
+    """
+    file = Path(path).expanduser()
+    _check_file(file)
+    found = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    if not spec.takes_num_classes:
+        return None
+    usual = spec.num_classes or 10
+    plain, other = (spec.build(count, seed=0).state_dict() for count in (usual, usual + 1))
+    found = _strip_wrappers(found, plain)
+    rows = {
+        found[name].shape[0]
+        for name, tensor in plain.items()
+        if name in found and name in other and tensor.ndim and found[name].ndim == tensor.ndim
+        if (tensor.shape[0], other[name].shape[0]) == (usual, usual + 1)
+    }
+    return rows.pop() if len(rows) == 1 else None
 
 
 def _check_file(file: Path) -> None:
