@@ -40,9 +40,21 @@ def check_share(results: list[Result]) -> None:
         assert notes[f"{what}: the same"] >= 0.5 * outcomes["cut"], notes
 
 
+@pytest.mark.parametrize("first", range(0, 30, 10))
+def test_laws_hold_on_thirty_wild_networks(first: int) -> None:
+    complain([check(draw(seed)) for seed in range(first, first + 10)])
+
+
 FOUND = {
     "classes alone hide wrong halves": WildRecipe(
         (AWAY, simplest("Fusion", form="fast"), simplest("Resize", form="unshuffle")), head="integers", seed=52886
+    ),
+    "classes alone hide that stochastic depth is lost": WildRecipe(
+        (simplest("Skip", depth=True), simplest("Transposed", norm="batch"), simplest("Views", form="fold_groups")),
+        head="integers",
+        width=12,
+        keywords=True,
+        seed=7255,
     ),
     "stochastic depth in a rebuilt model": WildRecipe((AWAY, simplest("Chance", form="depth")), seed=3),
     "a region of another precision in a rebuilt model": WildRecipe(
