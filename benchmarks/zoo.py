@@ -9,7 +9,7 @@ seconds than 1.5 times Torch-Pruning's on the networks that both cut.
     python benchmarks/zoo.py --only ours --models 'torchvision:*' 'timm:resnet*'
     python benchmarks/zoo.py --summary
 
-One process a network, one thread, one network after the other (or ``--jobs`` of them at once). Each is recorded as soon as it is done, and a run that
+One process a network, one thread, one network after the other. Each is recorded as soon as it is done, and a run that
 was stopped goes on where it was; ``--redo`` measures again. Weights are random: nothing here is about accuracy.
 
 - **ours** is ``trace``, ``prune_by("l1", keep_macs=0.5)`` and ``apply``. Then, not timed, the network is made again in
@@ -25,19 +25,16 @@ Seconds are of the process (all threads), after a small network has warmed both 
 import argparse
 import fnmatch
 import gc
-import itertools
 import json
+import multiprocessing
 import os
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -57,6 +54,7 @@ CLOSE = 0.02
 EXACT = 1e-9
 TOOLS = ("ours", "torch-pruning")
 LIMIT = 1200.0
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 
 
 def counted(model: nn.Module, example: Tensor) -> tuple[int, list[Tensor]]:
@@ -76,7 +74,7 @@ def timed(record: dict[str, Any], name: str) -> Iterator[None]:
         record[name] = round(time.process_time() - start, 3)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return an error's kind and first line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.partition(chr(10))[0]}"[:400]
@@ -291,6 +289,8 @@ def _noter(called: list[tuple[int, nn.Module]], column: int) -> Any:
 
 def warm_up(tool: str) -> None:
     """Let PyTorch and the tool import what they import on first use."""
+    import timm  # noqa: F401
+
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     example = torch.zeros(1, 3, 16, 16)
     if tool == "ours":
@@ -307,8 +307,7 @@ def warm_up(tool: str) -> None:
 
 
 def measure_one(entry: Entry, tool: str, target: Path) -> None:
-    """Measure one network with one tool, in this process, and write the record to a file."""
-    torch.set_num_threads(1)
+    """Measure one network with one tool, in this process, and write the record to a file after every step."""
     record: dict[str, Any] = {"tool": tool}
 
     def save() -> None:
@@ -318,33 +317,56 @@ def measure_one(entry: Entry, tool: str, target: Path) -> None:
         temporary.replace(target)
 
     save()
-    warm_up(tool)
-    (measure_ours if tool == "ours" else measure_theirs)(entry, record, save)
+    try:
+        (measure_ours if tool == "ours" else measure_theirs)(entry, record, save)
+    except BaseException as error:
+        record["stopped"] = said(error)
+        save()
 
 
-def in_a_process(entry: Entry, tool: str, limit: float) -> dict[str, Any]:
-    """Measure one network in a process of its own; what it had found when time was up is kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "record.json"
-        one = json.dumps({"entry": asdict(entry), "tool": tool, "target": str(target)})
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        start = time.monotonic()
-        command = [sys.executable, "-W", "ignore", __file__, "--one", one]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
-            failure = None if done.returncode == 0 else _end(done.stderr, done.returncode)
-        except subprocess.TimeoutExpired:
-            failure = f"not done after {limit:.0f} seconds"
-        record: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {"tool": tool}
-        record["wall"] = round(time.monotonic() - start, 1)
-        if failure:
-            record["stopped"] = failure
+class Running:
+    """A network that is being measured, in a process that is a copy of this one, where all is imported and warm."""
+
+    def __init__(self, entry: Entry, tool: str, limit: float) -> None:
+        self.entry, self.tool, self.limit = entry, tool, limit
+        self.folder = tempfile.TemporaryDirectory()
+        self.target = Path(self.folder.name) / "record.json"
+        self.start = time.monotonic()
+        # A copy, not a new process: importing all there is takes longer than most networks do.
+        self.process = multiprocessing.get_context("fork").Process(target=measure_one, args=(entry, tool, self.target))
+        self.process.start()
+
+    def over(self) -> bool:
+        """Tell whether it is done; it is ended when its time is up."""
+        if self.process.is_alive() and time.monotonic() - self.start > self.limit:
+            self.process.kill()
+            self.process.join()
+        return not self.process.is_alive()
+
+    def record(self) -> dict[str, Any]:
+        """Return what was found, also when the process did not get to its end."""
+        record: dict[str, Any] = json.loads(self.target.read_text()) if self.target.exists() else {"tool": self.tool}
+        record["wall"] = round(time.monotonic() - self.start, 1)
+        if record["wall"] > self.limit:
+            record["stopped"] = f"not done after {self.limit:.0f} seconds"
+        elif self.process.exitcode:
+            record["stopped"] = f"ended with status {self.process.exitcode}"
+        self.folder.cleanup()
         return record
 
 
-def _end(text: str, code: int) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return (lines[-1] if lines else f"exit status {code}")[:400]
+def measure_all(todo: list[tuple[Entry, str]], jobs: int, limit: float) -> Iterator[tuple[Entry, str, dict[str, Any]]]:
+    """Measure so many networks at once; yield their records as they come."""
+    for tool in dict.fromkeys(tool for _, tool in todo):
+        warm_up(tool)
+    waiting, running = list(todo), []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(Running(*waiting.pop(0), limit))
+        time.sleep(0.1)
+        for one in [one for one in running if one.over()]:
+            running.remove(one)
+            yield one.entry, one.tool, one.record()
 
 
 class Results:
@@ -466,13 +488,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="networks measured at once, each in one thread")
     parser.add_argument("--summary", action="store_true", help="print what is in the results file")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        one = json.loads(arguments.one)
-        entry = Entry(one["entry"]["name"], one["entry"]["family"], tuple(one["entry"]["native"]))
-        measure_one(entry, one["tool"], Path(one["target"]))
-        return
     results = Results(arguments.results)
     entries = [e for e in results.entries() if any(fnmatch.fnmatchcase(e.name, g) for g in arguments.models)]
     todo = [
@@ -481,19 +497,15 @@ def main() -> None:
         for entry in entries
         if arguments.redo or tool not in results.read()["records"].get(entry.name, {})
     ]
-    done = itertools.count(1)
-    writing = threading.Lock()
-
-    def measure(work: tuple[Entry, str]) -> None:
-        entry, tool = work
-        record = in_a_process(entry, tool, arguments.limit)
-        with writing:
-            results.add(entry, tool, record)
-            short = {k: v for k, v in record.items() if k not in ("tool", "frozen_by", "unknown", "input", "params")}
-            print(f"[{next(done)}/{len(todo)}] {entry.name} {tool}: {short}", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(measure, [] if arguments.summary else todo))
+    if not ONE_THREAD.items() <= os.environ.items():
+        # A copy of a process has none of its threads, and would wait for them for ever: there must be none.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ONE_THREAD})
+    torch.set_num_threads(1)
+    found = measure_all([] if arguments.summary else todo, arguments.jobs, arguments.limit)
+    for number, (entry, tool, record) in enumerate(found, 1):
+        results.add(entry, tool, record)
+        short = {k: v for k, v in record.items() if k not in ("tool", "frozen_by", "unknown", "input", "params")}
+        print(f"[{number}/{len(todo)}] {entry.name} {tool}: {short}", file=sys.stderr, flush=True)
     print(summary(entries, results.read()["records"]))
 
 
