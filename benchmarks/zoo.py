@@ -59,7 +59,9 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENB
 
 def counted(model: nn.Module, example: Tensor) -> tuple[int, list[Tensor]]:
     """Return multiply-adds by PyTorch's own counter, and the network's outputs."""
-    with torch.no_grad(), quiet(), FlopCounterMode(display=False) as counter:
+    from clusterprune.evaluate.cost import countable
+
+    with torch.no_grad(), quiet(), countable(model), FlopCounterMode(display=False) as counter:
         outputs = pytree.tree_leaves(model(example))
     return counter.get_total_flops() // 2, [leaf for leaf in outputs if isinstance(leaf, Tensor)]
 

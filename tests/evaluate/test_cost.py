@@ -51,3 +51,20 @@ def test_params_count_shared_ones_once_and_no_buffers():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model.append(model[0])
     assert evaluate.params(model) == 9 + 3 + 6
+
+
+def test_a_module_that_is_given_a_parameter_is_counted():
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 4))
+            self.layer, self.identity = nn.Linear(4, 3), nn.Identity()
+            self.layer.bias.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + self.layer(self.identity(self.token))
+
+    model = Given()
+    asked = [parameter.requires_grad for parameter in model.parameters()]
+    assert evaluate.macs(model, torch.zeros(1, 4)) == 24
+    assert [parameter.requires_grad for parameter in model.parameters()] == asked

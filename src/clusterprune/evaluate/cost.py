@@ -37,7 +37,7 @@ def macs(model: nn.Module, example: Example) -> int:
     """
     check_model(model)
     args, kwargs = check_example(example, device_of(model))
-    with evaluating(model), torch.no_grad(), unfused_attention(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), torch.no_grad(), countable(model), FlopCounterMode(display=False) as counter:
         try:
             model(*args, **kwargs)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -60,11 +60,20 @@ def params(model: nn.Module) -> int:
 
 
 @contextmanager
-def unfused_attention() -> Iterator[None]:
-    """Let `nn.MultiheadAttention` and transformer layers run operation by operation; afterwards as before."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def countable(model: nn.Module) -> Iterator[None]:
+    """Make a model one that PyTorch's counter counts whole; afterwards everything is as before.
+
+    `nn.MultiheadAttention` and transformer layers run operation by operation, and no parameter asks for a gradient:
+    the counter fails where a module is given or returns one that does.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad_(True)
