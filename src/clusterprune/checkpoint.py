@@ -29,6 +29,7 @@ from clusterprune.files import atomic_folder
 from clusterprune.graph import trace
 from clusterprune.plans import Merge, Plan, rebuild_example
 from clusterprune.reading import ReadError, explain, read_json, seal
+from clusterprune.rebuild import CONSTANT
 from clusterprune.record import Stage, set_stages, stages
 from clusterprune.resize import fitting_shapes, set_attributes
 from clusterprune.surgery import apply
@@ -100,7 +101,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
-    for path, tensor in {**tensors_of(model), **_unlisted(model, stages(model))}.items():
+    for path, tensor in {**_without_constants(tensors_of(model)), **_unlisted(model, stages(model))}.items():
         source = first.setdefault(id(tensor), path)
         if source != path:
             shared[path] = source
@@ -388,6 +389,11 @@ def _rows(graph: Any, merges: tuple[Merge, ...], bias: str) -> int:
     return rows
 
 
+def _without_constants(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what a rebuilt model's graph holds: it is traced anew, and may be another graph's by then."""
+    return {path: tensor for path, tensor in tensors.items() if not path.startswith(CONSTANT)}
+
+
 def _unlisted(model: nn.Module, history: tuple[Stage, ...]) -> dict[str, Tensor]:
     """Return the cut buffers that a model's state dictionary leaves out, by path.
 
@@ -401,7 +407,8 @@ def _unlisted(model: nn.Module, history: tuple[Stage, ...]) -> dict[str, Tensor]
 
 def _fill(model: nn.Module, history: tuple[Stage, ...], tensors: dict[str, Tensor], folder: Path) -> None:
     unlisted = _unlisted(model, history)
-    expected = {**model.state_dict(), **unlisted}
+    expected = {**_without_constants(model.state_dict()), **unlisted}
+    tensors = _without_constants(tensors)
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())
     shapes = [p for p in expected.keys() & tensors.keys() if expected[p].shape != tensors[p].shape]

@@ -30,8 +30,11 @@ from clusterprune.graph.throwaway import duplicate, surroundings_kept
 aten = torch.ops.aten
 
 State = Mapping[str, Tensor]
-Pair = Callable[[torch.dtype | None], tuple[State, State]]
-"""Returns tensors by path, masked at full size and cut, in a floating-point type (None: in the model's own types)."""
+Pair = Callable[[torch.dtype | None, int], tuple[State, State]]
+"""Returns tensors by path, masked at full size and cut, in a floating-point type (None: in the model's own types).
+
+The number says which of the draws: what one cannot tell, because a channel is dead in it, another may.
+"""
 Way = Literal["traced", "size and batch", "size", "batch", "training", "training in batches", "training as traced"]
 """How a network is run: as it was traced, at another image size or batch, or in training mode there.
 
@@ -92,10 +95,10 @@ class Equivalence:
         self.graph = graph
         self._pairs, self._cut_down, self._stand_in = pairs, cut, stand_in
         self._more = 1
+        self._error: Exception | None = None
         for self._dtype in dtypes:
-            for pair in pairs:
-                self._masked, self._cut = pair(self._dtype)
-                self._reference = self._filled(graph.model, self._masked)
+            for self._pair in pairs:
+                self._draws: dict[int, tuple[State, State, nn.Module]] = {}
                 self._found: dict[Way, _Found | None] = {}
                 found = self._find("traced")
                 if found is not None and _tells(found.truth.outputs):
@@ -105,9 +108,17 @@ class Equivalence:
                     return
         if self._find("traced") is None:
             raise PlanError(
-                f"{type(graph.model).__name__} does not run on noise of the traced shape, so that nothing can be said "
-                "of a cut; make it accept any numbers, or trace its convolutional part alone"
-            )
+                f"{type(graph.model).__name__} does not run on noise of the traced shape ({self._error}), so that "
+                "nothing can be said of a cut; make it accept any numbers, or trace its convolutional part alone"
+            ) from self._error
+
+    def _drawn(self, way: Way) -> tuple[State, State, nn.Module]:
+        """Return the masked and the cut tensors with which a way is tried, and the original with the masked ones."""
+        draw = 0 if way == "traced" else 1
+        if draw not in self._draws:
+            masked, cut = self._pair(self._dtype, draw)
+            self._draws[draw] = masked, cut, self._filled(self.graph.model, masked)
+        return self._draws[draw]
 
     @functools.cached_property
     def in_own_types(self) -> "Equivalence":
@@ -124,11 +135,10 @@ class Equivalence:
         A way that the original itself does not take demands nothing; where it takes another size or another batch
         but not both at once, "size and batch" stands for the one that it takes.
         """
-        filled = self._filled(module, self._cut)
         different: list[Way] = []
         for way in ways:
             parts: tuple[Way, ...] = (way,) if way != "size and batch" or self.takes(way) else ("size", "batch")
-            different.extend(part for part in parts if not self._agrees(filled, part))
+            different.extend(part for part in parts if not self._agrees(module, part))
         return different
 
     def _filled(self, module: nn.Module, state: State) -> nn.Module:
@@ -145,27 +155,31 @@ class Equivalence:
                 layers[owner].register_parameter(name, nn.Parameter(state[path]))
         return (copied if self._dtype is None else copied.to(self._dtype)).eval()
 
-    def _agrees(self, filled: nn.Module, way: Way) -> bool:
+    def _agrees(self, module: nn.Module, way: Way) -> bool:
         found = self._find(way)
         if found is None:
             return True
+        masked, cut, _ = self._drawn(way)
         try:
-            actual = _run(filled, found.probe)
+            actual = _run(self._filled(module, cut), found.probe)
         except Exception:  # whatever the user's code raises when its widths change
             return False
         truth = found.truth
         if [a.shape for a in actual.outputs] != [e.shape for e in truth.outputs]:
             return False
         pairs = [*zip(actual.outputs, truth.outputs, strict=True), *self._statistics(actual, truth)]
+        if actual.scores is not None and truth.scores is not None and actual.scores.shape == truth.scores.shape:
+            pairs.append((actual.scores, truth.scores))
         if all(_close(a, e) for a, e in pairs):
             return True
         # A model that casts to a coarser dtype inside rounds more than float64 does: find out how much.
-        shaken = {path: _shaken(path, tensor) for path, tensor in self._masked.items()}
+        shaken = {path: _shaken(path, tensor) for path, tensor in masked.items()}
         noisy = self._original(self._filled(self.graph.model, shaken), shaken, found.probe)
         if noisy is None:
             return False
         others = [*noisy.outputs, *(other for _, other in self._statistics(actual, noisy))]
-        return all(_close(a, e, n) for (a, e), n in zip(pairs, others, strict=True))
+        others += [noisy.scores] if len(others) < len(pairs) and noisy.scores is not None else []
+        return len(others) == len(pairs) and all(_close(a, e, n) for (a, e), n in zip(pairs, others, strict=True))
 
     def _statistics(self, actual: "_Ran", truth: "_Ran") -> list[tuple[Tensor, Tensor]]:
         """Pair what a module's buffers hold after a run with what they should: what batch norms learn, above all."""
@@ -176,8 +190,9 @@ class Equivalence:
         """Return inputs that the original takes that way, and what it makes of them (None if it takes none)."""
         if way not in self._found:
             self._found[way] = None
+            masked, _, reference = self._drawn(way)
             for probe in self._probes(way):
-                truth = self._original(self._reference, self._masked, probe)
+                truth = self._original(reference, masked, probe)
                 if truth is not None:
                     self._found[way] = _Found(probe, truth)
                     break
@@ -189,7 +204,8 @@ class Equivalence:
                 return _run(self._filled(self.graph.model, state) if probe.training else reference, probe)
             with torch.no_grad():
                 return _Ran(_tensors(self._stand_in(state, probe.args, probe.kwargs)))
-        except Exception:  # whatever the user's code raises at a size or in a mode that it does not take
+        except Exception as error:  # whatever the user's code raises at a size or in a mode that it does not take
+            self._error = error
             return None
 
     def _probes(self, way: Way) -> Iterator["_Probe"]:
@@ -206,7 +222,8 @@ class Equivalence:
         elif way == "batch":
             yield self._noise(*_reshaped(args, kwargs, None, self._more))
         else:
-            for change in (_smaller, _larger):
+            # Sides of their own first: a height in place of a width shows in no square.
+            for change in (lambda length, dim: _smaller(length) if dim == 2 else length, _smaller, _larger):
                 inputs = _reshaped(args, kwargs, change, self._more if way == "size and batch" else 0)
                 if [t.shape[2:] for t in _tensors(inputs)] != [t.shape[2:] for t in _tensors((args, kwargs))]:
                     yield self._noise(*inputs)
@@ -243,13 +260,17 @@ class _Found:
 
 @dataclass(frozen=True, eq=False)
 class _Ran:
-    """What a run gives, and (in training) what the buffers hold afterwards."""
+    """What a run gives, (in training) what the buffers hold afterwards, and what stands behind integers.
+
+    `scores` is what the last operation read that makes no numbers but whole ones, where the outputs are those alone.
+    """
 
     outputs: list[Tensor]
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
 
 
-def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def random_state(named: State, dtype: torch.dtype | None = None, draw: int = 0) -> dict[str, Tensor]:
     """Draw tensors in the shape of a model's own, so that every branch of it counts and none explodes.
 
     Matrices and kernels are scaled by their fan-in, and add up to nothing. Scales (of norms, layers, gates) lie around
@@ -263,6 +284,8 @@ def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Te
         Parameters and buffers by path.
     dtype
         Floating-point type of what is drawn; None for that of each tensor.
+    draw
+        Which of many draws.
     """
     drawn: dict[str, Tensor] = {}
     for path, tensor in named.items():
@@ -275,7 +298,7 @@ def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Te
             drawn[path] = tensor.detach().to(to, copy=True)
             continue
         # Pieces of one long noise: of prime length, so that no two rows of a matrix are the same piece.
-        start = zlib.crc32(path.encode()) % _PRIME
+        start = zlib.crc32(f"{draw} {path}".encode()) % _PRIME
         times = -(-(start + tensor.numel()) // _PRIME)
         noise = _noise_of_prime_length()
         value = (noise if times == 1 else noise.repeat(times))[start : start + tensor.numel()].view(tensor.shape)
@@ -332,6 +355,24 @@ class _NothingRandom(TorchDispatchMode):
         return made.fill_(kept if self._keeps else taken)
 
 
+class _BehindIntegers(TorchDispatchMode):
+    """Keeps what was read by the last operation that makes whole numbers out of others (an argmax, a comparison)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: Tensor | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        made = func(*args, **(kwargs or {}))
+        read = [tensor for tensor in _tensors(args) if tensor.is_floating_point()]
+        if read and not any(tensor.is_floating_point() for tensor in _tensors(made)):
+            self.scores = read[0].clone()
+        return made
+
+
 _RANDOM = ("bernoulli", "rand", "normal", "uniform", "exponential", "cauchy", "log_normal", "geometric", "multinomial")
 
 
@@ -339,7 +380,9 @@ _RANDOM = ("bernoulli", "rand", "normal", "uniform", "exponential", "cauchy", "l
 def _same_draws() -> Iterator[None]:
     """Seed every generator that a forward may ask, and put them back afterwards."""
     python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Those of devices that are in use alone: to ask for others would start them.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
@@ -355,7 +398,13 @@ def _run(module: nn.Module, probe: _Probe) -> _Ran:
     args, kwargs = pytree.tree_map(_copied, (probe.args, probe.kwargs))
     with torch.no_grad(), _same_draws(), surroundings_kept(module):
         if not probe.training:
-            return _Ran(_tensors(module(*args, **kwargs)))
+            outputs = _tensors(module(*args, **kwargs))
+            if any(output.is_floating_point() for output in outputs):
+                return _Ran(outputs)
+            args, kwargs = pytree.tree_map(_copied, (probe.args, probe.kwargs))
+            with _BehindIntegers() as behind:
+                module(*args, **kwargs)
+            return _Ran(outputs, scores=behind.scores)
         seen: list[Tensor] = []
         for keeps in (True, False):
             with _NothingRandom(keeps=keeps):
@@ -372,7 +421,7 @@ def _tensors(nest: Any) -> list[Tensor]:
 
 
 def _reshaped(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[int], int] | None, more: int
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[int, int], int] | None, more: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return inputs with so many more images, or images of another size, filled by repeating what is there."""
     lengths = [len(leaf) for leaf in _tensors((args, kwargs)) if leaf.ndim]
@@ -383,7 +432,7 @@ def _reshaped(
             return value
         if change is not None:
             for dim in range(2, value.ndim):
-                length = change(value.shape[dim])
+                length = change(value.shape[dim], dim)
                 index = torch.arange(length) % value.shape[dim]
                 value = value.index_select(dim, index.to(value.device))
         return torch.cat([value, *[value[:1]] * more]) if len(value) == batch else value
@@ -391,13 +440,13 @@ def _reshaped(
     return pytree.tree_map(reshape, (args, kwargs))
 
 
-def _smaller(length: int) -> int:
+def _smaller(length: int, dim: int = 2) -> int:  # noqa: ARG001 (all changes are called alike)
     """Return a smaller side that strided networks still like: three quarters, as a multiple of 32 (or 4, or 1)."""
     step = 32 if length >= 64 else 4 if length >= 8 else 1
     return max(1, length * 3 // 4 // step * step)
 
 
-def _larger(length: int) -> int:
+def _larger(length: int, dim: int = 2) -> int:  # noqa: ARG001 (all changes are called alike)
     return length + (32 if length >= 32 else max(1, length))
 
 

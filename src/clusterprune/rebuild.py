@@ -23,6 +23,8 @@ _LAYERS = (
 _FORWARDS = frozenset(
     layer.forward for layer in (*_LAYERS, nn.BatchNorm2d, nn.InstanceNorm2d) if layer.forward is not nn.Module.forward
 )
+CONSTANT = "_constant_"
+"""How the buffers are called that hold the constants of a graph: no state of the model, and not saved."""
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -161,7 +163,7 @@ class _Builder:
         if node.name in self.graph.inputs:
             return  # fetched where it is used, and not at all where a module uses it
         if node.name in self.graph.constants:
-            free = next(n for i in count() if not hasattr(self.module, n := f"_constant_{i}"))
+            free = next(n for i in count() if not hasattr(self.module, n := f"{CONSTANT}{i}"))
             self._constants[node.name] = free
             self.module.register_buffer(free, self.graph.constants[node.name], persistent=False)
             return

@@ -98,14 +98,16 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
     bare = replace(plan, merges=tuple(Merge(merge.group, merge.kept) for merge in plan.merges), replaced={})
     named = named_tensors(graph)
 
-    def drawn(dtype: torch.dtype | None) -> tuple[State, State]:
-        masked = random_state(named, dtype)
+    def drawn(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:
+        masked = random_state(named, dtype, draw)
         _mask(graph, bare, masked, masked)
-        for path, bias in random_state({p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype).items():
+        for path, bias in random_state(
+            {p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype, draw
+        ).items():
             _embed(graph, bare, masked, path, bias)
         return masked, _cut_state(graph, bare, masked)
 
-    def own(dtype: torch.dtype | None) -> tuple[State, State]:
+    def own(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:  # noqa: ARG001 (there is one such)
         pair = masked_state(graph, plan), state
         masked, cut = ({k: t.to(dtype) if dtype and t.is_floating_point() else t for k, t in s.items()} for s in pair)
         return masked, cut
@@ -373,14 +375,16 @@ def cutter(graph: ChannelGraph, plan: Plan) -> Any:
             removed.setdefault((use.path, use.dim), []).append(use.positions[gone].ravel())
             if use.groups > 1:
                 grouped[use.path] = use
-    added = {
+    # A bias that did not exist is cut like the rows of its weight, and so is one that nobody adds (of a layer whose
+    # weight alone is borrowed).
+    rows = {
         home[1]: call.weight for call in graph.calls if (home := bias_home(graph, call.weight)) and home[0] == "new"
     }
+    rows |= _unused_biases(graph)
 
     def cut(path: str, tensor: Tensor) -> Tensor:
         for dim in range(tensor.ndim):
-            # A bias that did not exist is cut like the rows of its weight.
-            key = (path, dim) if path not in added else (added[path], 0)
+            key = (path, dim) if path not in rows else (rows[path], 0)
             if key not in removed:
                 continue
             gone = np.concatenate(removed[key])
@@ -403,6 +407,17 @@ def cutter(graph: ChannelGraph, plan: Plan) -> Any:
         return tensor.contiguous()
 
     return ordered
+
+
+def _unused_biases(graph: ChannelGraph) -> dict[str, str]:
+    """Return the biases that neither evaluation nor training adds, each with the weight beside it."""
+    layers = dict(graph.model.named_modules())
+    found = {}
+    for path in graph.unused:
+        owner, _, name = path.rpartition(".")
+        if name == "bias" and isinstance(layers.get(owner), (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            found[path] = f"{owner}.weight" if owner else "weight"
+    return found
 
 
 def _cut_grouped(tensor: Tensor, gone: np.ndarray, groups: int) -> Tensor:

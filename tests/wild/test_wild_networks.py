@@ -46,6 +46,61 @@ def test_laws_hold_on_thirty_wild_networks(first: int) -> None:
 
 
 FOUND = {
+    "a height in the place of a width": WildRecipe(
+        chain=(
+            ("Again", {"inner": (("Views", {"form": "transposed"}), ("Order", {"form": "strided"})), "form": "thrice"}),
+            (
+                "CrossStage",
+                {"layers": 2, "form": "slices", "shortcut": True, "inner": (("Idiom", {"form": "mean_removed"}),)},
+            ),
+            ("Borrowed", {"key": "conv", "out": 6, "form": "names"}),
+        ),
+        dims=2,
+        stem="conv",
+        head="training_extra",
+        width=5,
+        keywords=True,
+        warm=True,
+        seed=63122,
+    ),
+    "a channel that is dead in one draw": WildRecipe(
+        chain=(
+            ("ShuffleUnit", {"groups": 2, "stride": 1, "form": "v1"}),
+            ("WrittenHalf", {"at": 4, "factor": 0.5, "form": "half_act"}),
+            ("Again", {"inner": (("Views", {"form": "unflatten"}),), "form": "other_input"}),
+        ),
+        dims=2,
+        stem="siamese",
+        head="linear",
+        width=6,
+        keywords=False,
+        warm=False,
+        seed=59144,
+    ),
+    "constants of a graph that was used before": WildRecipe(
+        chain=(
+            ("Densely", {"growth": 4, "layers": 3, "form": "dense"}),
+            ("Remember", {"form": "grid"}),
+            ("OddGroups", {"groups": 3, "into": 1, "out": 1, "form": "twice"}),
+        ),
+        dims=3,
+        stem="both",
+        head="detector",
+        width=8,
+        keywords=False,
+        warm=True,
+        seed=56809,
+    ),
+    "a bias beside a borrowed weight": WildRecipe(
+        chain=(("Einsum", {"form": "gram", "out": 8}), ("ImageIdiom", {"form": "deformed"})),
+        dims=2,
+        stem="small_image",
+        head="flatten",
+        width=6,
+        keywords=False,
+        warm=False,
+        seed=14933,
+    ),
     "classes alone hide wrong halves": WildRecipe(
         (AWAY, simplest("Fusion", form="fast"), simplest("Resize", form="unshuffle")), head="integers", seed=52886
     ),

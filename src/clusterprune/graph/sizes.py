@@ -18,6 +18,11 @@ from clusterprune.graph.export import export
 
 aten = torch.ops.aten
 
+_VIEWS = frozenset((aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.unflatten))
+_MOST_VIEWS = 16
+"""Views of a graph beyond which its sizes are not followed: each is an equation to the exporter, whose time for a
+transformer of nine blocks is two minutes."""
+
 
 def follow_sizes(graph: ChannelGraph) -> "Sizes":
     """Export a traced model once more, with the batch and every spatial size left open.
@@ -25,8 +30,11 @@ def follow_sizes(graph: ChannelGraph) -> "Sizes":
     Raises
     ------
     TraceError
-        If it cannot be exported so, or runs other operations then.
+        If it cannot be exported so, runs other operations then, or has so many views that it would take minutes.
     """
+    views = sum(getattr(node.target, "overloadpacket", None) in _VIEWS for node in graph.fx.nodes)
+    if views > _MOST_VIEWS:
+        raise TraceError(f"its {views} views are too many to follow")
 
     def free(value: Any) -> Any:
         if not isinstance(value, Tensor):
