@@ -223,7 +223,7 @@ class Equivalence:
             yield self._noise(*_reshaped(args, kwargs, None, self._more))
         else:
             # Sides of their own first: a height in place of a width shows in no square.
-            for change in (lambda length, dim: _smaller(length) if dim == 2 else length, _smaller, _larger):
+            for change in (_uneven, _smaller, _larger):
                 inputs = _reshaped(args, kwargs, change, self._more if way == "size and batch" else 0)
                 if [t.shape[2:] for t in _tensors(inputs)] != [t.shape[2:] for t in _tensors((args, kwargs))]:
                     yield self._noise(*inputs)
@@ -444,6 +444,11 @@ def _smaller(length: int, dim: int = 2) -> int:  # noqa: ARG001 (all changes are
     """Return a smaller side that strided networks still like: three quarters, as a multiple of 32 (or 4, or 1)."""
     step = 32 if length >= 64 else 4 if length >= 8 else 1
     return max(1, length * 3 // 4 // step * step)
+
+
+def _uneven(length: int, dim: int) -> int:
+    """Return a smaller height, and still smaller sides beside it."""
+    return _smaller(length) if dim == 2 else _smaller(_smaller(length))
 
 
 def _larger(length: int, dim: int = 2) -> int:  # noqa: ARG001 (all changes are called alike)
