@@ -48,7 +48,7 @@ def test_a_weights_file_needs_a_model(trained: Path, tiny: str, cli: Cli):
 
 
 def test_a_path_where_nothing_is(cli: Cli):
-    assert "weights='no_such_dir' does not exist" in cli.fails("evaluate", "no_such_dir", "--data", "digits")
+    assert "RUN_OR_WEIGHTS='no_such_dir' does not exist" in cli.fails("evaluate", "no_such_dir", "--data", "digits")
 
 
 def test_without_test_images_only_the_cost_is_measured(trained: Path, tiny: str, cli: Cli):
