@@ -33,7 +33,7 @@ State = Mapping[str, Tensor]
 Pair = Callable[[torch.dtype | None, int], tuple[State, State]]
 """Returns tensors by path, masked at full size and cut, in a floating-point type (None: in the model's own types).
 
-The number says which of the draws: what one cannot tell, because a channel is dead in it, another may.
+The number says which of two draws: what one cannot tell, because a channel is dead in it, the other may.
 """
 Way = Literal["traced", "size and batch", "size", "batch", "training", "training in batches", "training as traced"]
 """How a network is run: as it was traced, at another image size or batch, or in training mode there.
@@ -270,7 +270,7 @@ class _Ran:
     scores: Tensor | None = None
 
 
-def random_state(named: State, dtype: torch.dtype | None = None, draw: int = 0) -> dict[str, Tensor]:
+def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Draw tensors in the shape of a model's own, so that every branch of it counts and none explodes.
 
     Matrices and kernels are scaled by their fan-in, and add up to nothing. Scales (of norms, layers, gates) lie around
@@ -284,36 +284,79 @@ def random_state(named: State, dtype: torch.dtype | None = None, draw: int = 0) 
         Parameters and buffers by path.
     dtype
         Floating-point type of what is drawn; None for that of each tensor.
-    draw
-        Which of many draws.
     """
     drawn: dict[str, Tensor] = {}
     for path, tensor in named.items():
-        leaf = path.rpartition(".")[2]
         to = dtype or tensor.dtype
         if not tensor.is_floating_point():
             drawn[path] = tensor.detach().clone()
             continue
-        if not (isinstance(tensor, nn.Parameter) or leaf.startswith("running_")):
+        if not _is_drawn(path, tensor):
             drawn[path] = tensor.detach().to(to, copy=True)
             continue
-        # Pieces of one long noise: of prime length, so that no two rows of a matrix are the same piece.
-        start = zlib.crc32(f"{draw} {path}".encode()) % _PRIME
-        times = -(-(start + tensor.numel()) // _PRIME)
-        noise = _noise_of_prime_length()
-        value = (noise if times == 1 else noise.repeat(times))[start : start + tensor.numel()].view(tensor.shape)
-        if "bias" in leaf or leaf == "running_mean":
-            value = value * 0.3
-        elif sum(length > 1 for length in tensor.shape) > 1:
+        value = _noise(path, tensor)
+        if _is_shift(path):
+            value *= 0.3
+        elif _is_kernel(tensor):
             # Without a sum, so that what a kernel makes has both signs though all that it reads is positive: else an
             # activation in the wrong place may change nothing.
             rows = value.flatten(1)
-            value = (rows - rows.mean(1, keepdim=True) if rows.shape[1] > 3 else rows).view(tensor.shape)
-            value = value * math.sqrt(6 / max(1, rows.shape[1]))
+            if rows.shape[1] > 3:
+                rows -= rows.mean(1, keepdim=True)
+            rows *= math.sqrt(6 / max(1, rows.shape[1]))
         else:
-            value = value / 2 + 1
+            value = value.div_(2).add_(1)
         drawn[path] = value.to(tensor.device, to)
     return drawn
+
+
+def turned(state: State, named: State) -> dict[str, Tensor]:
+    """Return another draw: kernels, biases and running means with the other sign.
+
+    A channel that is dead in one draw, because what reaches its activation is negative for every image, is alive in
+    the other.
+
+    Parameters
+    ----------
+    state
+        Tensors by path, drawn by :func:`random_state` and then masked or cut.
+    named
+        The model's own parameters and buffers by path.
+    """
+    return {
+        path: -tensor
+        if path not in named or (_is_drawn(path, named[path]) and (_is_shift(path) or _is_kernel(named[path])))
+        else tensor
+        for path, tensor in state.items()
+    }
+
+
+def _is_drawn(path: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and (
+        isinstance(tensor, nn.Parameter) or path.rpartition(".")[2].startswith("running_")
+    )
+
+
+def _is_shift(path: str) -> bool:
+    leaf = path.rpartition(".")[2]
+    return "bias" in leaf or leaf == "running_mean"
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    return sum(length > 1 for length in tensor.shape) > 1
+
+
+def _noise(path: str, tensor: Tensor) -> Tensor:
+    """Return numbers between -1 and 1, in a tensor's shape, that depend on its path alone."""
+    # Pieces of one long noise: of prime length, so that no two rows of a matrix are the same piece.
+    start = zlib.crc32(path.encode()) % _PRIME
+    drawn = torch.empty(tensor.numel(), dtype=torch.float64)
+    noise, done = _noise_of_prime_length(), 0
+    while done < len(drawn):
+        piece = noise[start : start + len(drawn) - done]
+        drawn[done : done + len(piece)] = piece
+        start, done = 0, done + len(piece)
+    return drawn.view(tensor.shape)
 
 
 _PRIME = 1048573
@@ -468,9 +511,8 @@ def _shaken(path: str, tensor: Tensor) -> Tensor:
     """Move every number by about one rounding."""
     if not tensor.is_floating_point():
         return tensor
-    generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
-    signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-    return tensor * (1 + signs * torch.finfo(tensor.dtype).eps)
+    signs = _noise(path, tensor).sign_().to(tensor.device, tensor.dtype)
+    return signs.mul_(torch.finfo(tensor.dtype).eps).add_(1).mul_(tensor)
 
 
 def _close(actual: Tensor, expected: Tensor, noisy: Tensor | None = None) -> bool:

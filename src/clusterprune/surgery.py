@@ -5,6 +5,7 @@ W · offset.* :func:`masked_state` carries the rule out without cutting (removed
 :func:`compact_state` cuts what it returns. That the two agree is the library's central law.
 """
 
+import functools
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clusterprune.arguments import check_apply
-from clusterprune.equivalence import Equivalence, State, random_state
+from clusterprune.equivalence import Equivalence, State, random_state, turned
 from clusterprune.errors import PlanError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
@@ -58,10 +59,11 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     if graph is None or graph.model is not model or moved(graph) is not None:
         graph = trace(model, rebuild_example(plan.example), approximate=plan.approximate)
     plan.check(graph)
-    state = _cut_state(graph, plan, masked_state(graph, plan))
+    cut = cutter(graph, plan)
+    state = cut.all(masked_state(graph, plan))
     removed = removed_labels(graph, plan)
     changes = with_new_biases(graph, state, rewrite(graph, removed))
-    equivalence = _equivalence(graph, plan, state)
+    equivalence = _equivalence(graph, plan, state, cut)
     small = duplicate(model)
     attributes = resize_module(small, graph, state, changes)
     different = equivalence.differs(small, ("traced", "size and batch")) or equivalence.differs(small, ("training",))
@@ -93,38 +95,37 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     return add_stage(small, model, stage)
 
 
-def _equivalence(graph: ChannelGraph, plan: Plan, state: State) -> Equivalence:
+def _equivalence(graph: ChannelGraph, plan: Plan, state: State, cut: "Cutter") -> Equivalence:
     """Prepare to compare cut modules with the masked original, on tensors that hide nothing."""
     bare = replace(plan, merges=tuple(Merge(merge.group, merge.kept) for merge in plan.merges), replaced={})
     named = named_tensors(graph)
 
+    @functools.cache
     def drawn(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:
-        masked = random_state(named, dtype, draw)
+        if draw:
+            masked, small = drawn(dtype, 0)
+            return turned(masked, named), turned(small, named)
+        masked = random_state(named, dtype)
         _mask(graph, bare, masked, masked)
-        for path, bias in random_state(
-            {p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype, draw
-        ).items():
+        for path, bias in random_state({p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype).items():
             _embed(graph, bare, masked, path, bias)
-        return masked, _cut_state(graph, bare, masked)
+        return masked, cut.all(masked)
 
     def own(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:  # noqa: ARG001 (there is one such)
         pair = masked_state(graph, plan), state
-        masked, cut = ({k: t.to(dtype) if dtype and t.is_floating_point() else t for k, t in s.items()} for s in pair)
-        return masked, cut
-
-    def cut(full: State) -> State:
-        return _cut_state(graph, bare, full)
+        masked, small = ({k: t.to(dtype) if dtype and t.is_floating_point() else t for k, t in s.items()} for s in pair)
+        return masked, small
 
     norms = masked_norms(graph, removed_labels(graph, plan))
     if not norms:
-        return Equivalence(graph, (drawn, own), cut)
+        return Equivalence(graph, (drawn, own), cut.all)
 
     def program(masked: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The original's own norms cannot leave channels out of their statistics; those of its graph can.
         changed = with_new_biases(graph, masked, dict(norms))
         return Program(graph, changed, any_batch=False).run(masked, args, kwargs)
 
-    return Equivalence(graph, (drawn, own), cut, program)
+    return Equivalence(graph, (drawn, own), cut.all, program)
 
 
 def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
@@ -171,12 +172,7 @@ def _keep_scale(state: dict[str, Tensor], original: Tensor, path: str, length: s
 
 def compact_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
     """Return the tensors of the smaller model, by path."""
-    return _cut_state(graph, plan, masked_state(graph, plan))
-
-
-def _cut_state(graph: ChannelGraph, plan: Plan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    cut = cutter(graph, plan)
-    return {path: cut(path, tensor) for path, tensor in state.items()}
+    return cutter(graph, plan).all(masked_state(graph, plan))
 
 
 def removed_labels(graph: ChannelGraph, plan: Plan) -> np.ndarray:
@@ -364,8 +360,42 @@ def _add_gain(graph: ChannelGraph, state: dict[str, Tensor], weight: str, gain: 
     state[path] += (-gain if kind == "subtract" else gain).to(state[path].dtype)
 
 
-def cutter(graph: ChannelGraph, plan: Plan) -> Any:
-    """Return a function that cuts a full-size tensor, given its path."""
+class Cutter:
+    """Cuts full-size tensors, by the path of each."""
+
+    def __init__(
+        self, removed: dict[tuple[str, int], np.ndarray], grouped: dict[str, Use], rows: dict[str, str]
+    ) -> None:
+        self._removed, self._grouped, self._rows = removed, grouped, rows
+        self._kept: dict[tuple[str, int, torch.device], Tensor] = {}
+
+    def __call__(self, path: str, tensor: Tensor) -> Tensor:
+        """Return a tensor without what the plan removes from it."""
+        # Columns of a grouped convolution must be cut while all its rows are there.
+        grouped = self._grouped.get(path)
+        if grouped is not None:
+            tensor = _cut_grouped(tensor, self._removed[path, grouped.dim], grouped.groups)
+        for dim in range(tensor.ndim):
+            key = (path, dim) if path not in self._rows else (self._rows[path], 0)
+            if key in self._removed and not (grouped is not None and dim == grouped.dim):
+                tensor = tensor.index_select(dim, self._keep(key, tensor.shape[dim], tensor.device))
+        return tensor.contiguous()
+
+    def all(self, state: State) -> dict[str, Tensor]:
+        """Return all tensors of a model without what the plan removes from them."""
+        return {path: self(path, tensor) for path, tensor in state.items()}
+
+    def _keep(self, key: tuple[str, int], width: int, device: torch.device) -> Tensor:
+        place = (*key, device)
+        if place not in self._kept:
+            stays = np.ones(width, dtype=bool)
+            stays[self._removed[key]] = False
+            self._kept[place] = torch.from_numpy(np.flatnonzero(stays)).to(device)
+        return self._kept[place]
+
+
+def cutter(graph: ChannelGraph, plan: Plan) -> Cutter:
+    """Return what cuts full-size tensors as a plan says."""
     removed: dict[tuple[str, int], list[np.ndarray]] = {}
     grouped: dict[str, Use] = {}
     for merge in plan.merges:
@@ -381,32 +411,7 @@ def cutter(graph: ChannelGraph, plan: Plan) -> Any:
         home[1]: call.weight for call in graph.calls if (home := bias_home(graph, call.weight)) and home[0] == "new"
     }
     rows |= _unused_biases(graph)
-
-    def cut(path: str, tensor: Tensor) -> Tensor:
-        for dim in range(tensor.ndim):
-            key = (path, dim) if path not in rows else (rows[path], 0)
-            if key not in removed:
-                continue
-            gone = np.concatenate(removed[key])
-            if path in grouped and dim == grouped[path].dim:
-                tensor = _cut_grouped(tensor, gone, grouped[path].groups)
-            else:
-                keep = np.setdiff1d(np.arange(tensor.shape[dim]), gone)
-                tensor = tensor.index_select(dim, torch.from_numpy(keep).to(tensor.device))
-        return tensor.contiguous()
-
-    # Columns of a grouped convolution must be cut while all its rows are there.
-    def ordered(path: str, tensor: Tensor) -> Tensor:
-        if path not in grouped:
-            return cut(path, tensor)
-        gone = np.concatenate(removed[path, 1])
-        tensor = _cut_grouped(tensor, gone, grouped[path].groups)
-        if (path, 0) in removed:
-            keep = np.setdiff1d(np.arange(tensor.shape[0]), np.concatenate(removed[path, 0]))
-            tensor = tensor.index_select(0, torch.from_numpy(keep).to(tensor.device))
-        return tensor.contiguous()
-
-    return ordered
+    return Cutter({key: np.concatenate(parts) for key, parts in removed.items()}, grouped, rows)
 
 
 def _unused_biases(graph: ChannelGraph) -> dict[str, str]:

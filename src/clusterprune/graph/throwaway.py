@@ -96,6 +96,7 @@ _ATOMS = (
     types.CodeType, torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, fx.Graph,
     np.dtype, range, slice,
 )  # fmt: skip
+_ATOM_TYPES = frozenset(_ATOMS)
 
 
 class _Copier:
@@ -107,7 +108,8 @@ class _Copier:
         self._seen: list[Any] = []  # what the memo knows by its id must stay alive
 
     def copy(self, value: Any) -> Any:
-        if isinstance(value, _ATOMS) or len(self._seen) > _MANY:
+        # First by the very type, which settles nearly all there is in a module without a search.
+        if type(value) in _ATOM_TYPES or isinstance(value, _ATOMS) or len(self._seen) > _MANY:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
@@ -134,8 +136,7 @@ class _Copier:
         return made
 
     def _fill(self, value: Any, made: Any) -> None:
-        names = [slot for cls in type(value).__mro__ for slot in _slots(cls)]
-        for name in names:
+        for name in _slots(type(value)):
             if hasattr(value, name):
                 object.__setattr__(made, name, self.copy(getattr(value, name)))
         if hasattr(value, "__dict__"):
@@ -165,6 +166,8 @@ class _Copier:
     def _dict(self, value: dict[Any, Any]) -> Any:
         if type(value) not in (dict, OrderedDict, defaultdict):
             return self._by_its_own_rules(value)
+        if not value and type(value) is not defaultdict:
+            return self._note(value, type(value)())  # most of them: the hooks of every module
         made = self._note(
             value, defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
         )
@@ -269,12 +272,18 @@ class _Copier:
     )
 
 
-def _slots(cls: type) -> list[str]:
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of a class's slots, those of the classes that it is made from included."""
+    names = [name for cls in kind.__mro__ for name in _own_slots(cls)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _own_slots(cls: type) -> list[str]:
     slots = cls.__dict__.get("__slots__", ())
-    slots = (slots,) if isinstance(slots, str) else tuple(slots)
     private = f"_{cls.__name__.lstrip('_')}"
-    names = [private + s if s.startswith("__") and not s.endswith("__") else s for s in slots]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return [private + name if name.startswith("__") and not name.endswith("__") else name for name in names]
 
 
 def _global_names(code: types.CodeType) -> set[str]:
