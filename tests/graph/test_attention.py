@@ -23,6 +23,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (None if packed else nn.Linear(DIM, inner) for _ in range(3))
         self.table = nn.Parameter(torch.randn(7, HEADS))
         self.register_buffer("index", torch.arange(81).view(9, 9) % 7)
+        self.register_buffer("offsets", torch.randn(7, 2))
+        self.biases = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, HEADS, bias=False))
         self.out = nn.Linear(inner, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,6 +87,17 @@ def with_bias(layer: Attention, x: Tensor) -> Tensor:
     return joined((q @ k.transpose(-2, -1) + bias).softmax(-1) @ v)
 
 
+def with_made_bias(layer: Attention, x: Tensor) -> Tensor:
+    """A bias per head that layers make from a table of offsets, and keys without one (Swin, second version)."""
+    assert layer.qkv is not None
+    length = layer.qkv.bias.numel() // 3
+    shift = layer.qkv.bias.clone()
+    shift[length : 2 * length].zero_()
+    q, k, v = (heads_of(part) for part in F.linear(x, layer.qkv.weight, shift).chunk(3, -1))
+    bias = layer.biases(layer.offsets)[layer.index.view(-1)].view(9, 9, -1).permute(2, 0, 1)
+    return joined((q @ k.transpose(-2, -1) + bias.sigmoid()).softmax(-1) @ v)
+
+
 def with_mask(layer: Attention, x: Tensor) -> Tensor:
     q, k, v = (heads_of(part) for part in layer.qkv(x).chunk(3, -1))
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
@@ -101,7 +114,19 @@ def apart(layer: Attention, x: Tensor) -> Tensor:
     return joined(F.scaled_dot_product_attention(heads_of(layer.q(x)), heads_of(layer.k(x)), heads_of(layer.v(x))))
 
 
-FORMS = [by_unbind, by_chunks, by_select, by_split, by_batches, by_einsum, with_bias, with_mask, linear, apart]
+FORMS = [
+    by_unbind,
+    by_chunks,
+    by_select,
+    by_split,
+    by_batches,
+    by_einsum,
+    with_bias,
+    with_made_bias,
+    with_mask,
+    linear,
+    apart,
+]
 
 
 class Net(nn.Module):
@@ -143,9 +168,13 @@ def test_heads_are_units(mix: Callable[[Attention, Tensor], Tensor]) -> None:
     assert group.width == HEADS
     made = {use.path: use.positions.shape for use in group.producers}
     expected = {f"attention.{name}.weight": (HEADS, WIDTH) for name in "qkv"}
+    made.pop("attention.biases.2.weight", None)
     assert made == (expected if mix is apart else {"attention.qkv.weight": (HEADS, 3 * WIDTH)})
     assert [use.path for use in group.consumers] == ["attention.out.weight"]
-    assert mix is not with_bias or "attention.table" in {use.path for use in group.carriers}
+    tied = {with_bias: {"attention.table"}, with_made_bias: {"attention.biases.2.weight"}}.get(mix, set())
+    assert tied <= {use.path for use in group.uses}
+    hidden = graph.by_name.get("attention.biases.0")
+    assert mix is not with_made_bias or (hidden is not None and hidden.width == 8 and hidden.frozen is None)
     assert graph.by_name["stem"].frozen is None
 
 

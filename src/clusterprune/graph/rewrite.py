@@ -50,6 +50,8 @@ class Survivors:
     def along(self, name: str) -> list[np.ndarray]:
         """Return for each dimension of a node's value which of its indices stay."""
         labels = self.graph.values[name]
+        if isinstance(labels, Parameter):
+            labels = Stored.of(labels.path, labels.shape)
         if isinstance(labels, Stored):
             return [self._stored(dimension) for dimension in labels.dimensions]
         small = collapse(labels)
@@ -119,7 +121,7 @@ def rewrite(graph: ChannelGraph, removed: np.ndarray) -> dict[str, Change]:
         if packet is None or handler is None:
             continue
         inputs = [n.name for n in node.all_input_nodes]
-        if any(survivors.touches(name) for name in inputs) or _makes_cut(survivors, node):
+        if any(survivors.touches(name) for name in inputs) or _makes_cut(survivors, node) or _shifts(survivors, node):
             args, kwargs = handler(survivors, node)
             # A cut may leave chunks of unequal size, which only a split can make.
             target = aten.split_with_sizes.default if handler is _sections else node.target
@@ -210,6 +212,15 @@ def _narrowed(value: Any, kept: list[np.ndarray | None]) -> Any:
 
 def _makes_cut(survivors: Survivors, node: fx.Node) -> bool:
     return survivors.touches(node.name)
+
+
+def _shifts(survivors: Survivors, node: fx.Node) -> bool:
+    """Tell whether a part of a parameter is taken that may begin elsewhere once the parameter is cut."""
+    source = node.args[0]
+    picks = _HANDLERS.get(node.target.overloadpacket) in (_slice, _narrow, _select)  # type: ignore[union-attr]
+    if not picks or not isinstance(source, fx.Node) or not isinstance(survivors.graph.values[source.name], Parameter):
+        return False
+    return not all(bool(flags.all()) for flags in survivors.along(source.name))
 
 
 def _shape_argument(survivors: Survivors, node: fx.Node) -> tuple[tuple, dict]:

@@ -219,8 +219,13 @@ def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
                 walk.user_inputs.add(node.name)
                 dependent.add(node.name)
         elif node.op == "call_function":
-            if any(source.name in dependent for source in node.all_input_nodes):
+            if any(source.name in dependent for source in node.all_input_nodes) or _applies_layer(node, values):
                 dependent.add(node.name)
+            elif _is_written_to(node):
+                # What is zeroed is a part of a parameter: its numbers are channels of their own.
+                dependent.add(node.name)
+                values[node.name] = _part(walk, node, values)
+                continue
             elif (computed := _compute(walk, node, values)) is not None:
                 values[node.name] = computed
                 if not node.users and isinstance(computed, Stored):
@@ -239,6 +244,34 @@ def _walk(walk: Walk, exported: Exported) -> dict[str, Any]:
             values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
     settle_all(walk, values)
     return values
+
+
+def _applies_layer(node: fx.Node, values: MutableMapping[str, Any]) -> bool:
+    """Tell whether a layer reads what the model holds (a table of coordinates): what it makes are activations."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet not in _CONVOLUTIONS:
+        return False
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return isinstance(weight, fx.Node) and isinstance(values[weight.name], Parameter)
+
+
+def _is_written_to(node: fx.Node) -> bool:
+    """Tell whether a part of something is taken for no other reason than to write into it."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet in (aten.slice, aten.narrow, aten.select) and all(
+        not user.users and str(getattr(user.target, "overloadpacket", "")).endswith("_") and user.args[0] is node
+        for user in node.users
+    )
+
+
+def _part(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
+    """Follow the numbers of a part of what the model holds."""
+    arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
+    args, kwargs = arguments
+    if isinstance(args[0], (Parameter, Stored)):
+        dim = named_arguments(node)["dim"] % len(args[0].shape)
+        args = (walk.labels_of(args[0], [dim], node.name), *args[1:])
+    return _move(walk, node, args, kwargs)
 
 
 def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
@@ -296,6 +329,12 @@ def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
 
 _SLOTS = frozenset({"weight", "bias", "running_mean", "running_var"})
 """Arguments in which rules expect parameters, not labels."""
+
+_CONVOLUTIONS = frozenset(
+    packet
+    for name in "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear".split()
+    if (packet := getattr(aten, name, None)) is not None
+)
 
 LAYERS: dict[Any, frozenset[str]] = {
     packet: _SLOTS | set(more.split())
