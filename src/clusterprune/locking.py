@@ -11,9 +11,10 @@ import errno
 import json
 import os
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from clusterprune.errors import OutputError
@@ -32,9 +33,18 @@ class NoLockWarning(UserWarning):
     """Nothing keeps a second process out of the folder."""
 
 
+_held: dict[Path, int] = {}
+"""The locks that this process holds, and the threads that took them."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, within: bool = False) -> Iterator[None]:
     """Keep every other process out of a folder, which need not exist, until the block ends.
+
+    Parameters
+    ----------
+    within
+        Go on where this very thread holds the lock: a function called by whoever took it.
 
     Raises
     ------
@@ -42,12 +52,17 @@ def locked(folder: Path) -> Iterator[None]:
         If another process works there, or the lock's file cannot be made.
     """
     place = _place(folder.absolute())
+    if within and _held.get(place) == threading.get_ident():
+        yield
+        return
     made = _make_parents(place.parent)
     try:
         descriptor = _take(place, folder)
+        _held[place] = threading.get_ident()
         try:
             yield
         finally:
+            del _held[place]
             if descriptor is not None:
                 # Removed while it is held: whoever waits for this very file finds out, and makes a new one.
                 with contextlib.suppress(OSError):
@@ -57,6 +72,11 @@ def locked(folder: Path) -> Iterator[None]:
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()  # where nothing came of the run
+
+
+def alone(out: str | Path | None) -> AbstractContextManager[None]:
+    """Keep other processes out of the folder of a run, where it has one, and go on where the caller has done so."""
+    return nullcontext() if out is None else locked(Path(out).expanduser(), within=True)
 
 
 def _place(folder: Path) -> Path:

@@ -4,10 +4,12 @@ import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ import clusterprune as cp
 from clusterprune import data, evaluate, train
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
-from clusterprune.errors import ArgumentError, BudgetError, OutputError
+from clusterprune.errors import ArgumentError, BudgetError, OutputError, WeightsError
+from clusterprune.locking import locked
 from clusterprune.methods.criteria import scores
 from clusterprune.methods.icp import ICP, TRAINING, ICPResult, icp
 from clusterprune.models import ResNet
@@ -188,6 +191,36 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         assert [(s.macs, s.accuracy_cut, s.accuracy) for s in result.steps] == [
             (s.macs, s.accuracy_cut, s.accuracy) for s in undisturbed.steps
         ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("icp.json", b'{"eps": 0.1, "st', "is damaged"),
+        ("icp.json", b"[1, 2]", "is damaged; choose another folder"),
+        ("step-1/cut/momentum.safetensors", b"\xff" * 100, "remove the folder .*cut to have this cut made again"),
+        ("step-1/cut/momentum.safetensors", b"", "remove the folder .*cut to have this cut made again"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(
+    run: Callable[..., ICPResult], tmp_path: Path, file: str, content: bytes, said: str
+) -> None:
+    config = ICP(**TWO_STEPS)
+    run(config=config, out=tmp_path / "run")
+    damaged = tmp_path / "run" / file
+    damaged.write_bytes(content)
+    with pytest.raises((OutputError, WeightsError), match=f"(?s){re.escape(str(damaged))} .*{said}"):
+        run(config=config, out=tmp_path / "run", resume=True)
+    assert damaged.read_bytes() == content  # nothing is thrown away unasked
+
+
+def test_two_runs_in_one_folder_do_not_write_over_each_other(run: Callable[..., ICPResult], tmp_path: Path) -> None:
+    """Another thread stands for another process: the lock belongs to whoever took it."""
+    with ThreadPoolExecutor(1) as other, locked(tmp_path / "run"):
+        with pytest.raises(OutputError, match=f"is in use: process {os.getpid()} on"):
+            other.submit(run, config=ICP(**TWO_STEPS), out=tmp_path / "run").result()
+        assert not (tmp_path / "run").exists()
+        run(config=ICP(**TWO_STEPS), out=tmp_path / "run")  # the command has taken it, and calls this
 
 
 @pytest.mark.slow

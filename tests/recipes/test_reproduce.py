@@ -1,6 +1,8 @@
 """Running recipes, on a few images and for one epoch each."""
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,16 +12,23 @@ import yaml
 from safetensors.torch import load_file
 
 from clusterprune import data, evaluate, models, recipes
-from clusterprune.errors import ArgumentError, DataError, OutputError
+from clusterprune.errors import ArgumentError, DataError, OutputError, UntrustedCodeError
 from clusterprune.recipes import reproduction
 
 LEAST = 1e-6
 MACS_RESNET20 = 40_551_040
 TIMES = ("latency_ms", "latency_iqr_ms")
+Reproduce = Callable[..., recipes.Reproduction]
 
 
 class StopError(Exception):
     """Stands for anything that ends a run."""
+
+
+@pytest.fixture
+def reproduce(own: Path) -> Reproduce:
+    """Return the function, told that the file of the recipe's network may be run."""
+    return functools.partial(recipes.reproduce, trust=own.with_name("net.py"))
 
 
 def figures(measurement) -> dict:
@@ -82,9 +91,9 @@ def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
     assert made.compressed[0].macs < made.baseline.macs
 
 
-def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, tmp_path: Path):
+def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, reproduce: Reproduce, tmp_path: Path):
     digits, recipe = data.load("digits"), recipes.read(own)
-    whole = recipes.reproduce(recipe, digits, out=tmp_path / "whole", seeds=[0, 1], limit=200)
+    whole = reproduce(recipe, digits, out=tmp_path / "whole", seeds=[0, 1], limit=200)
 
     for at in (2, 8):
         count = 0
@@ -97,8 +106,8 @@ def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, t
 
         folder = tmp_path / f"stopped-{at}"
         with pytest.raises(StopError):
-            recipes.reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200, watch=stop)
-        resumed = recipes.reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200)
+            reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200, watch=stop)
+        resumed = reproduce(recipe, digits, out=folder, seeds=[0, 1], limit=200)
         assert figures(resumed.baseline) == figures(whole.baseline)
         for seed in (0, 1):
             assert figures(resumed.compressed[seed]) == figures(whole.compressed[seed])
@@ -107,9 +116,11 @@ def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, t
     assert not same(*(weights(tmp_path / f"whole/method/seed-{seed}/compact") for seed in (0, 1)))
 
 
-def test_what_is_finished_is_not_done_again(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_finished_is_not_done_again(
+    own: Path, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     digits, recipe = data.load("digits"), recipes.read(own)
-    first = recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+    first = reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("done again")
@@ -118,41 +129,41 @@ def test_what_is_finished_is_not_done_again(own: Path, tmp_path: Path, monkeypat
         monkeypatch.setattr(reproduction, name, fail) if "." not in name else monkeypatch.setattr(
             f"clusterprune.{name}", fail
         )
-    again = recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+    again = reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
     assert again.baseline == first.baseline
     assert again.compressed == first.compressed
 
 
-def test_a_folder_belongs_to_one_run(own: Path, tmp_path: Path):
+def test_a_folder_belongs_to_one_run(own: Path, reproduce: Reproduce, tmp_path: Path):
     digits, recipe = data.load("digits"), recipes.read(own)
-    recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+    reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
 
     with pytest.raises(OutputError, match="was begun with another limit; choose another folder"):
-        recipes.reproduce(recipe, digits, out=tmp_path, limit=99, epochs_scale=0.3)
+        reproduce(recipe, digits, out=tmp_path, limit=99, epochs_scale=0.3)
     with pytest.raises(OutputError, match="another training of the recipe, another baseline of the recipe"):
-        recipes.reproduce(recipe, digits, out=tmp_path, limit=100)
+        reproduce(recipe, digits, out=tmp_path, limit=100)
     (tmp_path / reproduction.ASKED_NAME).write_text("{}")
     with pytest.raises(OutputError, match="is damaged"):
-        recipes.reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
+        reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
 
 
-def test_weights_take_the_place_of_the_training(own: Path, tmp_path: Path):
+def test_weights_take_the_place_of_the_training(own: Path, reproduce: Reproduce, tmp_path: Path):
     digits, recipe = data.load("digits"), recipes.read(own)
-    first = recipes.reproduce(recipe, digits, out=tmp_path / "a", limit=100)
+    first = reproduce(recipe, digits, out=tmp_path / "a", limit=100)
     file = tmp_path / "a" / "baseline" / "model.safetensors"
-    second = recipes.reproduce(recipe, digits, out=tmp_path / "b", limit=100, weights=file)
+    second = reproduce(recipe, digits, out=tmp_path / "b", limit=100, weights=file)
 
     assert figures(second.baseline) == figures(first.baseline)
     assert figures(second.compressed[0]) == figures(first.compressed[0])
     assert [path.name for path in (tmp_path / "b" / "baseline").iterdir()] == ["measured.json"]
 
 
-def test_the_test_images_decide_nothing(own: Path, tmp_path: Path):
+def test_the_test_images_decide_nothing(own: Path, reproduce: Reproduce, tmp_path: Path):
     digits, recipe = data.load("digits"), recipes.read(own)
     wrong = data.Split.from_tensors(digits.test.images(), (digits.test.labels + 1) % 10, digits.classes)
     other = data.Dataset("digits", digits.classes, {"train": digits.train, "test": wrong})
-    a = recipes.reproduce(recipe, digits, out=tmp_path / "a", limit=400)
-    b = recipes.reproduce(recipe, other, out=tmp_path / "b", limit=400)
+    a = reproduce(recipe, digits, out=tmp_path / "a", limit=400)
+    b = reproduce(recipe, other, out=tmp_path / "b", limit=400)
 
     place = Path("method/seed-0/compact")
     assert same(weights(tmp_path / "a" / place), weights(tmp_path / "b" / place))
@@ -170,8 +181,18 @@ def test_data_of_another_kind_are_refused_before_any_work(own: Path, ten: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_settings_are_written_down(own: Path, tmp_path: Path):
-    recipes.reproduce(recipes.read(own), data.load("digits"), out=tmp_path, limit=100, epochs_scale=0.3)
+def test_the_file_that_a_recipe_names_is_not_run_unasked(own: Path, tmp_path: Path):
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    recipe = recipes.read(own).model_copy(update={"model": f"{trap}:build"})
+    for trust in (None, own.with_name("net.py"), f"{trap}@{'0' * 64}"):
+        with pytest.raises(UntrustedCodeError, match=r"trap\.py"):
+            recipes.reproduce(recipe, data.load("digits"), out=tmp_path / "run", trust=trust)
+    assert {path.name for path in tmp_path.iterdir()} == {"trap.py"}
+
+
+def test_the_settings_are_written_down(own: Path, reproduce: Reproduce, tmp_path: Path):
+    reproduce(recipes.read(own), data.load("digits"), out=tmp_path, limit=100, epochs_scale=0.3)
     asked = json.loads((tmp_path / reproduction.ASKED_NAME).read_text())
 
     assert asked["limit"] == 100

@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path, fit: F
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file, not a folder"):
         fit(out=tmp_path / "file")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot make the folder"):
         fit(out=tmp_path / "file" / "below")
     with pytest.raises(ArgumentError):
         fit(out=tmp_path / "never", mean=(), std=())

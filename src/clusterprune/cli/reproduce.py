@@ -141,7 +141,7 @@ def reproduce(
             dataset = _open(wanted, found)
         if not resume:
             run.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
-        made = _run(folder, found, dataset, display, more)
+        made = _run(folder, found, dataset, display, {**more, "trust": trust})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
         run.write_result(folder, result)
     console().print(comparison(made))

@@ -27,6 +27,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetWarning, OutputError, WeightsError
 from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.locking import alone
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.clustered import MergeKind, plan
 from clusterprune.methods.layers import inner_groups, restrict
@@ -231,7 +232,7 @@ def icp(
     guidance = Guidance(
         original, temperature=config.temperature, alpha=config.alpha, beta=config.beta, stages=config.stages
     )
-    with run_folder(out) as folder:
+    with alone(out), run_folder(out) as folder:
         where = tuple(mean), tuple(std)
         run = _Run(config, training, train, validation, *where, original, guidance, folder, progress, report)
         run.begin(resume=resume)

@@ -24,6 +24,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.files import read_record, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.locking import alone
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import prune_by
@@ -194,7 +195,7 @@ def compress(
         training = TrainConfig(**{**training.model_dump(), "seed": seed})
     ways: dict[str, Callable[[_Call], Outcome]] = {"icp": _icp, "acp": _acp, "cp": _cp, "sfp": _sfp}
     way = ways.get(method, lambda call: _cut(call, method))
-    with run_folder(out) as folder:
+    with alone(out), run_folder(out) as folder:
         call = _Call(task, settings, training, seed, folder, report or _silent, watch or _unwatched, about)
         return way(call)
 

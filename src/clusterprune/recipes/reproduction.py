@@ -14,8 +14,9 @@ from clusterprune import checkpoint, data, models, run, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files import begun_with, read_record, write_json
+from clusterprune.locking import alone
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
-from clusterprune.models import ModelSpec
+from clusterprune.models import ModelSpec, code
 from clusterprune.reading import ReadError, sha256_of
 from clusterprune.recipes.recipe import CLASSES, Recipe
 from clusterprune.run import Measurement
@@ -73,6 +74,7 @@ def reproduce(
     precision: Precision | None = None,
     report: Report | None = None,
     watch: Watch | None = None,
+    trust: str | Path | None = None,
 ) -> Reproduction:
     """Run a recipe. What is finished in `out` is not done again.
 
@@ -94,6 +96,9 @@ def reproduce(
         As in :class:`clusterprune.train.TrainConfig`.
     report, watch
         As :func:`clusterprune.methods.pipeline.compress`.
+    trust
+        The Python file that the recipe's model is in, where it is not one of ours, torchvision's or timm's: a recipe
+        is a file, and what a file names is not run unasked. A path, or ``PATH@SHA256``.
 
     Raises
     ------
@@ -105,18 +110,22 @@ def reproduce(
         If `out` was begun with other arguments.
     BudgetError, ModelError, TrainingError, WeightsError
         As :func:`clusterprune.methods.pipeline.compress`.
+    UntrustedCodeError
+        If the model is in a file that `trust` does not name.
     """
     check_data(recipe, dataset, limit)
+    code.allow(recipe.model, named_by=f"the recipe {recipe.name}", trust=None if trust is None else str(trust))
     wanted = recipe.changed(epochs_scale=epochs_scale, seeds=seeds, precision=precision)
     place, spec = resolve_device(TrainConfig(device=device)), models.resolve(wanted.model)
     folder, timeline = Path(out), run.Timeline(report)
     # Weights that do not fit are refused before anything is written.
     model = models.build(spec, num_classes=len(dataset.classes), weights=weights, seed=wanted.seeds[0])
-    _same(folder, {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)})
-    images, test = _limited(dataset, limit)
-    work = _Work(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
-    original, baseline = work.original(model.to(place), trained=weights is not None)
-    compressed = {seed: work.compressed(original, seed) for seed in wanted.seeds}
+    with alone(folder):
+        _same(folder, {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)})
+        images, test = _limited(dataset, limit)
+        work = _Work(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
+        original, baseline = work.original(model.to(place), trained=weights is not None)
+        compressed = {seed: work.compressed(original, seed) for seed in wanted.seeds}
     return Reproduction(wanted, _trial(epochs_scale, limit), baseline, compressed, timeline.seconds)
 
 

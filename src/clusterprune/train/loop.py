@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clusterprune.data.crops import DRAWS
 from clusterprune.errors import TrainingError
+from clusterprune.locking import alone
 from clusterprune.train.augment import augment
 from clusterprune.train.checkpoint import Tally
 from clusterprune.train.config import TrainConfig
@@ -80,7 +81,7 @@ def fit(
     ModelError
         The model does not return logits.
     OutputError
-        `out` cannot be written, or holds a checkpoint and `resume` is False.
+        `out` cannot be written, is in use by another process, or holds a checkpoint and `resume` is False.
     WeightsError
         The checkpoint to resume from is damaged.
     TrainingError
@@ -94,7 +95,7 @@ def fit(
     run = prepare(
         train, validation, model, config, mean=mean, std=std, folder=folder, progress=progress, loss=loss, hook=hook
     )
-    with run.interrupts, machine(run, model):
+    with alone(folder if run.processes.is_main else None), run.interrupts, machine(run, model):
         state = begin(run, model, momentum, resume=resume)
         with compiled(model, wanted=config.compile):
             while state.epoch < config.epochs:
