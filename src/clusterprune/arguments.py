@@ -170,7 +170,10 @@ def type_name(value: object) -> str:
 
 def shown(value: object) -> str:
     """Return a value for a message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return f"{type(value).__name__} of more digits than can be shown"
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 

@@ -106,6 +106,17 @@ def test_cluster_counts(value: Any, expected: Any) -> None:
     assert read_cluster_count(value) == expected
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_that_nothing_counts_to_are_refused_by_name(method: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        read_method(method, {"colour": "red"})
+    names = str(caught.value).partition("which has ")[2].split(", ")
+    for name in names:
+        for value in (10**20, -(10**20), [10**20], {"constant": 10**20}, 10**5000):
+            with pytest.raises(ArgumentError, match=rf"^{name}=.* is not accepted: whole numbers go up to 2147483647"):
+                read_method(method, {name: value})
+
+
 @pytest.mark.parametrize("value", ["many", {"adaptive": 0.4, "constant": 5}, {"some": 5}, {}])
 def test_other_cluster_counts_are_refused(value: Any) -> None:
     with pytest.raises(ArgumentError, match=r"clusters=.* is not known; give \{adaptive: RATE\}"):

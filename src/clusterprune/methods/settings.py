@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from clusterprune import clustering
+from clusterprune.arguments import shown
 from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.cp import CP
@@ -156,7 +157,9 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
     for name, value in given.items():
         if name in fixed or name not in known:
             names = ", ".join(sorted(set(known) - fixed.keys()))
-            raise ArgumentError(f"{name}={value!r} is no setting of method={method!r}, which has {names}")
+            raise ArgumentError(f"{name}={shown(value)} is no setting of method={method!r}, which has {names}")
+        if _largest(value) > LARGEST:
+            raise ArgumentError(f"{name}={shown(value)} is not accepted: whole numbers go up to {LARGEST}")
     if given.get("keep_macs") is not None and beside is BesideCP:
         for name in ("goal", "clusters", "widths"):
             if name in given:
@@ -211,9 +214,24 @@ def read_settings(
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise ArgumentError(f"{name}={value!r} is no setting of {kind.__name__}; it has {', '.join(sorted(known))}")
+            raise ArgumentError(
+                f"{name}={shown(value)} is no setting of {kind.__name__}; it has {', '.join(sorted(known))}"
+            )
         found[name] = readers[name](value) if name in readers else _checked(name, value, hints[name])
     return kind(**found)
+
+
+LARGEST = 2**31 - 1
+"""More than any number of epochs, images, clusters or channels; what counts them does not count further."""
+
+
+def _largest(value: Any) -> int:
+    """Return the size of the largest whole number in a plain value."""
+    if isinstance(value, int):
+        return abs(value)
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    return max(map(_largest, value), default=0) if isinstance(value, (list, tuple, set, frozenset)) else 0
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
