@@ -161,7 +161,7 @@ def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None
         assert difference(small(*inputs), expected) < TOLERANCE
 
 
-@settings(PROFILE, max_examples=100)
+@settings(PROFILE, max_examples=40)
 @given(recipe=recipes())
 def test_laws_hold_on_a_hundred_random_networks(recipe: Recipe) -> None:
     check_laws(recipe)
