@@ -163,7 +163,7 @@ def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None
 
 @settings(PROFILE, max_examples=40)
 @given(recipe=recipes())
-def test_laws_hold_on_a_hundred_random_networks(recipe: Recipe) -> None:
+def test_laws_hold_on_random_networks(recipe: Recipe) -> None:
     check_laws(recipe)
 
 
