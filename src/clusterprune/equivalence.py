@@ -165,6 +165,8 @@ class Equivalence:
         except Exception:  # whatever the user's code raises when its widths change
             return False
         truth = found.truth
+        if actual.draws != truth.draws and self._stand_in is None:
+            return False  # a dropout that is gone may show in no number, where what it drops is zero
         if [a.shape for a in actual.outputs] != [e.shape for e in truth.outputs]:
             return False
         pairs = [*zip(actual.outputs, truth.outputs, strict=True), *self._statistics(actual, truth)]
@@ -263,11 +265,13 @@ class _Ran:
     """What a run gives, (in training) what the buffers hold afterwards, and what stands behind integers.
 
     `scores` is what the last operation read that makes no numbers but whole ones, where the outputs are those alone.
+    `draws` is how often it drew at random (in training).
     """
 
     outputs: list[Tensor]
     buffers: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
+    draws: int = 0
 
 
 def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -378,6 +382,7 @@ class _NothingRandom(TorchDispatchMode):
     def __init__(self, *, keeps: bool) -> None:
         super().__init__()
         self._keeps = keeps
+        self.draws = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -386,11 +391,13 @@ class _NothingRandom(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet is aten.native_dropout:
+            self.draws += 1
             kept = args[0].clone() if self._keeps else args[0] * 0.5
             return kept, torch.ones_like(args[0], dtype=torch.bool)
         name = packet.__name__
         if not any(name.startswith(random) for random in _RANDOM):
             return func(*args, **kwargs)
+        self.draws += 1
         made = func(*args, **kwargs)
         if not made.is_floating_point():
             return made.zero_()
@@ -449,10 +456,12 @@ def _run(module: nn.Module, probe: _Probe) -> _Ran:
                 module(*args, **kwargs)
             return _Ran(outputs, scores=behind.scores)
         seen: list[Tensor] = []
+        draws = 0
         for keeps in (True, False):
-            with _NothingRandom(keeps=keeps):
+            with _NothingRandom(keeps=keeps) as drawing:
                 seen += _tensors(pytree.tree_map(_copied, module(*args, **kwargs)))
-        return _Ran(seen, dict(module.named_buffers()))
+            draws += drawing.draws
+        return _Ran(seen, dict(module.named_buffers()), draws=draws)
 
 
 def _copied(value: Any) -> Any:
