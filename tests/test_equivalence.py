@@ -186,6 +186,36 @@ def test_a_rebuilt_model_does_what_the_original_does_at_other_sizes_and_batches_
     assert followed == (2 if end is fixed else 5)
 
 
+class Mixing(nn.Module):
+    def __init__(self, mix: nn.Module):
+        super().__init__()
+        self.mix, self.drop = mix, nn.Dropout(0.1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.drop(torch.relu(self.mix(y)))
+
+
+class Shared(Padded):
+    """One layer, known by several names, is called through the later ones (CoaT)."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, _x, y: net.c(net.blocks[1](net.blocks[0](y))))
+        self.mix = nn.Conv2d(32, 32, 3, padding=1)
+        self.blocks = nn.ModuleList([Mixing(self.mix), Mixing(self.mix)])
+
+
+def test_a_rebuilt_model_calls_shared_layers_by_their_first_names(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Shared().eval()
+    small, graph, plan = cut(model, {"a": list(range(0, 16, 2)), "b": list(range(0, 16, 2))})
+    assert isinstance(small, torch.fx.GraphModule)
+    assert {name for name, _ in small.named_parameters()} == {name for name, _ in model.named_parameters()}
+    expected = masked_reference(model, graph, plan)(noise(2))
+    assert difference(small(noise(2)), expected) < 1e-5
+    cp.save(small, tmp_path / "small")
+    assert difference(cp.load(tmp_path / "small", Shared)(noise(2)), expected) < 1e-5
+
+
 def dropout(net: Padded, x: Tensor, y: Tensor) -> Tensor:
     return net.c(functional.dropout(y, 0.5, net.training))
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.export import canonical_paths
 from clusterprune.graph.throwaway import duplicate, surroundings_kept
 
 aten = torch.ops.aten
@@ -121,6 +122,11 @@ class Equivalence:
         return self._draws[draw]
 
     @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        """The first path of every tensor of the original, by all its paths."""
+        return canonical_paths(self.graph.model)
+
+    @functools.cached_property
     def in_own_types(self) -> "Equivalence":
         """The same comparison in the model's own types."""
         return Equivalence(self.graph, self._pairs, self._cut_down, self._stand_in, dtypes=(None,))
@@ -143,12 +149,14 @@ class Equivalence:
 
     def _filled(self, module: nn.Module, state: State) -> nn.Module:
         """Return a copy of a module that holds other tensors."""
+        # A rebuilt module may know a shared tensor by another of its names.
+        state = {**{p: state[first] for p, first in self._names.items() if first in state}, **state}
         # What a run may write to is its own.
         buffers = {path: state[path].clone() for path, _ in module.named_buffers() if path in state}
         copied = duplicate(module, {**state, **buffers})
         named = {path for path, _ in [*module.named_parameters(), *module.named_buffers()]}
         layers = dict(copied.named_modules())
-        for path in state.keys() - named:
+        for path in state.keys() - named - self._names.keys():
             # A bias that the cut adds. A rebuilt module has no place for layers that nothing calls.
             owner, _, name = path.rpartition(".")
             if owner in layers and name == "bias":

@@ -192,7 +192,8 @@ class _Builder:
 
     def _dropout_of(self, node: fx.Node) -> str | None:
         path = owner_of(node) if "dropout" in str(node.target) else None
-        return path if path is not None and isinstance(self.module.get_submodule(path), _DROPOUTS) else None
+        owner = None if path is None else self.module.get_submodule(path)
+        return _first_path(self.module, owner) if isinstance(owner, _DROPOUTS) else None
 
 
 def require_length(tensor: Tensor, dim: int, length: int, what: str) -> None:
@@ -248,4 +249,9 @@ def _layer_of(module: nn.Module, graph: ChannelGraph, node: fx.Node) -> str | No
     prefix = f"{path}." if path else ""
     own = {canonical[prefix + name] for name, _ in [*owner.named_parameters(), *owner.named_buffers()]}
     stored = {graph.inputs[n.name] for n in node.all_input_nodes if n.name in graph.inputs}
-    return path if stored and stored <= own else None
+    return _first_path(module, owner) if stored and stored <= own else None
+
+
+def _first_path(module: nn.Module, part: nn.Module) -> str:
+    """Return the path of a submodule under which its parameters are listed, wherever else it is used."""
+    return next(path for path, other in module.named_modules() if other is part)
