@@ -216,6 +216,36 @@ def test_a_rebuilt_model_calls_shared_layers_by_their_first_names(tmp_path) -> N
     assert difference(cp.load(tmp_path / "small", Shared)(noise(2)), expected) < 1e-5
 
 
+class Chaotic(nn.Module):
+    """A layer is applied a hundred times; with weights of usual size one rounding becomes another output."""
+
+    def __init__(self, fixed: bool):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)
+        self.again = nn.Conv2d(16, 16, 1, bias=False)
+        nn.init.dirac_(self.again.weight)
+        self.again.weight.data *= 0.01
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x))
+        if self.fixed:
+            y = torch.cat([y[:, :8], -y[:, 8:]], 1)
+        y = chain = self.b(y)
+        for _ in range(100):
+            chain = torch.cos(9 * self.again(chain))
+        return self.c(y + chain)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_network_that_is_chaotic_with_random_weights_is_asked_with_its_own(fixed: bool) -> None:
+    torch.manual_seed(0)
+    model = Chaotic(fixed).eval()
+    small, graph, plan = cut(model, {"a": [0, 2, 4, 6, 8, 9, 10]})
+    assert isinstance(small, Chaotic) != fixed
+    assert difference(small(noise(2)), masked_reference(model, graph, plan)(noise(2))) < 1e-5
+
+
 def dropout(net: Padded, x: Tensor, y: Tensor) -> Tensor:
     return net.c(functional.dropout(y, 0.5, net.training))
 

@@ -97,21 +97,27 @@ class Equivalence:
         self._pairs, self._cut_down, self._stand_in = pairs, cut, stand_in
         self._more = 1
         self._error: Exception | None = None
-        for self._dtype in dtypes:
-            for self._pair in pairs:
-                self._draws: dict[int, tuple[State, State, nn.Module]] = {}
-                self._found: dict[Way, _Found | None] = {}
-                found = self._find("traced")
-                if found is not None and _tells(found.truth.outputs):
-                    # Classes say little of the scores behind them: ask for those of more images.
-                    self._more = 1 if any(t.is_floating_point() for t in found.truth.outputs) else 31
-                    self._found = {"traced": found}
-                    return
-        if self._find("traced") is None:
+        self._choices = [(dtype, pair) for dtype in dtypes for pair in pairs]
+        if not self._choose(0) and self._find("traced") is None:
             raise PlanError(
                 f"{type(graph.model).__name__} does not run on noise of the traced shape ({self._error}), so that "
                 "nothing can be said of a cut; make it accept any numbers, or trace its convolutional part alone"
             ) from self._error
+
+    def _choose(self, first: int) -> bool:
+        """Take the first tensors and precision from there on with which the original's outputs tell something."""
+        for at in range(first, len(self._choices)):
+            self._at = at
+            self._dtype, self._pair = self._choices[at]
+            self._draws: dict[int, tuple[State, State, nn.Module]] = {}
+            self._found: dict[Way, _Found | None] = {}
+            found = self._find("traced")
+            if found is not None and _tells(found.truth.outputs):
+                # Classes say little of the scores behind them: ask for those of more images.
+                self._more = 1 if any(t.is_floating_point() for t in found.truth.outputs) else 31
+                self._found = {"traced": found}
+                return True
+        return False
 
     def _drawn(self, way: Way) -> tuple[State, State, nn.Module]:
         """Return the masked and the cut tensors with which a way is tried, and the original with the masked ones."""
@@ -141,6 +147,14 @@ class Equivalence:
         A way that the original itself does not take demands nothing; where it takes another size or another batch
         but not both at once, "size and batch" stands for the one that it takes.
         """
+        while True:
+            try:
+                return self._differs(module, ways)
+            except _ChaosError:
+                if not self._choose(self._at + 1):
+                    return list(ways)  # nothing can be said for the module
+
+    def _differs(self, module: nn.Module, ways: Sequence[Way]) -> list[Way]:
         different: list[Way] = []
         for way in ways:
             parts: tuple[Way, ...] = (way,) if way != "size and batch" or self.takes(way) else ("size", "batch")
@@ -187,6 +201,8 @@ class Equivalence:
         noisy = self._original(self._filled(self.graph.model, shaken), shaken, found.probe)
         if noisy is None:
             return False
+        if any(_drowns(e, n) for e, n in zip(truth.outputs, noisy.outputs, strict=False)):
+            raise _ChaosError
         others = [*noisy.outputs, *(other for _, other in self._statistics(actual, noisy))]
         others += [noisy.scores] if len(others) < len(pairs) and noisy.scores is not None else []
         return len(others) == len(pairs) and all(_close(a, e, n) for (a, e), n in zip(pairs, others, strict=True))
@@ -251,6 +267,10 @@ class Equivalence:
         return _Probe(args, kwargs)
 
 
+class _ChaosError(Exception):
+    """With these tensors one rounding becomes as large as the outputs themselves: they show nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Probe:
     """Inputs of noise, and the mode to run in."""
@@ -282,7 +302,7 @@ class _Ran:
     draws: int = 0
 
 
-def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def random_state(named: State, dtype: torch.dtype | None = None, gain: float = 1.0) -> dict[str, Tensor]:
     """Draw tensors in the shape of a model's own, so that every branch of it counts and none explodes.
 
     Matrices and kernels are scaled by their fan-in, and add up to nothing. Scales (of norms, layers, gates) lie around
@@ -296,6 +316,9 @@ def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Te
         Parameters and buffers by path.
     dtype
         Floating-point type of what is drawn; None for that of each tensor.
+    gain
+        Of kernels, beside that with which activations keep their size. Very deep networks need less, or one rounding
+        in the first layer becomes another output.
     """
     drawn: dict[str, Tensor] = {}
     for path, tensor in named.items():
@@ -315,7 +338,7 @@ def random_state(named: State, dtype: torch.dtype | None = None) -> dict[str, Te
             rows = value.flatten(1)
             if rows.shape[1] > 3:
                 rows -= rows.mean(1, keepdim=True)
-            rows *= math.sqrt(6 / max(1, rows.shape[1]))
+            rows *= gain * math.sqrt(6 / max(1, rows.shape[1]))
         else:
             value = value.div_(2).add_(1)
         drawn[path] = value.to(tensor.device, to)
@@ -530,6 +553,14 @@ def _shaken(path: str, tensor: Tensor) -> Tensor:
         return tensor
     signs = _noise(path, tensor).sign_().to(tensor.device, tensor.dtype)
     return signs.mul_(torch.finfo(tensor.dtype).eps).add_(1).mul_(tensor)
+
+
+def _drowns(expected: Tensor, noisy: Tensor) -> bool:
+    """Tell whether one rounding of the weights moves an output by more than a few hundredths of its size."""
+    if not expected.is_floating_point() or expected.shape != noisy.shape:
+        return False
+    expected, noisy = (t.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for t in (expected, noisy))
+    return float((noisy - expected).norm()) > _COARSE * float(expected.norm())
 
 
 def _close(actual: Tensor, expected: Tensor, noisy: Tensor | None = None) -> bool:

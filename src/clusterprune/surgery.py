@@ -101,15 +101,18 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State, cut: "Cutter") -
     named = named_tensors(graph)
 
     @functools.cache
-    def drawn(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:
+    def drawn(dtype: torch.dtype | None, draw: int, gain: float = 1.0) -> tuple[State, State]:
         if draw:
-            masked, small = drawn(dtype, 0)
+            masked, small = drawn(dtype, 0, gain)
             return turned(masked, named), turned(small, named)
-        masked = random_state(named, dtype)
+        masked = random_state(named, dtype, gain)
         _mask(graph, bare, masked, masked)
         for path, bias in random_state({p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype).items():
             _embed(graph, bare, masked, path, bias)
         return masked, cut.all(masked)
+
+    def damped(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:
+        return drawn(dtype, draw, _DAMPED)
 
     def own(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:  # noqa: ARG001 (there is one such)
         pair = masked_state(graph, plan), state
@@ -118,14 +121,18 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State, cut: "Cutter") -
 
     norms = masked_norms(graph, removed_labels(graph, plan))
     if not norms:
-        return Equivalence(graph, (drawn, own), cut.all)
+        return Equivalence(graph, (drawn, damped, own), cut.all)
 
     def program(masked: State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The original's own norms cannot leave channels out of their statistics; those of its graph can.
         changed = with_new_biases(graph, masked, dict(norms))
         return Program(graph, changed, any_batch=False).run(masked, args, kwargs)
 
-    return Equivalence(graph, (drawn, own), cut.all, program)
+    return Equivalence(graph, (drawn, damped, own), cut.all, program)
+
+
+_DAMPED = 0.6
+"""Gain of kernels in networks so deep that with a gain of one they are chaotic."""
 
 
 def masked_state(graph: ChannelGraph, plan: Plan) -> dict[str, Tensor]:
