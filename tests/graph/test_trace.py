@@ -130,10 +130,15 @@ def test_a_glob_that_matches_nothing_is_an_error_that_shows_names() -> None:
         cp.trace(small_net(), EXAMPLE, ignore=["layer9.*"])
 
 
-def test_buffers_may_hold_infinity_only_where_it_is_not_a_weight() -> None:
-    model = Forward(lambda m, x: m.third(m.first(x) * 2))
-    model.register_buffer("mask", torch.full((2,), -float("inf")), persistent=False)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_may_hold_infinity_but_for_the_statistics_of_norms(persistent: bool) -> None:
+    model = Forward(lambda m, x: m.third((m.first(x) * 2).clamp(m.least, m.most)))
+    model.register_buffer("least", torch.tensor(-float("inf")), persistent=persistent)
+    model.register_buffer("most", torch.tensor(float("inf")), persistent=persistent)
     assert [g.name for g in cp.trace(model, EXAMPLE).prunable] == ["first"]
+    model.register_buffer("running_var", torch.tensor([1.0, float("inf")]), persistent=persistent)
+    with pytest.raises(ModelError, match="the weight 'running_var' holds NaN or infinity"):
+        cp.trace(model, EXAMPLE)
 
 
 def test_tied_parameters_count_once() -> None:

@@ -196,7 +196,9 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_weights(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
+    # What else a model keeps in buffers (a mask of -inf, bounds of a clamp that are not set) may be infinite.
+    statistics = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")}
+    for name, tensor in {**dict(model.named_parameters()), **statistics}.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"the weight {name!r} holds NaN or infinity; clustering it would spread them. Load sound weights."
