@@ -100,16 +100,17 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State, cut: "Cutter") -
     bare = replace(plan, merges=tuple(Merge(merge.group, merge.kept) for merge in plan.merges), replaced={})
     named = named_tensors(graph)
 
-    @functools.cache
-    def drawn(dtype: torch.dtype | None, draw: int, gain: float = 1.0) -> tuple[State, State]:
-        if draw:
-            masked, small = drawn(dtype, 0, gain)
-            return turned(masked, named), turned(small, named)
+    @functools.lru_cache(maxsize=1)  # of the largest models there is room for no more
+    def first(dtype: torch.dtype | None, gain: float) -> tuple[State, State]:
         masked = random_state(named, dtype, gain)
         _mask(graph, bare, masked, masked)
         for path, bias in random_state({p: nn.Parameter(state[p]) for p in state.keys() - named.keys()}, dtype).items():
             _embed(graph, bare, masked, path, bias)
         return masked, cut.all(masked)
+
+    def drawn(dtype: torch.dtype | None, draw: int, gain: float = 1.0) -> tuple[State, State]:
+        masked, small = first(dtype, gain)
+        return (turned(masked, named), turned(small, named)) if draw else (masked, small)
 
     def damped(dtype: torch.dtype | None, draw: int) -> tuple[State, State]:
         return drawn(dtype, draw, _DAMPED)
