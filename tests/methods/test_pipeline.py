@@ -181,5 +181,5 @@ def test_acp_needs_images_to_choose_by(task: Task) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(task: Task, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot make the folder out="):
+    with pytest.raises(OutputError, match="cannot make the folder"):
         run(task, "l1", tmp_path / "file" / "run")
