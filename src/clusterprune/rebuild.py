@@ -11,6 +11,7 @@ from clusterprune.equivalence import Equivalence, Way
 from clusterprune.errors import ModelError, PlanError, TraceError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.batch import call_with_batch, follow_batch
+from clusterprune.graph.export import canonical_paths
 from clusterprune.graph.program import Ref
 from clusterprune.graph.rewrite import Change
 from clusterprune.graph.sizes import follow_sizes
@@ -243,9 +244,7 @@ def _layer_of(module: nn.Module, graph: ChannelGraph, node: fx.Node) -> str | No
     # A subclass may do more than its base (a norm that permutes first), and so may a padding mode.
     if type(owner).forward not in _FORWARDS or getattr(owner, "padding_mode", "zeros") != "zeros":
         return None
-    first: dict[int, str] = {}
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    canonical = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    canonical = canonical_paths(module)
     prefix = f"{path}." if path else ""
     own = {canonical[prefix + name] for name, _ in [*owner.named_parameters(), *owner.named_buffers()]}
     stored = {graph.inputs[n.name] for n in node.all_input_nodes if n.name in graph.inputs}
