@@ -62,8 +62,9 @@ def test_one_shot_of_a_folded_network(monkeypatch: pytest.MonkeyPatch, keep: flo
     for limit in (4096, 200):
         monkeypatch.setattr(readings, "_FOLD", limit)
         graph = cp.trace(model, images[:1])
-        small = cp.apply(model, cp.oneshot(graph, images, keep_macs=keep), graph=graph)
+        plan = cp.oneshot(graph, images, keep_macs=keep, config=cp.OneShot(compare=False))
+        small = cp.apply(model, plan, graph=graph)
         with torch.no_grad():
             errors.append(float((small(fresh) - model(fresh)).square().mean() / model(fresh).var(0).mean()))
-    assert errors[1] < 1.2 * errors[0] + 0.01
+    assert errors[1] < 1.5 * errors[0] + 0.01
     assert errors[1] < 1

@@ -32,11 +32,14 @@ class Reading:
         W, shape (channels · taps, outputs), each output scaled by the square root of its importance.
     taps
         Rows per channel.
+    rows
+        From how many rows of inputs G was estimated; None if it is exact.
     """
 
     moments: Tensor
     weight: Tensor
     taps: int
+    rows: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ class _State:
     def __init__(self, reading: Reading, damping: float) -> None:
         self.moments = reading.moments.double()
         size = self.moments.shape[0]
-        self.ridge = (damping * self.moments.diagonal().mean().clamp_min(1e-12)).expand(size)
+        self.ridge = ridge_of(reading, damping)
         self.inverse = torch.cholesky_inverse(positive_factor(self.moments, self.ridge))
         self.original = reading.weight.double()
         # Only B Bᵀ matters for the costs, so a wide B may be exchanged for a square one with the same.
@@ -192,10 +195,56 @@ class _State:
 
     def solution(self, alive: Tensor) -> Tensor:
         """Return the original weights as the living channels would have them, zero elsewhere."""
-        inside = self._rows(alive.nonzero().squeeze(1))
-        solved = torch.zeros_like(self.original)
-        factor = positive_factor(self.moments[inside][:, inside], self.ridge[inside])
-        # The ridge pulls to the original weights.
-        wanted = self.moments[inside] @ self.original + self.ridge[inside, None] * self.original[inside]
-        solved[inside] = torch.cholesky_solve(wanted, factor)
-        return solved
+        return _solve(self.moments, self.original, self.ridge, self._rows(alive.nonzero().squeeze(1)))
+
+
+def ridge_of(reading: Reading, damping: float) -> Tensor:
+    """Return what is added to the diagonal of G, shape (channels · taps,).
+
+    Beside `damping`, relative to the mean power of the inputs, as much again as moments from few rows leave open: n
+    rows of p inputs that have nothing to do with each other show eigenvalues spread over sqrt(p / n) of their mean.
+    """
+    moments = reading.moments.double()
+    size = len(moments)
+    uncertain = 0.0 if reading.rows is None else SHRINKAGE * size / max(reading.rows, 1)
+    return ((damping + uncertain) * moments.diagonal().mean().clamp_min(1e-12)).expand(size)
+
+
+SHRINKAGE = 0.1
+"""Ridge per unknown and row, relative to the mean power of the inputs."""
+
+
+def refitted(
+    readings: list[Reading], order: np.ndarray, levels: Collection[int], *, damping: float = 1e-3
+) -> dict[int, list[Tensor]]:
+    """Return every reading's weights as the remaining channels would have them, after some numbers of removals.
+
+    Parameters
+    ----------
+    readings
+        One per consumer of the group; their moments may be of other images than those by which the order was found.
+    order
+        Channels in the order in which they go.
+    levels
+        After how many removals; rows of removed channels are zero.
+    """
+    found: dict[int, list[Tensor]] = {}
+    for level in sorted(set(levels)):
+        alive = torch.ones(readings[0].moments.shape[0] // readings[0].taps, dtype=torch.bool)
+        alive[torch.from_numpy(order[:level])] = False
+        channels = alive.nonzero().squeeze(1)
+        found[level] = []
+        for one in readings:
+            inside = (channels[:, None] * one.taps + torch.arange(one.taps)).reshape(-1)
+            found[level].append(_solve(one.moments.double(), one.weight.double(), ridge_of(one, damping), inside))
+    return found
+
+
+def _solve(moments: Tensor, original: Tensor, ridge: Tensor, inside: Tensor) -> Tensor:
+    """Return the weights of some rows with which they come closest to what all of them make; the others are zero."""
+    solved = torch.zeros_like(original)
+    factor = positive_factor(moments[inside][:, inside], ridge[inside])
+    # The ridge pulls to the original weights.
+    wanted = moments[inside] @ original + ridge[inside, None] * original[inside]
+    solved[inside] = torch.cholesky_solve(wanted, factor)
+    return solved

@@ -86,7 +86,9 @@ def kernel_rows(weight: Tensor, consumer: Consumer) -> Tensor:
     return whole
 
 
-def reading(consumer: Consumer, weight: Tensor, moments: Tensor, importance: Tensor) -> Reading:
+def reading(
+    consumer: Consumer, weight: Tensor, moments: Tensor, importance: Tensor, rows: int | None = None
+) -> Reading:
     """Return what a consumer reads of a group, with the mean taken out (the bias makes it good).
 
     Parameters
@@ -97,6 +99,8 @@ def reading(consumer: Consumer, weight: Tensor, moments: Tensor, importance: Ten
         As :func:`clusterprune.merge.statistics.input_moments` measured them.
     importance
         How much each output matters, shape (outputs,).
+    rows
+        From how many rows the moments were estimated.
     """
     mean = moments[:-1, -1]
     centred = moments[:-1, :-1] - torch.outer(mean, mean)
@@ -114,14 +118,14 @@ def reading(consumer: Consumer, weight: Tensor, moments: Tensor, importance: Ten
             part = weight[:, place].double() * scale[:, None]
             product += part.T @ part
         ridge = 1e-9 * product.diagonal().mean().clamp_min(1e-12)
-        return Reading(centred, positive_factor(product, ridge.expand(len(product))), 1)
+        return Reading(centred, positive_factor(product, ridge.expand(len(product))), 1, rows)
     kernel = kernel_rows(weight, consumer)[:, positions.reshape(-1)].double() * scale[:, None, None]
     if consumer.whole_kernel:
         index = (positions[:, :, None] * taps + torch.arange(taps)).reshape(-1)
-        return Reading(centred[index][:, index], kernel.flatten(1).T.contiguous(), taps * multiplicity)
+        return Reading(centred[index][:, index], kernel.flatten(1).T.contiguous(), taps * multiplicity, rows)
     index = positions.reshape(-1)
-    rows = kernel.permute(1, 0, 2).flatten(1)
-    return Reading(centred[index][:, index], rows.contiguous(), multiplicity)
+    by_channel_ = kernel.permute(1, 0, 2).flatten(1)
+    return Reading(centred[index][:, index], by_channel_.contiguous(), multiplicity, rows)
 
 
 def kernel_change(

@@ -38,7 +38,7 @@ def fisher_losses(
     graph: ChannelGraph,
     state: Mapping[str, Tensor],
     images: Images,
-    paths: Mapping[str, Path],
+    snapshots: Mapping[str, Mapping[int, list[Tensor]]],
     moments: Mapping[str, Tensor],
     importance: Mapping[str, Tensor],
     whole_kernel: Mapping[str, bool],
@@ -48,16 +48,27 @@ def fisher_losses(
     temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> dict[str, Path]:
-    """Return the paths with their losses replaced by Fisher losses (nats per image)."""
+) -> dict[tuple[str, int], float]:
+    """Return by how much the network's loss rises on these images, in nats, all of them together.
+
+    Parameters
+    ----------
+    snapshots
+        By name of group and number of removals, what :func:`clusterprune.merge.elimination.refitted` returned: kernels
+        fitted on *other* images, for on their own the fit is always better than it is.
+    moments
+        Of what the layers read, on those other images.
+
+    Returns
+    -------
+    dict
+        By name of group and number of removals.
+    """
     program = Program(graph, changes)
     kernels = computed_kernels(graph, state)
     changed: dict[str, list[_Change]] = {}
     for group in graph.groups:
-        path = paths.get(group.name)
-        if path is None:
-            continue
-        for level, snapshot in path.snapshots.items():
+        for level, snapshot in snapshots.get(group.name, {}).items():
             for consumer, refitted in zip(consumers(graph, group, whole_kernel), snapshot, strict=True):
                 # Moments, paths and what follows from them are on the CPU, wherever the model is.
                 node = consumer.call.node
@@ -83,10 +94,7 @@ def fisher_losses(
         done = min(count, done + batch_size)
         if progress:
             progress("sensitivity", done, count)
-    return {
-        name: Path(path.order, _calibrate(path, {k: v / count for (n, k), v in total.items() if n == name}), {})
-        for name, path in paths.items()
-    }
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +141,7 @@ def _apply(program: Program, node: str, x: Tensor, weight: Tensor, bias: Tensor)
     return step.target(*args, **{k: v for k, v in step.kwargs.items() if k != "bias"})
 
 
-def _calibrate(path: Path, measured: Mapping[int, float]) -> np.ndarray:
+def calibrated(path: Path, measured: Mapping[int, float]) -> np.ndarray:
     """Scale a path's own loss so that it passes through the measured points (ratio interpolated in logarithm)."""
     if not measured:
         return path.loss

@@ -13,6 +13,7 @@ from clusterprune.arguments import tensors_in
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
+from clusterprune.merge.divergence import score
 from clusterprune.merge.patches import Reader
 
 Images = Tensor | tuple[Tensor, ...]
@@ -92,12 +93,8 @@ def layer_gradients(
     """Yield, batch by batch, what the given layer calls read and the gradient at what they make.
 
     The second moment of that gradient is the Fisher information of the network's own prediction p, the softmax of
-    the logits over a temperature; no labels are needed. What is differentiated is ⟨v, logits⟩ with
-    v = √p ∘ ε - p ⟨√p, ε⟩ and random signs ε, whose covariance is that of the scores of drawn labels,
-    diag(p) - p pᵀ. Drawn labels would do, but where the network is sure they almost always give next to nothing,
-    and then once in a while a great deal.
-    A network whose output is not one row of logits is taken as Gaussian, and a random projection of its outputs is
-    differentiated.
+    the logits over a temperature; no labels are needed. What is differentiated is
+    :func:`clusterprune.merge.divergence.score`, which knows other kinds of outputs too.
     """
     program = Program(graph, changes)
     inputs = {call.node: call.input for call in graph.calls}
@@ -125,27 +122,12 @@ def layer_gradients(
                     f"{type(graph.model).__name__} has no output with gradients: what it returns does not depend on "
                     "its layers in a way that can be differentiated. Return what its last layer makes."
                 )
-            score = _score(outputs, temperature, generator)
-            found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
+            found = torch.autograd.grad(score(outputs, temperature, generator), list(made.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
             for (name, value), gradient in zip(made.items(), found, strict=True)
         }
         yield read, gradients
-
-
-def _score(outputs: list[Tensor], temperature: float, generator: torch.Generator) -> Tensor:
-    if len(outputs) == 1 and outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
-        logits = outputs[0]
-        probabilities = (logits.detach().float() / temperature).softmax(1)
-        signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
-        root = probabilities.sqrt() * signs
-        return (logits * (root - probabilities * root.sum(1, keepdim=True)).to(logits)).sum()
-    scores = []
-    for output in outputs:
-        noise = torch.randn(output.shape, generator=generator).to(output)
-        scores.append((output * noise).sum() / output.detach().std().clamp_min(1e-6))
-    return torch.stack(scores).sum()
 
 
 def output_importance(
@@ -194,6 +176,7 @@ def input_moments(
     generator: torch.Generator,
     changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    seen: dict[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Return the second moments E[xᵀx] of what layer calls read, with a constant 1 appended to x.
 
@@ -206,6 +189,8 @@ def input_moments(
         Linear layers, by node name, whose rows run over the channels of a group at one place of the flattened maps.
     rows
         About how many rows to average over; positions are drawn at random in every image.
+    seen
+        Takes, by node name, over how many rows it was.
 
     Returns
     -------
@@ -219,7 +204,7 @@ def input_moments(
     count, done = len(as_inputs(images)[0]), 0
     limit = max(1, -(-rows // count))
     sums: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
+    seen = {} if seen is None else seen
     # Rows are multiplied in float32 around a guess of their mean, so that large means do not eat the variance.
     shifts: dict[str, Tensor] = {}
 

@@ -112,7 +112,14 @@ class WidthPlanner:
         generator = torch.Generator().manual_seed(self.seed)
         images = whole_batches(self.graph, self._images)
         measured = measure(
-            self.graph, groups, images, options, data_free=False, generator=generator, progress=self._progress
+            self.graph,
+            groups,
+            images,
+            options,
+            data_free=False,
+            generator=generator,
+            progress=self._progress,
+            folds_=1,
         )
         return measured, order_channels(self.graph, groups, measured, options, self._progress)
 

@@ -7,13 +7,16 @@
 4. *Share* the budget: the steps with the least loss per MAC go first, over all groups at once.
 5. *Refit* every kernel, layer after layer, against the original network's features.
 
-Without images, noise whose statistics the batch norms dictate takes their place in steps 1 to 3, and mixing
-matrices take the place of the refit.
+What is fitted on most of the images is priced on the others, in turn. Without images, some are made whose statistics
+in every layer are those that the batch norms remember; where there are no such norms, noise takes their place in steps
+1 to 3, and mixing matrices take the place of the refit.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,17 +26,21 @@ from clusterprune.arguments import check_graph, check_progress, check_seed, show
 from clusterprune.budget import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.program import computed_kernels
+from clusterprune.graph.program import Program, computed_kernels
+from clusterprune.graph.rewrite import rewrite
+from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
 from clusterprune.merge.data_free import batch_statistics, noise_images
-from clusterprune.merge.elimination import Path, eliminate
+from clusterprune.merge.divergence import divergence
+from clusterprune.merge.elimination import Path, Reading, eliminate, refitted
 from clusterprune.merge.readings import consumers, folds, mixing_for, reading
 from clusterprune.merge.refit import Refit, refit
-from clusterprune.merge.sensitivity import fisher_losses, levels
+from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import (
     Images,
     Progress,
     as_inputs,
     batch_size_for,
+    batches,
     consumer_calls,
     gradient_batch_size,
     input_moments,
@@ -43,7 +50,7 @@ from clusterprune.merge.statistics import (
 )
 from clusterprune.methods.targets import Target, check_images, plan_for_budget, plan_for_latency, read_target
 from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import bias_home, named_tensors
+from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,11 @@ class OneShot:
         Rows from which each layer's second moments are estimated.
     macs_to_spend
         Work allowed for measuring, in multiply-adds; large networks are measured on fewer images.
+    from_norms
+        How images are made where none are given, or None to take noise.
+    compare
+        Whether the plan by price is compared with others, down to the same share of every group, on images that it
+        was not fitted on.
     """
 
     output_aware: bool = True
@@ -83,6 +95,8 @@ class OneShot:
     damping: float = 1e-3
     moment_rows: int = 32768
     macs_to_spend: float = 6e11
+    from_norms: FromNorms | None = field(default_factory=FromNorms)
+    compare: bool = True
 
     def __post_init__(self) -> None:
         """Check the price and the temperature."""
@@ -99,6 +113,42 @@ class Measured:
     moments: dict[str, Tensor]
     importance: dict[str, Tensor]
     whole_kernel: dict[str, bool]
+    rows: dict[str, int]
+    folds: tuple["Fold", ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Some of the images: what is fitted on all others is priced on them.
+
+    A layer behind a global pool sees one row per image. With fewer images than channels the others can stand in for
+    almost any of them, on those images, and a price on the same images agrees.
+    """
+
+    images: tuple[Tensor, ...]
+    moments: dict[str, Tensor]
+    rows: dict[str, int]
+
+
+class Without(Mapping[str, Tensor]):
+    """The moments of all images but those of one fold, by node name."""
+
+    def __init__(self, measured: Measured, fold: Fold) -> None:
+        self._measured, self._fold = measured, fold
+        self.rows = {node: max(1, measured.rows[node] - fold.rows[node]) for node in fold.rows}
+
+    def __getitem__(self, node: str) -> Tensor:
+        every, own = self._measured.rows[node], self._fold.rows[node]
+        if every == own:
+            return self._measured.moments[node]
+        whole = self._measured.moments[node] * (every / self.rows[node])
+        return whole.sub_(self._fold.moments[node], alpha=own / self.rows[node])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fold.rows)
+
+    def __len__(self) -> int:
+        return len(self._fold.rows)
 
 
 def oneshot(
@@ -184,13 +234,17 @@ def oneshot(
     if quantity != "latency":
         # Any loss curves tell whether the target can be met at all: better now than after measuring.
         solve(cost, {g.name: np.arange(g.width - g.n_blocks + 1.0) for g in groups}, quantity, keep, limits)
-    data_free = images is None
+    made = images is None and config.from_norms is not None and can_make_images(graph)
+    data_free = images is None and not made
+    if made:
+        images = images_from_norms(graph, seed=seed, config=config.from_norms, progress=progress)
+        lap("images from batch norms")
     inputs = noise_images(graph, 256, generator) if images is None else as_inputs(images)
     check_images(graph, inputs)
     # Convolutions on the CPU run a fifth faster on channels-last images, and every later activation follows.
     inputs = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in inputs)
-    inputs = whole_batches(graph, inputs)
-    plan = _choose(
+    inputs = _shuffled(whole_batches(graph, inputs), generator)
+    plan, few = _choose(
         graph, groups, inputs, cost, (quantity, keep), limits, config, lap,
         data_free=data_free, generator=generator, progress=progress,
     )  # fmt: skip
@@ -202,10 +256,12 @@ def oneshot(
     notes = {
         "method": "oneshot",
         f"keep_{quantity}": keep,
-        "images": 0 if data_free else len(inputs[0]),
+        "images": 0 if data_free or made else len(inputs[0]),
+        "made_images": len(inputs[0]) if made else 0,
         "seed": seed,
         "round_to": round_to,
         "min_width": min_width,
+        "few_rows": few,
         "config": asdict(config),
         "seconds": seconds,
     }
@@ -225,36 +281,67 @@ def _choose(
     data_free: bool,
     generator: torch.Generator,
     progress: Progress | None,
-) -> Plan:
-    """Steps 1 to 4: which channels go. What they took to find out is forgotten before the refit, which needs room."""
+) -> tuple[Plan, dict[str, int]]:
+    """Steps 1 to 4: which channels go. What they took to find out is forgotten before the refit, which needs room.
+
+    Beside the plan: what :func:`few_rows` says.
+    """
     measured = measure(graph, groups, inputs, config, data_free=data_free, generator=generator, progress=progress)
     lap("measure")
     paths = order_channels(graph, groups, measured, config, progress)
     lap("order")
-    paths = _price(graph, paths, inputs, measured, config, data_free=data_free, generator=generator, progress=progress)
+    paths = _price(graph, paths, measured, config, data_free=data_free, generator=generator, progress=progress)
     lap("price")
-    losses = {name: path.loss for name, path in paths.items()}
+    quantity, keep = target
+    shares = _hypotheses(cost, paths, config)
+    share = next(iter(shares.values()))
+    if len(shares) > 1:
+        chosen = _best(
+            graph,
+            shares,
+            paths,
+            measured,
+            cost,
+            target,
+            limits,
+            config,
+            progress,
+            data_free=data_free,
+            generator=generator,
+        )
+        share = shares[chosen]
+        lap("compare")
 
     def plan_at(fraction: float, what: Quantity) -> Plan:
-        widths = (
-            _uniform(cost, paths, what, fraction, limits)
-            if config.price == "uniform"
-            else solve(cost, losses, what, fraction, limits)
-        )
-        return Plan.of(graph, merges_for(graph, paths, widths, measured))
+        return Plan.of(graph, merges_for(graph, paths, solve(cost, share, what, fraction, limits), measured))
 
-    quantity, keep = target
     if quantity == "latency":
         plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
     else:
         plan = plan_for_budget(cost, quantity, keep, lambda fraction: plan_at(fraction, quantity))
     lap("budget")
-    return plan
+    return plan, few_rows(graph, groups, measured)
+
+
+def few_rows(graph: ChannelGraph, groups: list[Group], measured: Measured) -> dict[str, int]:
+    """Say which groups are read from fewer rows than channels, and how many images would show twice as many.
+
+    A layer behind a global pool shows one row per image. What the others can stand in for is then a guess, and the
+    price of it, taken on other images, is high: such groups are cut less than they might be.
+    """
+    images = sum(len(fold.images[0]) for fold in measured.folds)
+    found: dict[str, int] = {}
+    for group in groups:
+        for consumer in consumers(graph, group, measured.whole_kernel):
+            rows, unknowns = measured.rows[consumer.call.node], group.width
+            if rows < unknowns and consumer.use.mixable:
+                found[group.name] = max(found.get(group.name, 0), -(-2 * unknowns * images // max(1, rows)))
+    return found
 
 
 def _images_for(
     graph: ChannelGraph, inputs: tuple[Tensor, ...], macs: float, passes: float, least: int, most: int = 1024
-) -> Images:
+) -> tuple[Tensor, ...]:
     """Return as many images as a share of the work allows."""
     each = CostModel(graph).total("macs") / example_batch(graph) * passes
     count = int(min(len(inputs[0]), most, max(least, macs / max(each, 1.0))))
@@ -271,8 +358,12 @@ def measure(
     data_free: bool,
     generator: torch.Generator,
     progress: Progress | None,
+    folds_: int = 4,
 ) -> Measured:
-    """Step 1: second moments of what layers read, importance of what they make."""
+    """Step 1: second moments of what layers read, importance of what they make.
+
+    They are of all images, and of each of some folds of them, for a price that can be trusted.
+    """
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     calls = [
         node
@@ -288,20 +379,53 @@ def measure(
         whole_kernel[node] = dense and weight[0].numel() <= config.whole_kernel_limit
     size = batch_size_for(graph)
     changes = batch_statistics(graph) if data_free else None
-    common = {"batch_size": size, "generator": generator, "changes": changes, "progress": progress}
+    common = {"batch_size": size, "generator": generator, "changes": changes}
     few = _images_for(graph, inputs, config.macs_to_spend / 3, 3, 16, most=384)
     if config.output_aware:
         gradients = {**common, "batch_size": gradient_batch_size(graph), "temperature": config.temperature}
-        importance = output_importance(graph, state, few, calls, **gradients)
+        importance = output_importance(graph, state, few, calls, progress=progress, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 48)
-    moments = input_moments(graph, state, many, whole_kernel, folded=folds(graph), rows=config.moment_rows, **common)
+    parts: list[Fold] = []
+    for images in _folds(graph, many, folds_):
+        rows: dict[str, int] = {}
+        share = max(1, round(config.moment_rows * len(images[0]) / len(many[0])))
+        found = input_moments(
+            graph, state, images, whole_kernel, folded=folds(graph), rows=share, seen=rows,
+            progress=_part(progress, sum(len(part.images[0]) for part in parts), len(many[0])), **common,
+        )  # fmt: skip
+        # A fold is only ever taken away from the whole: single precision is enough, and half the room.
+        kept = {node: moment.cpu() if folds_ == 1 else moment.float().cpu() for node, moment in found.items()}
+        parts.append(Fold(images, kept, rows))
+    rows = {node: sum(part.rows[node] for part in parts) for node in parts[0].rows}
+    moments = {
+        node: sum((p.moments[node].double() * (p.rows[node] / rows[node]) for p in parts), torch.zeros(()))
+        for node in rows
+    }
     return Measured(
-        {node: moment.cpu() for node, moment in moments.items()},
-        {node: value.cpu() for node, value in importance.items()},
-        whole_kernel,
+        moments, {node: value.cpu() for node, value in importance.items()}, whole_kernel, rows, tuple(parts)
     )
+
+
+def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Return what tells the progress of a part as that of the whole."""
+    return None if progress is None else lambda phase, done, _: progress(phase, before + done, total)
+
+
+def _shuffled(inputs: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return the images in random order: those of a folder often come class by class, and not all are looked at."""
+    order = torch.randperm(len(inputs[0]), generator=generator)
+    return tuple(tensor[order.to(tensor.device)] for tensor in inputs)
+
+
+def _folds(graph: ChannelGraph, inputs: tuple[Tensor, ...], count: int) -> list[tuple[Tensor, ...]]:
+    """Split the images into so many parts of about the same size, or fewer where a graph runs with one batch size."""
+    step = batch_size_for(graph) if graph.batch_size.fixed is not None else 1
+    batches_ = len(inputs[0]) // step
+    bounds = [round(batches_ * k / min(count, batches_)) * step for k in range(min(count, batches_) + 1)]
+    bounds[-1] = len(inputs[0])
+    return [tuple(t[lo:hi] for t in inputs) for lo, hi in pairwise(bounds)]
 
 
 def _outputs(graph: ChannelGraph, node: str) -> int:
@@ -314,32 +438,41 @@ def order_channels(
     graph: ChannelGraph, groups: list[Group], measured: Measured, config: OneShot, progress: Progress | None
 ) -> dict[str, Path]:
     """Step 2: an order of removal for every group."""
-    state = {path: tensor.detach().cpu() for path, tensor in named_tensors(graph).items()}
-    kernels = {node: kernel.cpu() for node, kernel in computed_kernels(graph, named_tensors(graph)).items()}
-    count = 6 if CostModel(graph).total("macs") / example_batch(graph) < 1e9 else 3
+    read = _Readings(graph, measured)
     paths = {}
     for number, group in enumerate(groups):
-        readings = [
-            reading(
-                c,
-                kernels.get(c.call.node, state[c.use.path]),
-                measured.moments[c.call.node],
-                measured.importance[c.call.node],
-            )
-            for c in consumers(graph, group, measured.whole_kernel)
-        ]
         paths[group.name] = eliminate(
-            readings, blocks=group.blocks, damping=config.damping, levels=levels(group, count)
+            read.of(group, measured.moments, measured.rows), blocks=group.blocks, damping=config.damping
         )
         if progress:
             progress("order of channels", number + 1, len(groups))
     return paths
 
 
+class _Readings:
+    """What the consumers of a group read, by one estimate of its moments or another."""
+
+    def __init__(self, graph: ChannelGraph, measured: Measured) -> None:
+        self.graph, self.measured = graph, measured
+        self._state = {path: tensor.detach().cpu() for path, tensor in named_tensors(graph).items()}
+        self._kernels = {node: k.cpu() for node, k in computed_kernels(graph, named_tensors(graph)).items()}
+
+    def of(self, group: Group, moments: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Reading]:
+        return [
+            reading(
+                c,
+                self._kernels.get(c.call.node, self._state[c.use.path]),
+                moments[c.call.node],
+                self.measured.importance[c.call.node],
+                rows[c.call.node],
+            )
+            for c in consumers(self.graph, group, self.measured.whole_kernel)
+        ]
+
+
 def _price(
     graph: ChannelGraph,
     paths: dict[str, Path],
-    inputs: tuple[Tensor, ...],
     measured: Measured,
     config: OneShot,
     *,
@@ -347,43 +480,171 @@ def _price(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> dict[str, Path]:
-    """Step 3: what every path costs the network."""
+    """Step 3: what every path costs the network, on images that its kernels were not fitted on."""
     if config.price != "fisher":
-        return {name: Path(path.order, path.loss, {}) for name, path in paths.items()}
+        return paths
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
-    return fisher_losses(
-        graph,
-        state,
-        _images_for(graph, inputs, config.macs_to_spend, 9, 16, most=512),
-        paths,
-        measured.moments,
-        measured.importance,
-        measured.whole_kernel,
-        batch_size=gradient_batch_size(graph, most=32),
-        generator=generator,
-        temperature=config.temperature,
-        changes=batch_statistics(graph) if data_free else None,
-        progress=progress,
-    )
+    read = _Readings(graph, measured)
+    groups = [group for group in graph.groups if group.name in paths]
+    count = 6 if CostModel(graph).total("macs") / example_batch(graph) < 1e9 else 3
+    total: dict[tuple[str, int], float] = {}
+    share = len(measured.folds)
+    held_out = [
+        _images_for(graph, fold.images, config.macs_to_spend / share, 9, -(-16 // share), most=1024 // share)
+        for fold in measured.folds
+    ]
+    images = sum(len(part[0]) for part in held_out)
+    for number, fold in enumerate(measured.folds):
+        others = Without(measured, fold)
+        snapshots = {
+            group.name: refitted(
+                read.of(group, others, others.rows),
+                paths[group.name].order,
+                levels(group, count),
+                damping=config.damping,
+            )
+            for group in groups
+        }
+        found = fisher_losses(
+            graph,
+            state,
+            held_out[number],
+            snapshots,
+            others,
+            measured.importance,
+            measured.whole_kernel,
+            batch_size=gradient_batch_size(graph, most=32),
+            generator=generator,
+            temperature=config.temperature,
+            changes=batch_statistics(graph) if data_free else None,
+            progress=_part(progress, sum(len(part[0]) for part in held_out[:number]), images),
+        )
+        for key, loss in found.items():
+            total[key] = total.get(key, 0.0) + loss
+    return {
+        name: replace(path, loss=calibrated(path, {k: v / images for (n, k), v in total.items() if n == name}))
+        for name, path in paths.items()
+    }
 
 
-def _uniform(
-    cost: CostModel, paths: dict[str, Path], quantity: Quantity, keep: float, limits: Limits
-) -> dict[str, int]:
-    """Keep the same fraction of every group: loss curves that all rise alike per fraction of the cost."""
+Curves = dict[str, np.ndarray]
+"""Loss after 0, 1, 2, … removals, by group."""
+
+
+def _hypotheses(cost: CostModel, paths: dict[str, Path], config: OneShot) -> dict[str, Curves]:
+    """Return the loss curves by which a budget may be shared, by name; the first is the one that was measured.
+
+    The others keep the same share of every group, of those alone that one layer makes, or lie in between: a price
+    that was measured on a few images may be wrong, and the same share never is by much.
+    """
+    same = _same_share(cost, paths)
+    if config.price == "uniform":
+        return {"same share": same}
+    priced = {name: path.loss for name, path in paths.items()}
+    if config.price != "fisher" or not config.compare:
+        return {"priced": priced}
+    inside = {name: curve for name, curve in same.items() if len(cost.graph.by_name[name].producers) == 1}
+    found = {"priced": priced, "same share": same, "same share inside blocks": inside}
+    return found if 0 < len(inside) < len(same) else {name: found[name] for name in ("priced", "same share")}
+
+
+def _same_share(cost: CostModel, paths: dict[str, Path]) -> Curves:
+    """Return curves that all rise alike per fraction of the cost, so that every group keeps the same fraction."""
     groups = cost.graph.by_name
     index = {group.name: i for i, group in enumerate(cost.graph.groups)}
-    gradient = cost.gradient(quantity, cost.widths)
-    losses = {
+    gradient = cost.gradient("macs", cost.widths)
+    return {
         name: gradient[index[name]] * np.arange(len(p.order) + 1) ** 2 / groups[name].width for name, p in paths.items()
     }
-    return solve(cost, losses, quantity, keep, limits)
+
+
+def _best(
+    graph: ChannelGraph,
+    shares: dict[str, Curves],
+    paths: dict[str, Path],
+    measured: Measured,
+    cost: CostModel,
+    target: tuple[Target, float],
+    limits: Limits,
+    config: OneShot,
+    progress: Progress | None,
+    *,
+    data_free: bool,
+    generator: torch.Generator,
+) -> str:
+    """Return the curves whose plan leaves the outputs closest to the original's on images that it was not fitted on.
+
+    Kernels are handed over, and fitted for a short while, on other images than those on which they are compared.
+    """
+    quantity: Quantity = "macs" if target[0] == "latency" else target[0]
+    fold, fitted = measured.folds[0], measured.folds[1:] or measured.folds
+    others = Without(measured, fold)
+    each = CostModel(graph).total("macs") / example_batch(graph)
+    # A refit runs both networks, and its regressions cost about as much again.
+    count = min(256, max(48, config.macs_to_spend / (6 * len(shares) * each)))
+    held_out = _first(graph, fold.images, count)
+    images = _first(graph, tuple(map(torch.cat, zip(*(f.images for f in fitted), strict=True))), count)
+    changes = batch_statistics(graph) if data_free else {}
+    size = batch_size_for(graph)
+    expected = _outputs_of(Program(graph, changes), named_tensors(graph), held_out, size)
+    found: dict[str, Tensor] = {}
+    for number, (name, curves) in enumerate(shares.items()):
+        try:
+            widths = solve(cost, curves, quantity, target[1], limits)
+        except BudgetError:
+            continue  # too little may be cut that way
+        plan = Plan.of(graph, merges_for(graph, paths, widths, measured, others))
+        if config.refit is not None and not data_free and plan.merges:
+            quick = replace(config.refit, work=0.0)
+            plan = refit(graph, plan, images, options=quick, batch_size=size, generator=generator)
+        state = compact_state(graph, plan)
+        cut = with_new_biases(graph, state, rewrite(graph, removed_labels(graph, plan)))
+        actual = _outputs_of(Program(graph, {**changes, **cut}), state, held_out, size)
+        found[name] = divergence(expected, actual)
+        if progress:
+            progress("plans compared", number + 1, len(shares))
+    return _surely_better(found)
+
+
+def _surely_better(found: Mapping[str, Tensor]) -> str:
+    """Return the first, unless another is better on the same images by more than its standard error."""
+    first = next(iter(found))
+    best = min(found, key=lambda name: float(found[name].mean()))
+    gain = found[first] - found[best]
+    spread = float(gain.std()) / max(1, len(gain)) ** 0.5 if len(gain) > 1 else 0.0
+    return best if float(gain.mean()) > spread else first
+
+
+def _first(graph: ChannelGraph, images: tuple[Tensor, ...], count: float) -> tuple[Tensor, ...]:
+    """Return the first so many images, as whole batches of a graph that has but one batch size."""
+    step = batch_size_for(graph) if graph.batch_size.fixed is not None else 1
+    return tuple(tensor[: -(-int(count) // step) * step] for tensor in images)
+
+
+def _outputs_of(program: Program, state: Mapping[str, Tensor], images: Images, size: int) -> list[Tensor]:
+    """Return what a network makes of images: its outputs, or what they are read off, all images together."""
+    weights = program.weights({path: tensor.detach() for path, tensor in state.items()})
+    found: list[list[Tensor]] = []
+    with torch.no_grad():
+        for batch in batches(images, size):
+            values = ChainMap(program.bind(batch), weights)
+            program.advance(values, 0, len(program.steps))
+            found.append([values[name] for name in program.differentiable])
+    return [torch.cat(parts) if parts[0].ndim else torch.stack(parts) for parts in zip(*found, strict=True)]
 
 
 def merges_for(
-    graph: ChannelGraph, paths: dict[str, Path], widths: dict[str, int], measured: Measured
+    graph: ChannelGraph,
+    paths: dict[str, Path],
+    widths: dict[str, int],
+    measured: Measured,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> tuple[Merge, ...]:
-    """Turn paths and widths into merges with least-squares mixing for every consumer."""
+    """Turn paths and widths into merges with least-squares mixing for every consumer.
+
+    The moments are those of all images, unless others are given.
+    """
+    moments = measured.moments if moments is None else moments
     merges = []
     for group in graph.groups:
         kept_width = widths.get(group.name, group.width)
@@ -398,8 +659,7 @@ def merges_for(
             if path in mixing or not consumer.use.mixable:
                 continue
             home = bias_home(graph, path)
-            moments = measured.moments[consumer.call.node]
-            mixing[path], constant = mixing_for(consumer, moments, kept, offset=home is not None)
+            mixing[path], constant = mixing_for(consumer, moments[consumer.call.node], kept, offset=home is not None)
             if home is not None:
                 offset[path] = constant
         merges.append(Merge(group.name, kept, mixing, offset))
