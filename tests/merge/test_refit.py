@@ -220,3 +220,49 @@ def test_progress_counts_layers():
     refit(graph, mixed_plan(graph, data), data, generator=generator(), progress=lambda *e: events.append(e))
     assert events == [("refit", i + 1, len(events)) for i in range(len(events))]
     assert events
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 1, bias=False),
+        norm(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
+        norm(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_depthwise_kernel_is_solved_channel_by_channel(constant: bool):
+    """What its channels would have to be, if a spoilt first layer is to be made good: as by one regression each."""
+    from clusterprune.merge.refit import _accumulate_by_channel, _Rows
+
+    rows, channels, taps = 500, 4, 9
+    patches = torch.randn(rows, channels, taps, generator=generator()) + 2.0
+    true, level = torch.randn(channels, taps, generator=generator()), torch.arange(4.0) * constant
+    wanted = (patches * true).sum(2) + level
+    found, bias = _accumulate_by_channel(
+        [_Rows(patches[:300].flatten(1), wanted[:300]), _Rows(patches[300:].flatten(1), wanted[300:])],
+        torch.zeros(channels, 1, 3, 3),
+        torch.zeros(channels, dtype=torch.float64),
+        1e-9,
+        constant=constant,
+    )
+    assert torch.allclose(found.T.float(), true, atol=1e-3)
+    assert torch.allclose(bias.float(), level, atol=5e-3)
+
+
+def test_depthwise_layers_are_refitted_too():
+    model = depthwise().eval()
+    graph = cp.trace(model, images(1))
+    halves = [cp.Merge(group.name, np.arange(group.width // 2)) for group in graph.prunable]
+    plan = cp.Plan.of(graph, halves)
+    solved = refit(graph, plan, images(), generator=generator())
+    assert "5.weight" in solved.replaced
+    assert error(cp.apply(model, solved), model, images()) < error(cp.apply(model, plan), model, images())

@@ -81,24 +81,36 @@ def positive_factor(gram: Tensor, ridge: Tensor) -> Tensor:
     raise ArgumentError("the layer inputs hold NaN or infinity, or overflow; check the images and the weights")
 
 
-def ridge_regression(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float, *, constant: bool) -> Tensor:
-    """Minimise ‖X W − T‖² + λ‖W − prior‖², with λ = ridge · mean diagonal of XᵀX.
+class Ridge:
+    """Minimise ‖X W − T‖² + λ‖W − prior‖² for one X and any T, with λ = ridge · mean diagonal of XᵀX.
 
     Parameters
     ----------
-    gram, cross
-        XᵀX (inputs, inputs) and XᵀT (inputs, outputs), float64.
+    gram
+        XᵀX (inputs, inputs), float64.
     prior
-        What W is pulled to, same shape as `cross`.
+        What W is pulled to, (inputs, outputs).
     constant
         Whether the last input is the constant 1, which is not pulled.
     """
-    penalty = torch.full((len(gram),), ridge * float(gram.diagonal()[: len(gram) - constant].mean()) + 1e-12)
-    penalty = penalty.double()
-    if constant:
-        penalty[-1] = 1e-9 * float(gram[-1, -1]) + 1e-12
-    factor = positive_factor(gram, penalty.to(gram.device))
-    return torch.cholesky_solve(cross + penalty[:, None].to(gram.device) * prior, factor)
+
+    def __init__(self, gram: Tensor, prior: Tensor, ridge: float, *, constant: bool) -> None:
+        """Factor XᵀX + λ once."""
+        penalty = torch.full((len(gram),), ridge * float(gram.diagonal()[: len(gram) - constant].mean()) + 1e-12)
+        penalty = penalty.double()
+        if constant:
+            penalty[-1] = 1e-9 * float(gram[-1, -1]) + 1e-12
+        self._factor = positive_factor(gram, penalty.to(gram.device))
+        self._pull = penalty[:, None].to(gram.device) * prior
+
+    def solve(self, cross: Tensor) -> Tensor:
+        """Return W for XᵀT, both (inputs, outputs), float64."""
+        return torch.cholesky_solve(cross + self._pull, self._factor)
+
+
+def ridge_regression(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float, *, constant: bool) -> Tensor:
+    """Solve the problem of :class:`Ridge` once: XᵀX and XᵀT in, W out, (inputs, outputs), float64."""
+    return Ridge(gram, prior, ridge, constant=constant).solve(cross)
 
 
 def dual_ridge_regression(

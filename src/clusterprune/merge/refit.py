@@ -4,21 +4,25 @@ The original and the compressed network run side by side on the same images. At 
 bias are the ridge solution that makes its output match the original's; errors of earlier layers are part of
 the input, so later layers correct them. In front of an addition the target is the *sum*: a residual
 branch also makes good what its shortcut has lost.
+
+Where a rectifier follows, an output that it silences may be anything that it silences: the distance to that half-line
+counts, not that to the original's value. The sum of these squared distances is convex in the kernel; each of a few
+steps replaces every target by its nearest allowed value and solves the regression again, whose factor stays the same.
 """
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from clusterprune.graph import ChannelGraph, LayerCall
+from clusterprune.graph.export import named_arguments
 from clusterprune.graph.program import Program
-from clusterprune.graph.rewrite import rewrite
-from clusterprune.merge.least_squares import dual_ridge_regression, ridge_regression
+from clusterprune.graph.rewrite import Survivors, rewrite
+from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
 from clusterprune.merge.patches import Reader
 from clusterprune.merge.statistics import (
     Images,
@@ -37,6 +41,8 @@ aten = torch.ops.aten
 
 
 _MANY_ROWS = 16384
+_ROWS_BY_CHANNEL = 4096
+"""Rows for a depthwise layer, whose regressions have a handful of unknowns each, but as many rows to copy."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +60,40 @@ class Refit:
         Refit every layer from the first cut on; otherwise only those that read a cut group.
     through_additions
         Aim at the sum behind a layer instead of the layer's own output.
+    rectified
+        How often targets move to what a rectifier behind the layer makes the same of; 0 takes the original's
+        values as they are.
     """
 
-    ridge: float = 1e-3
+    ridge: float = 3e-3
     rows_per_input: int = 16
     work: float = 3e10
     max_rows: int = 65536
     all_layers: bool = True
     through_additions: bool = True
+    rectified: int = 4
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A layer call, its batch norm, and the addition that it feeds."""
+    """A layer call, its batch norm, the addition that it feeds, and the range that a rectifier behind lets through."""
 
     call: LayerCall
     norm: fx.Node | None
     addition: fx.Node | None
     other: str
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What a layer reads and what it should make, (rows, outputs), and where it may make more or less than that."""
+
+    inputs: Tensor
+    wanted: Tensor
+    floor: Tensor | None = None
+    ceiling: Tensor | None = None
+    """Where the original is silenced: outputs from `floor` down, or from `ceiling` up, are all the same."""
 
 
 def refit(
@@ -136,10 +158,10 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     for call in graph.calls:
         started = started or call.weight in touched
         plain = call.groups == 1 and call.kind in ("conv", "linear") and not call.computed
-        dense = plain and Reader.of(graph, call).refittable
+        solvable = (plain and Reader.of(graph, call).refittable) or _by_channel(graph, call)
         # A layer applied twice would need both of its inputs at once; its mixing matrices stand.
         wanted = started if options.all_layers else call.weight in touched
-        if dense and wanted and times[call.weight] == 1:
+        if solvable and wanted and times[call.weight] == 1:
             calls.append(call)
     at = [order[call.node] for call in calls]
     targets = []
@@ -149,8 +171,44 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
             norm, addition, other = None, None, ""
         if addition is not None and order.get(other, 0) > order[addition.name]:
             norm, addition, other = None, None, ""
-        targets.append(_Target(call, norm, addition, other))
+        norm = norm if addition is not None else _norm_of(nodes[call.node])
+        last = addition or norm or nodes[call.node]
+        targets.append(_Target(call, norm, addition, other, _range_behind(last) if options.rectified else None))
     return targets
+
+
+def _norm_of(node: fx.Node) -> fx.Node | None:
+    """Return the batch norm that alone reads a call's output."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or getattr(user.target, "overloadpacket", None) is not aten.batch_norm:
+        return None
+    return user if all(isinstance(user.args[i], fx.Node) for i in (1, 2, 3, 4)) else None
+
+
+_RECTIFIERS = {aten.relu: (0.0, math.inf), aten.relu_: (0.0, math.inf), aten.relu6: (0.0, 6.0), aten.relu6_: (0.0, 6.0)}
+
+
+def _range_behind(node: fx.Node) -> tuple[float, float] | None:
+    """Return between which bounds the only reader of a value lets it through, if that is a rectifier."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    packet = getattr(getattr(user, "target", None), "overloadpacket", None)
+    if user is None or packet is None:
+        return None
+    if packet in (aten.hardtanh, aten.hardtanh_, aten.clamp, aten.clamp_):
+        given = named_arguments(user)
+        names = ("min_val", "max_val") if packet in (aten.hardtanh, aten.hardtanh_) else ("min", "max")
+        low, high = (given.get(name) for name in names)
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        return (float(low), float(high)) if all(isinstance(v, (int, float)) for v in (low, high)) else None
+    return _RECTIFIERS.get(packet)
+
+
+def _by_channel(graph: ChannelGraph, call: LayerCall) -> bool:
+    """Tell whether a call is a depthwise convolution with one kernel a channel, in up to two spatial dimensions."""
+    if not call.depthwise or call.kind != "conv" or call.computed:
+        return False
+    shape = graph.model.get_parameter(call.weight).shape
+    return shape[0] == call.groups and len(shape) in (3, 4)
 
 
 def _behind(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None, str]:
@@ -199,29 +257,24 @@ class _Pair:
         self.images = len(as_inputs(images)[0])
         self._done = (0, 0)
         self._held: list[Tensor] = []
-        self._rows: dict[tuple[str, int], Tensor] = {}
-        gone: dict[tuple[str, int], list[np.ndarray]] = {}
-        for merge in plan.merges:
-            group = graph.by_name[merge.group]
-            out = np.delete(np.arange(group.width), merge.kept)
-            for use in group.producers:
-                gone.setdefault((use.path, use.dim), []).append(use.positions[out].ravel())
-        tensors = named_tensors(graph)
-        for (path, dim), parts in gone.items():
-            keep = np.setdiff1d(np.arange(tensors[path].shape[dim]), np.concatenate(parts))
-            self._rows[path, dim] = torch.from_numpy(keep)
+        self._rows: dict[str, Tensor] = {}
+        survivors = Survivors(graph, removed)
+        for call in graph.calls:
+            kept = survivors.kept(call.node)[1 if call.kind.startswith("conv") else -1]
+            if kept is not None:
+                self._rows[call.node] = torch.from_numpy(kept)
 
-    def observe(
-        self, target: _Target, reader: Reader, limit: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def observe(self, target: _Target, reader: Reader, limit: int, generator: torch.Generator) -> Iterator[_Rows]:
         """Run both networks up to a call; yield, batch by batch, rows of its input and of the output it should have.
 
         At most `limit` positions are taken of each image, before anything else is done with them.
         """
         call = target.call
         index = self.original.index[call.node]
-        stop = index if target.addition is None else self.original.index[target.addition.name]
-        rows = self._rows.get((call.weight, 0))
+        last = call.node if target.addition is None else target.addition.name
+        stop = index if target.addition is None else self.original.index[last]
+        rows = self._rows.get(call.node)
+        affine = None if target.norm is None else self.norm_affine(target.norm)
         self._held = []
         with torch.no_grad():
             for original, compact in self.values:
@@ -229,16 +282,17 @@ class _Pair:
                 self.compact.advance(compact, self._done[1], index)
                 x = compact[call.input]
                 self._held.append(x)
-                made = original[call.node if target.addition is None else target.addition.name]
+                made = original[last]
                 where = reader.positions(made, limit, generator)
                 wanted = reader.outputs(made, where)
                 wanted = wanted if rows is None else wanted[:, rows]
+                other: Tensor | None = None
                 if target.addition is not None:
                     # The other side of the sum is needed, not what the old kernel makes.
                     old = {call.node, target.norm.name if target.norm is not None else ""}
                     self.compact.advance(compact, index, stop, skip=old)
-                    wanted = wanted - reader.outputs(compact[target.other], where)
-                yield reader.inputs(x, where), wanted
+                    other = reader.outputs(compact[target.other], where)
+                yield _aimed(reader.inputs(x, where), wanted, other, affine, target)
         self._done = (stop + 1, stop)
 
     def places(self, call: LayerCall) -> int:
@@ -267,10 +321,10 @@ class _Pair:
                 present = target.call.input in local
                 local[target.call.input] = x
                 self.compact.advance(compact, index, index + 1)
-                if target.norm is not None:
-                    again = self.compact.index[target.norm.name]
-                    self.compact.advance(compact, again, again + 1)
                 if target.addition is not None:
+                    if target.norm is not None:
+                        again = self.compact.index[target.norm.name]
+                        self.compact.advance(compact, again, again + 1)
                     # What stands between the call and the addition ran already; keep what was still needed then.
                     if present:
                         local[target.call.input] = x
@@ -292,65 +346,188 @@ def _solve(
     unknowns = weight[0].numel()
     enough = options.rows_per_input * unknowns
     rows = int(min(options.max_rows, max(min(enough, _MANY_ROWS), enough // 2, options.work / unknowns**2)))
+    if call.depthwise:
+        rows = min(max(rows, _ROWS_BY_CHANNEL // 4), _ROWS_BY_CHANNEL)
     limit = max(1, -(-rows // network.images))
     bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if call.bias is not None:
         bias = network.state[call.bias].double()
     elif home is not None and home[0] == "new":
         bias = network.state[home[1]].double()
-    scale, shift = network.norm_affine(target.norm) if target.norm is not None else (None, None)
-
-    # Dividing by a vanishing scale makes no sense; outputs that the norm silences keep their kernel.
-    silent = None if scale is None else scale.abs() <= 1e-3 * scale.abs().max()
-
-    def aim(outputs: Tensor) -> Tensor:
-        if scale is None or shift is None or silent is None:
-            return outputs
-        return (outputs - shift) / torch.where(silent, 1, scale)
-
+    # Outputs that the norm silences keep their kernel.
+    silent = None if target.addition is None or target.norm is None else _silent(network.norm_affine(target.norm)[0])
     prior = weight.flatten(1).T.double()
     seen = network.observe(target, reader, limit, generator)
-    if network.images * min(limit, network.places(call)) < unknowns:
-        pairs = [(inputs, aim(outputs)) for inputs, outputs in seen]
+    length = unknowns * (len(weight) if call.depthwise else 1)
+    fits = network.images * min(limit, network.places(call)) * length <= _ROWS_KEPT
+    often = options.rectified if target.range is not None and fits else 0
+    if call.depthwise:
+        kernel, level = _accumulate_by_channel(seen, weight, bias, options.ridge, constant=constant, rectified=often)
+    elif network.images * min(limit, network.places(call)) < unknowns:
+        pairs = [(rows.inputs, rows.wanted) for rows in seen]
         inputs, outputs = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)
         kernel, level = dual_ridge_regression(inputs, outputs, prior, options.ridge, constant=constant)
     else:
-        kernel, level = _accumulate(seen, aim, prior, bias, options.ridge, constant=constant)
+        kernel, level = _accumulate(seen, prior, bias, options.ridge, constant=constant, rectified=often)
     if silent is not None:
         kernel[:, silent], level[silent] = prior[:, silent], bias[silent]
     return kernel, level - bias if constant else torch.zeros_like(bias)
 
 
+_ROWS_KEPT = 8e7
+"""Most numbers of a layer's input (a third of a gigabyte) that are kept to look at them again."""
+
+
+def _silent(scale: Tensor) -> Tensor:
+    """Tell which outputs a norm scales down to next to nothing: dividing by that makes no sense."""
+    return scale.abs() <= 1e-3 * scale.abs().max()
+
+
+def _aimed(
+    inputs: Tensor, made: Tensor, other: Tensor | None, affine: tuple[Tensor, Tensor] | None, target: _Target
+) -> _Rows:
+    """Return what a layer has to make so that what stands behind it is what the original has there.
+
+    Parameters
+    ----------
+    made
+        The original's values at the end: the sum, or the layer's own output.
+    other
+        The other side of the sum, in the compact network.
+    affine
+        Scale and shift of the norm between the layer and the end.
+    """
+    scale, shift = affine if affine is not None else (made.new_ones(()), made.new_zeros(()))
+    scale = torch.where(_silent(scale), 1, scale)
+
+    def before(end: Tensor) -> Tensor:
+        """Return the layer's own output behind which the end has some value."""
+        return (end - (0 if other is None else other) - shift) / scale
+
+    end = made if target.addition is not None else made * scale + shift
+    wanted = before(made) if target.addition is not None else made
+    if target.range is None:
+        return _Rows(inputs, wanted)
+    low, high = target.range
+    # Everything from a bound on is alike; which side that is in the layer's own output, the sign of the norm says.
+    floor, ceiling = torch.full_like(wanted, -torch.inf), torch.full_like(wanted, torch.inf)
+    for bound, beyond, upwards in ((low, end <= low, scale < 0), (high, end >= high, scale > 0)):
+        if math.isfinite(bound):
+            edge = before(torch.full_like(end, bound)).expand_as(wanted)
+            upwards = upwards.expand_as(wanted)
+            ceiling = torch.where(beyond & upwards, edge, ceiling)
+            floor = torch.where(beyond & ~upwards, edge, floor)
+    return _Rows(inputs, wanted, floor, ceiling)
+
+
+def _nearest(made: Tensor, rows: _Rows) -> Tensor:
+    """Return, of all outputs that will do as well as the wanted ones, those nearest to what is made."""
+    if rows.floor is None or rows.ceiling is None:
+        return rows.wanted
+    found = torch.where(rows.floor.isfinite(), torch.minimum(made, rows.floor), rows.wanted)
+    return torch.where(rows.ceiling.isfinite(), torch.maximum(made, rows.ceiling), found)
+
+
 def _accumulate(
-    seen: Iterable[tuple[Tensor, Tensor]],
-    aim: Callable[[Tensor], Tensor],
-    prior: Tensor,
-    bias: Tensor,
-    ridge: float,
-    *,
-    constant: bool,
+    seen: Iterable[_Rows], prior: Tensor, bias: Tensor, ridge: float, *, constant: bool, rectified: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Solve the regression from running sums of products: kernel and bias, or the given bias if none is fitted."""
-    sums: list[Tensor] = []
+    """Solve the regression from running sums of products: kernel and bias, or the given bias if none is fitted.
+
+    Parameters
+    ----------
+    rectified
+        How often targets move to the nearest value that will do; the rows are then kept.
+    """
+    gram: list[Tensor] = []
+    cross: list[Tensor] = []
+    kept: list[_Rows] = []
     shift: dict[str, Tensor] = {}
 
+    def around(inputs: Tensor) -> Tensor:
+        # Around a guess of the mean (of the first batch), so that float32 products keep the variance.
+        return with_constant(inputs, shift.setdefault("inputs", inputs.mean(0))) if constant else inputs
+
     def add(inputs: Tensor, outputs: Tensor) -> None:
-        outputs = aim(outputs)
-        if constant:
-            # Around a guess of the mean, so that float32 products keep the variance.
-            inputs = with_constant(inputs, shift.setdefault("inputs", inputs.mean(0)))
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)
-        part = [second_moment(inputs, None), second_moment(inputs, outputs)]
-        sums[:] = [a.add_(b) for a, b in zip(sums, part, strict=True)] if sums else part
+        for total, part in ((gram, second_moment(inputs, None)), (cross, second_moment(inputs, outputs))):
+            total[:] = [total[0].add_(part)] if total else [part]
 
     buffer = RowBuffer(add)
-    for inputs, outputs in seen:
-        buffer.add(inputs, outputs)
+    for rows in seen:
+        inputs = around(rows.inputs)
+        buffer.add(inputs, rows.wanted)
+        if rectified:
+            kept.append(replace(rows, inputs=inputs))
     buffer.flush()
+    whole, guess = prior, torch.zeros_like(prior[:, 0])
+    if constant:
+        guess = shift["inputs"].double()
+        whole = torch.cat([prior, (bias + guess @ prior)[None]])
+    regression = Ridge(gram[0], whole, ridge, constant=constant)
+    solution = before = regression.solve(cross[0])
+    for step in range(rectified):
+        # A step of Nesterov's: each by itself goes but part of the way.
+        ahead = (solution + (solution - before) * (step / (step + 3))).to(kept[0].inputs.dtype)
+        before = solution
+        fresh = torch.zeros_like(cross[0])
+        for rows in kept:
+            made = rows.inputs @ ahead if constant else rows.inputs @ ahead + bias.to(rows.inputs.dtype)
+            outputs = _nearest(made, rows)
+            fresh += second_moment(rows.inputs, outputs if constant else outputs - bias.to(outputs.dtype))
+        solution = regression.solve(fresh)
     if not constant:
-        return ridge_regression(sums[0], sums[1], prior, ridge, constant=False), bias
-    guess = shift["inputs"].double()
-    whole = torch.cat([prior, (bias + guess @ prior)[None]])
-    solution = ridge_regression(sums[0], sums[1], whole, ridge, constant=True)
+        return solution, bias
     return solution[:-1], solution[-1] - guess @ solution[:-1]
+
+
+def _accumulate_by_channel(
+    seen: Iterable[_Rows], weight: Tensor, bias: Tensor, ridge: float, *, constant: bool, rectified: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Solve one small regression for every channel of a depthwise layer: kernels (taps, channels), and the biases."""
+    channels, taps = len(weight), weight[0].numel()
+    length = taps + constant
+    gram = torch.zeros(channels, length, length, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(channels, length, 1, dtype=torch.float64, device=weight.device)
+    kept: list[_Rows] = []
+    shift: dict[str, Tensor] = {}
+
+    def by_channel(rows: _Rows) -> Tensor:
+        """Return inputs as (channels, rows, taps), around a guess of their mean and with a constant behind."""
+        patches = rows.inputs.view(len(rows.inputs), channels, taps).transpose(0, 1)
+        if not constant:
+            return patches
+        guess = shift.setdefault("inputs", patches.mean((1, 2), keepdim=True))
+        return torch.cat([patches - guess, patches.new_ones(channels, patches.shape[1], 1)], 2)
+
+    def product(inputs: Tensor, outputs: Tensor) -> Tensor:
+        outputs = outputs if constant else outputs - bias.to(outputs.dtype)
+        return (inputs.transpose(1, 2) @ outputs.T[:, :, None]).double()
+
+    for rows in seen:
+        inputs = by_channel(rows)
+        gram += (inputs.transpose(1, 2) @ inputs).double()
+        cross += product(inputs, rows.wanted)
+        if rectified:
+            kept.append(rows)
+    prior = weight.flatten(1).double()
+    guess = shift["inputs"].flatten().double() if constant else torch.zeros_like(bias)
+    if constant:
+        prior = torch.cat([prior, (bias + guess * prior.sum(1))[:, None]], 1)
+    penalty = ridge * gram[:, :taps, :taps].diagonal(dim1=1, dim2=2).mean(1, keepdim=True) + 1e-12
+    penalty = penalty.repeat(1, length)
+    if constant:
+        penalty[:, -1] = 1e-9 * gram[:, -1, -1] + 1e-12
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(penalty))
+    pull = (penalty * prior)[:, :, None]
+    solution = before = torch.cholesky_solve(cross + pull, factor)
+    for step in range(rectified):
+        ahead = (solution + (solution - before) * (step / (step + 3))).to(weight.dtype)
+        before, fresh = solution, torch.zeros_like(cross)
+        for rows in kept:
+            inputs = by_channel(rows)
+            made = (inputs @ ahead).squeeze(2).T
+            fresh += product(inputs, _nearest(made if constant else made + bias.to(made.dtype), rows))
+        solution = torch.cholesky_solve(fresh + pull, factor)
+    kernel = solution[:, :taps, 0]
+    return kernel.T, bias if not constant else solution[:, -1, 0] - guess * kernel.sum(1)
