@@ -273,7 +273,7 @@ def part_oneshot(place: Place) -> Iterator[Row]:
     pair = Pair.on(place)
     cases: tuple[tuple[str, bool, dict[str, Any]], ...] = (
         ("oneshot", True, {"keep_macs": 0.5}),
-        ("oneshot, no images", False, {"keep_macs": 0.6}),
+        ("oneshot, no images", False, {"keep_macs": 0.6, "config": cp.OneShot(from_norms=FEW)}),
         ("oneshot params", True, {"keep_params": 0.6, "round_to": 2}),
         ("oneshot, no refit", True, {"keep_macs": 0.5, "config": cp.OneShot(refit=None, price="error")}),
     )
@@ -305,6 +305,27 @@ def part_oneshot_wide(place: Place) -> Iterator[Row]:
     with torch.no_grad():
         outputs = carried(inputs), compact(inputs.to(place.device))
     yield Row("oneshot resnet18: the device's plan on the CPU", "", "", relative(*outputs), SINGLE)
+
+
+def part_distil(place: Place) -> Iterator[Row]:
+    """Teach the same compact network on the CPU and on the device, and make images from its batch norms."""
+    pair = Pair.on(place)
+    plan = cp.oneshot(pair.graph, pair.inputs, keep_macs=0.5)
+    here, there = (cp.distil(graph, plan, pair.inputs, steps=6) for graph in (pair.graph, pair.elsewhere))
+    far = [there.notes["distil"][name] / here.notes["distil"][name] - 1 for name in FAR]
+    yield Row(
+        "distil: divergence",
+        *(text(p.notes["distil"]["divergence_after"]) for p in (here, there)),
+        max(map(abs, far)),
+        0.01,
+    )
+    made = [cp.images_from_norms(graph, config=FEW).cpu() for graph in (pair.graph, pair.elsewhere)]
+    yield Row("images from batch norms", "images", "images", relative(*made), 0.01)
+
+
+FAR = ("divergence_before", "divergence_after")
+FEW = cp.FromNorms(images=32, steps=8)
+"""Images that are made quickly, whatever they look like."""
 
 
 def part_plan(place: Place) -> Iterator[Row]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clusterprune.checkpoint import load, save
     from clusterprune.graph import ChannelGraph, trace
+    from clusterprune.merge.bn_images import FromNorms, images_from_norms
     from clusterprune.methods import (
         CP,
         ICP,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         restrict,
     )
     from clusterprune.methods.acp import ACP, acp
+    from clusterprune.methods.distil import Distil, distil
     from clusterprune.plans import Merge, Plan
     from clusterprune.surgery import apply
 
@@ -27,13 +29,17 @@ __all__ = [
     "CP",
     "ICP",
     "ChannelGraph",
+    "Distil",
+    "FromNorms",
     "Merge",
     "OneShot",
     "Plan",
     "acp",
     "apply",
     "cluster_prune",
+    "distil",
     "icp",
+    "images_from_norms",
     "inner_groups",
     "load",
     "oneshot",
@@ -49,13 +55,17 @@ _HOMES = {
     "CP": "methods",
     "ICP": "methods",
     "ChannelGraph": "graph",
+    "Distil": "methods.distil",
+    "FromNorms": "merge.bn_images",
     "Merge": "plans",
     "OneShot": "methods",
     "Plan": "plans",
     "acp": "methods.acp",
     "apply": "surgery",
     "cluster_prune": "methods",
+    "distil": "methods.distil",
     "icp": "methods",
+    "images_from_norms": "merge.bn_images",
     "inner_groups": "methods",
     "load": "checkpoint",
     "oneshot": "methods",

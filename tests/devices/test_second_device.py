@@ -43,7 +43,7 @@ def test_it_refuses_what_cuda_refuses() -> None:
 
 
 def test_tracing_planning_and_cutting(tmp_path: Path) -> None:
-    check(tmp_path, "trace", "oneshot", "plan", "prune_by", "law_2", "disk", "measure")
+    check(tmp_path, "trace", "oneshot", "distil", "plan", "prune_by", "law_2", "disk", "measure")
 
 
 def test_training_and_methods_that_train(tmp_path: Path) -> None:

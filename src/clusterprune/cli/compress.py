@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,8 @@ clusterprune compress --model torchvision:resnet50 --weights W --calibration pho
 
 clusterprune compress --model my_net.py:build --weights W --data-free --keep-params 0.3 --out runs/small
 
+clusterprune compress --model resnet20 --weights W --calibration photos/ --keep-macs 0.5 --distil 120 --out runs/taught
+
 clusterprune compress --model resnet56 --weights W --data cifar10:DIR --method icp --eps 0.025 --out runs/icp
 
 clusterprune compress --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --epochs 40 --out runs/tuned
@@ -38,6 +41,8 @@ clusterprune compress --out runs/icp --resume
 OF_RUNS = (*"epochs lr batch_size weight_decay schedule precision augment eps steps set storage study".split(),)
 """Options that oneshot has no use for when it does not train; with any of them it is a run of its own folder."""
 BUDGETS = ("keep_macs", "keep_params", "keep_latency")
+PLANNING = ("trace", "read images", "make images", "plan", "distil", "apply")
+"""Phases that are the compression; the others measure and write."""
 
 
 def _budget(name: str, what: str) -> Any:
@@ -91,7 +96,15 @@ def compress(
         typer.Option(
             "--data-free",
             "--no-data",
-            help="Use no images but the weights alone; --data is then for the test alone.",
+            help="Use no images but such as the model's batch norms remember; --data is then for the test alone.",
+            rich_help_panel="Data",
+        ),
+    ] = False,
+    save_images: Annotated[
+        bool,
+        typer.Option(
+            "--save-images",
+            help="With --data-free: write the images that were made to images.png in the run's folder.",
             rich_help_panel="Data",
         ),
     ] = False,
@@ -121,6 +134,15 @@ def compress(
         typer.Option(
             metavar="GLOB",
             help="Leave layers or groups of this name alone; may be repeated.",
+            rich_help_panel="Method",
+            show_default=False,
+        ),
+    ] = None,
+    distil: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS|STEPS",
+            help="After oneshot, learn from the original without labels, for seconds (120) or steps (400steps).",
             rich_help_panel="Method",
             show_default=False,
         ),
@@ -155,36 +177,56 @@ def compress(
     if any(given(context, name) for name in (*BUDGETS, "eps")):
         # A budget on the command line takes the place of the one in the file.
         wanted |= {name: None for name in (*BUDGETS, "eps") if not given(context, name)}
-    if resume or method != "oneshot" or any(wanted[name] for name in OF_RUNS):
+    trains = method != "oneshot" or any(wanted[name] for name in OF_RUNS)
+    if trains or (resume and wanted["distil"] is None):
         from clusterprune.cli.compress_training import compress_training
 
         compress_training(context, out, wanted, trust, resume=resume)
         return
-    _at_once(context, out, wanted, trust)
+    _at_once(context, out, wanted, trust, resume=resume)
 
 
-def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: str | None) -> None:
-    """Plan, apply, measure and write; nothing is written before all of it has succeeded."""
+def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: str | None, *, resume: bool) -> None:
+    """Plan, apply, measure and write.
+
+    Nothing is written before all of it has succeeded, unless the plan is distilled: that takes long, and keeps what
+    it has reached.
+    """
     from clusterprune import run
     from clusterprune.cli.console import comparison, console, duration
     from clusterprune.cli.measuring import measure_both
+    from clusterprune.cli.opening import absolute
     from clusterprune.cli.progress import Display
-    from clusterprune.cli.resuming import own_folder, will_go_on
-    from clusterprune.cli.trusting import check_code
+    from clusterprune.cli.resuming import check_same, own_folder, will_go_on
+    from clusterprune.cli.trusting import check_code, note_code
 
-    run.check_out(out)
+    if resume:
+        check_same(context, out.expanduser(), wanted)
+        finished = run.read_result(out.expanduser(), "baseline", "compressed")
+        if finished is not None:
+            title = f"{out.expanduser()} was finished before"
+            console().print(comparison(title, finished["baseline"], finished["compressed"]))
+            return
+    else:
+        run.check_out(out)
     _check(wanted)
-    check_code(context, wanted["model"], trust)
-    with own_folder(out, resume=False) as folder, Display() as display:
+    check_code(context, wanted["model"], trust, resume=resume)
+    with own_folder(out, resume=resume) as folder, Display() as display:
         timeline = run.Timeline(display)
         job = _open(wanted, timeline)
-        work = _compress(job, wanted, timeline, display)
+        if wanted["distil"] is not None and not resume:
+            run.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
+        if wanted["distil"] is not None:
+            will_go_on("compress", folder, lambda: "The plan, and what was learnt so far, are on disk.")
+        work = _compress(job, wanted, folder, timeline, display)
         result = measure_both(job.subject, work.compact, job.test, wanted, timeline, display)
         result["budget"] = {name: wanted[name] for name in BUDGETS if wanted[name] is not None}
-        result["images"] = work.plan.notes["images"]
+        result["images"] = 0 if job.calibration is None else work.plan.notes["images"]
+        if wanted["distil"] is not None:
+            result["distil"] = work.plan.notes["distil"]
         _write(folder, work, wanted, result, timeline)
         will_go_on("compress", folder, str)
-    planning = sum(timeline.seconds.get(name, 0.0) for name in ("trace", "read images", "plan", "apply"))
+    planning = sum(timeline.seconds.get(name, 0.0) for name in PLANNING)
     title = f"{wanted['model']}: compressed in {duration(planning)}"
     console().print(comparison(title, result["baseline"], result["compressed"]))
     console().print(
@@ -210,6 +252,8 @@ class _Work:
 
     plan: "Plan"
     compact: "nn.Module"
+    made: "Tensor | None" = None
+    """Images that stand for those that were not to be had, normalised."""
 
 
 def _check(wanted: dict[str, Any]) -> None:
@@ -231,6 +275,9 @@ def _check(wanted: dict[str, Any]) -> None:
         raise ArgumentError(f"one budget is needed, {names}, but got {got}; give one of them, such as --keep-macs 0.5")
     ((name, share),) = budgets.items()
     check_fraction(name, share)
+    duration_of(wanted["distil"])
+    if wanted["save_images"] and not wanted["data_free"]:
+        raise ArgumentError("--save-images shows the images that --data-free makes; give both, or leave it out")
     if wanted["calibration"] is not None and wanted["data_free"]:
         raise ArgumentError("--calibration and --data-free exclude each other; leave one of them out")
     if wanted["data"] is None and wanted["calibration"] is None and not wanted["data_free"]:
@@ -274,30 +321,105 @@ def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
     return _Job(subject, dataset, calibration, test)
 
 
-def _compress(job: _Job, wanted: dict[str, Any], timeline: "Timeline", display: "Display") -> _Work:
-    import clusterprune
+def duration_of(text: str | None) -> dict[str, Any]:
+    """Return for how long to distil, by the name of the argument of :func:`clusterprune.distil`.
 
-    subject = job.subject
+    Raises
+    ------
+    ArgumentError
+        If the text is neither a number of seconds nor of steps.
+    """
+    import re
+
+    from clusterprune.errors import ArgumentError
+
+    if text is None:
+        return {}
+    found = re.fullmatch(r"\s*(\d{1,7}(?:\.\d+)?)\s*(s|sec|seconds|steps)?\s*", text)
+    value = float(found[1]) if found else 0.0
+    steps = bool(found) and found[2] == "steps"
+    if not value or (steps and not value.is_integer()):
+        raise ArgumentError(f"--distil takes seconds, such as 120, or steps, such as 400steps, but got {text!r}")
+    return {"steps": int(value)} if steps else {"seconds": value}
+
+
+def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeline", display: "Display") -> _Work:
+    import clusterprune
+    from clusterprune import run
+    from clusterprune.merge.bn_images import can_make_images
+
+    subject, made = job.subject, None
     with timeline.phase("trace"):
         graph = clusterprune.trace(subject.model, subject.example, approximate=wanted["approximate"])
     images = None
     if job.calibration is not None:
         with timeline.phase("read images") as tell:
             images = _draw(job, job.calibration, wanted, display, tell)
-    with timeline.phase("plan", announce=False):
-        plan = clusterprune.oneshot(
-            graph,
-            images,
-            **{name: wanted[name] for name in BUDGETS},
-            round_to=wanted["round_to"],
-            min_width=wanted["min_width"],
-            ignore=tuple(wanted["ignore"] or ()),
-            seed=wanted["seed"],
-            progress=display,
-        )
+    elif can_make_images(graph):
+        with timeline.phase("make images", announce=False):
+            images = made = clusterprune.images_from_norms(graph, seed=wanted["seed"], progress=display)
+    for_how_long = duration_of(wanted["distil"])
+    _check_made(wanted, images, made)
+    if for_how_long and (folder / run.PLAN_NAME).exists():
+        plan = clusterprune.Plan.load(folder / run.PLAN_NAME)
+    else:
+        with timeline.phase("plan", announce=False):
+            plan = clusterprune.oneshot(
+                graph,
+                images,
+                **{name: wanted[name] for name in BUDGETS},
+                round_to=wanted["round_to"],
+                min_width=wanted["min_width"],
+                ignore=tuple(wanted["ignore"] or ()),
+                seed=wanted["seed"],
+                progress=display,
+            )
+        _say_few_rows(plan, display)
+        if for_how_long:
+            plan.save(folder / run.PLAN_NAME)
+    if for_how_long and images is not None:
+        with timeline.phase("distil", announce=False):
+            plan = clusterprune.distil(
+                graph, plan, images, **for_how_long, seed=wanted["seed"], out=folder / DISTILLED, progress=display
+            )
     with timeline.phase("apply"):
         compact = clusterprune.apply(subject.model, plan, graph=graph)
-    return _Work(plan, compact)
+    return _Work(plan, compact, made)
+
+
+def _say_few_rows(plan: "Plan", display: "Display") -> None:
+    """Say which groups had too few images to be judged by."""
+    few = dict(plan.notes.get("few_rows", {}))
+    if few:
+        names = ", ".join(sorted(few)[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+        display.line(
+            f"These images show {names} fewer rows than it has channels, so it is cut with care; "
+            f"--images {max(few.values())} would tell more.",
+            "yellow",
+        )
+
+
+DISTILLED = "distil.safetensors"
+"""What a run has learnt so far, while it does."""
+
+
+def _check_made(wanted: dict[str, Any], images: "Tensor | None", made: "Tensor | None") -> None:
+    """Check that there are images where they are needed.
+
+    Raises
+    ------
+    ArgumentError
+        If images were to be made from batch norms that the model does not have.
+    """
+    from clusterprune.errors import ArgumentError
+
+    needs = "--distil" if wanted["distil"] is not None and images is None else None
+    needs = "--save-images" if wanted["save_images"] and made is None else needs
+    if needs is not None:
+        raise ArgumentError(
+            f"{needs} needs images, but this model has no batch norms to make them from; give --calibration DIR, or "
+            f"leave {needs} out"
+        )
 
 
 def _draw(job: _Job, split: "Split", wanted: dict[str, Any], display: "Display", tell: Any) -> "Tensor":
@@ -315,15 +437,33 @@ def _draw(job: _Job, split: "Split", wanted: dict[str, Any], display: "Display",
 
 
 def _write(folder: Path, work: _Work, wanted: dict[str, Any], result: dict[str, Any], timeline: "Timeline") -> None:
-    """Write the run folder, whole or not at all."""
+    """Write the run folder, whole or not at all; where the plan was distilled, into what is there already."""
     from clusterprune import run, save
     from clusterprune.cli.opening import absolute
     from clusterprune.cli.trusting import note_code
     from clusterprune.files import atomic_folder
 
-    with timeline.phase("write"), atomic_folder(folder) as temporary:
-        run.write_config(temporary, "compress", absolute(wanted) | note_code(wanted))
-        work.plan.save(temporary / run.PLAN_NAME)
-        save(work.compact, temporary / run.COMPACT_NAME)
-        run.write_log(temporary, timeline.events)
-        run.write_result(temporary, result)
+    distilled = wanted["distil"] is not None
+    with timeline.phase("write"), nullcontext(folder) if distilled else atomic_folder(folder) as target:
+        if distilled:
+            for name in (run.PLAN_NAME, run.COMPACT_NAME):
+                run.remove_folder(folder / name)
+        else:
+            run.write_config(target, "compress", absolute(wanted) | note_code(wanted))
+        work.plan.save(target / run.PLAN_NAME)
+        save(work.compact, target / run.COMPACT_NAME)
+        if wanted["save_images"] and work.made is not None:
+            _write_images(target / "images.png", work.made)
+        run.write_log(target, timeline.events)
+        run.write_result(target, result)
+        (target / DISTILLED).unlink(missing_ok=True)
+
+
+def _write_images(path: Path, images: "Tensor") -> None:
+    """Write some of the images as one picture, each stretched to its own range: how bright they were is not known."""
+    from torchvision.utils import save_image
+
+    from clusterprune.files import output_errors
+
+    with output_errors(path):
+        save_image(images[:64].float().cpu(), path, nrow=8, normalize=True, scale_each=True)

@@ -55,7 +55,7 @@ class Asked:
             If one is not accepted, or they make no sense together.
         """
         method = wanted["method"]
-        for name in ("calibration", "data_free"):
+        for name in ("calibration", "data_free", "distil", "save_images"):
             if wanted[name]:
                 raise ArgumentError(
                     f"--{name.replace('_', '-')} is for --method oneshot without training; with method={method!r} "
