@@ -45,7 +45,10 @@ VARIANTS: dict[str, tuple[cp.OneShot, int]] = {
     "refit: none, mixing matrices": (replace(FULL, refit=None), 1024),
     "refit: only layers that read a cut": (replace(FULL, refit=Refit(all_layers=False)), 1024),
     "refit: own output, not the sum": (replace(FULL, refit=Refit(through_additions=False)), 1024),
+    "refit: rectifiers not looked through": (replace(FULL, refit=Refit(rectified=0)), 1024),
     "refit: ridge 0.01": (replace(FULL, refit=Refit(ridge=1e-2)), 1024),
+    "refit: ridge 0.001": (replace(FULL, refit=Refit(ridge=1e-3)), 1024),
+    "plans: not compared": (replace(FULL, compare=False), 1024),
     "256 images": (FULL, 256),
     "512 images": (FULL, 512),
 }

@@ -1,19 +1,27 @@
-"""One-shot compression without training: accuracy at equal MACs, against Torch-Pruning.
+"""One-shot compression without training: accuracy at equal MACs, against Torch-Pruning and two published methods.
 
 Claim under test: at the same multiply-adds, with the same few unlabelled images and no training, the networks
-that ``clusterprune.oneshot`` makes classify better than those of every criterion of Torch-Pruning, in every cell.
+that ``clusterprune.oneshot`` makes classify better than those of every criterion of Torch-Pruning, of OSSCAR and of
+model folding, in every cell; and those that it makes without any image better than all that others make without.
 
     python benchmarks/oneshot_accuracy.py --weights WEIGHTS --data folder:CIFAR
 
 WEIGHTS holds ``{resnet20,resnet56,vgg16}-jpeg.safetensors``; CIFAR holds train/ and test/, one folder per class.
 Needs the ``bench`` extra. Every finished cell is in benchmarks/results/oneshot_accuracy.json at once: a run that
-is stopped goes on where it was, and parts (``--networks --keep --criteria --only --seeds``) add up.
+is stopped goes on where it was, and parts (``--networks --keep --criteria --methods --only --seeds``) add up.
 
 What is compared
     Network and weights, calibration images, MACs (within 1 % of the target, counted by PyTorch's FLOP counter on
     the compact network itself) and test images are the same for all. Accuracy is top-1 in float32.
 Ours
-    ``clusterprune.oneshot(graph, images, keep_macs=...)`` with its defaults. It sees no label.
+    ``clusterprune.oneshot(graph, images, keep_macs=...)`` with its defaults. It sees no label. "ours without data"
+    sees no image either. "same share" does without prices and without cuts of residual streams: every group that one
+    layer makes keeps the same share, as in the peers; "same share, streams too" cuts all groups alike. These two are
+    there to be compared, and no verdict counts them.
+Peers
+    OSSCAR and model folding, our own implementations from the papers: see ``peers.py``. They see the same unlabelled
+    images, and keep the same share of every layer. Folding re-estimates the batch norms on the images; without data
+    it corrects their variances in closed form.
 Theirs
     Magnitude (l1, l2), FPGM, BN-scale, Taylor and Hessian importance; each local (the same share of every layer)
     and global (one threshold); each as pruned, and with the batch-norm statistics re-estimated on the same images.
@@ -22,15 +30,17 @@ In their favour
       image by itself, uses the first 256 of them.)
     * Global pruning is tried with one step, five steps, and scores that are not normalised by layer; the best on
       labelled calibration images of seed 0 is used, chosen separately as pruned and re-estimated.
-    * Each cell of ours is held against the best of all of theirs on the test set.
+    * Each cell of ours is held against the best of all others on the test set. Without data the others are
+      folding and the criteria that read weights alone, as pruned (settings still chosen with labels).
+    * OSSCAR is tested as pruned, as in its paper, and with re-estimated batch norms.
     * Where one channel more in every layer would miss the MACs, local pruning may remove it in some layers only.
 Against them
     Torch-Pruning stops with an IndexError when it cuts the residual stream of these ResNets, whose shortcuts pad
     channels. There it prunes the first convolution of every block, the best that is left to it; the stem and the
-    second convolution of each block stay whole. In VGG it prunes every convolution.
+    second convolution of each block stay whole. In VGG it prunes every convolution. The peers cut the same layers.
 Trials
-    Seeds 0, 1 and 2 draw the calibration images; mean and sample standard deviation over them. What does not
-    depend on the images (l1, l2, FPGM and BN-scale as pruned) is measured once.
+    Seeds 0, 1 and 2 draw the calibration images, and what else is random in ours and in the peers; mean and sample
+    standard deviation over them. What depends on neither (l1, l2, FPGM and BN-scale as pruned) is measured once.
 """
 
 import argparse
@@ -51,9 +61,26 @@ from pathlib import Path
 from typing import Any
 
 import baselines
+import peers
 import torch
 from baselines import CANDIDATES, CRITERIA, SCOPES, WITHIN, Pruned, Settings
-from results_file import AS_PRUNED, OURS, REESTIMATED, WHOLE, Cell, Results, table
+from results_file import (
+    AS_PRUNED,
+    FOLDING,
+    FOLDING_WITHOUT,
+    OSSCAR,
+    OURS,
+    OURS_WITHOUT,
+    PEERS,
+    REESTIMATED,
+    SAME_SHARE,
+    SAME_SHARE_STREAMS,
+    VARIANTS,
+    WHOLE,
+    Cell,
+    Results,
+    table,
+)
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -67,6 +94,12 @@ PER_IMAGE = 256
 """Images for the Hessian, which needs one backward pass each."""
 CHOOSING = 256
 """Calibration images on which Torch-Pruning's settings are chosen."""
+CONFIGS = {
+    OURS: clusterprune.OneShot(),
+    SAME_SHARE: clusterprune.OneShot(price="uniform", streams=False),
+    SAME_SHARE_STREAMS: clusterprune.OneShot(price="uniform"),
+    OURS_WITHOUT: clusterprune.OneShot(),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +155,10 @@ class Bench:
         extra: dict[str, Any] = {}
         if cell.criterion == WHOLE:
             model = copy.deepcopy(self.network(cell.network))
-        elif cell.criterion == OURS:
+        elif cell.criterion in VARIANTS:
             model, extra["phases"] = self._ours(cell)
+        elif cell.criterion in PEERS:
+            model = self._peer(cell)
         else:
             pruned = self._theirs(cell)
             extra = {"ratio": pruned.ratio, "settings": asdict(pruned.settings)}
@@ -148,15 +183,34 @@ class Bench:
             **extra,
         }
 
+    @cache  # noqa: B019
+    def graph(self, name: str) -> clusterprune.ChannelGraph:
+        """Trace the trained network."""
+        return clusterprune.trace(self.network(name), models.resolve(name).example())
+
     def _ours(self, cell: Cell) -> tuple[nn.Module, Any]:
-        oneshot = getattr(clusterprune, "oneshot", None)
-        if oneshot is None:
-            sys.exit("this version of clusterprune has no oneshot; run with --only others")
-        model = self.network(cell.network)
+        graph, seed = self.graph(cell.network), cell.seed or 0
+        images = None if cell.criterion == OURS_WITHOUT else self.calibration(seed)[0]
+        plan = clusterprune.oneshot(graph, images, keep_macs=cell.keep, seed=seed, config=CONFIGS[cell.criterion])
+        return clusterprune.apply(self.network(cell.network), plan, graph=graph), plan.notes.get("seconds")
+
+    def _peer(self, cell: Cell) -> nn.Module:
         seed = cell.seed or 0
-        graph = clusterprune.trace(model, models.resolve(cell.network).example())
-        plan = oneshot(graph, self.calibration(seed)[0], keep_macs=cell.keep, seed=seed)
-        return clusterprune.apply(model, plan, graph=graph), plan.notes.get("seconds")
+        peer = FOLDING if cell.criterion == FOLDING_WITHOUT else cell.criterion
+        model = self._compressed(cell.network, cell.keep, peer, seed)
+        if cell.batch_norm == REESTIMATED:
+            return baselines.reestimate_batch_norm(model, self.calibration(seed)[0])
+        return model
+
+    @lru_cache(maxsize=2)  # noqa: B019  (cells that differ in their batch norms alone follow one another)
+    def _compressed(self, name: str, keep: float, peer: str, seed: int) -> nn.Module:
+        graph = self.graph(name)
+        if peer == OSSCAR:
+            generator = torch.Generator().manual_seed(seed)
+            plan = peers.osscar(graph, self.calibration(seed)[0], keep, generator=generator)
+        else:
+            plan = peers.fold(graph, keep, seed=seed)
+        return clusterprune.apply(self.network(name), plan, graph=graph)
 
     def _theirs(self, cell: Cell, settings: Settings | None = None) -> Pruned:
         seed = 0 if CRITERIA[cell.criterion].gradients == "nothing" else cell.seed or 0
@@ -217,9 +271,10 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
         if seed == args.seeds[0]:
             yield Cell(network, 1.0, WHOLE)
         for keep in args.keep or KEEP[network]:
-            if args.only != "others":
-                yield Cell(network, keep, OURS, seed=seed)
-            if args.only == "ours":
+            for name in args.methods:
+                if args.only in (None, "ours" if name in VARIANTS else "peers"):
+                    yield from (Cell(network, keep, name, "", kind, seed) for kind in PEERS.get(name, ("",)))
+            if args.only not in (None, "others"):
                 continue
             for criterion, scope in itertools.product(args.criteria, SCOPES):
                 fixed = batch_norm == AS_PRUNED and CRITERIA[criterion].gradients == "nothing"
@@ -238,7 +293,7 @@ def _cpu() -> str:
 def _run_record(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the run, with folders replaced by placeholders."""
     words = ["python", "benchmarks/oneshot_accuracy.py", "--weights", "WEIGHTS", "--data", "folder:CIFAR"]
-    for name in ("networks", "keep", "seeds", "criteria"):
+    for name in ("networks", "keep", "seeds", "criteria", "methods"):
         words += [f"--{name}", *(str(value) for value in getattr(args, name) or ())] if getattr(args, name) else []
     words += ["--only", args.only] if args.only else []
     words += ["--test-images", str(args.test_images)] if args.test_images else []
@@ -264,7 +319,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, help="shares of MACs (default: two for each network)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=list(CRITERIA))
-    parser.add_argument("--only", choices=["ours", "others"])
+    methods = [*VARIANTS, *PEERS]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="rows of ours and of the peers")
+    parser.add_argument("--only", choices=["ours", "others", "peers"], help="others: the criteria of Torch-Pruning")
     parser.add_argument("--test-images", type=int, help="spread over the classes (default: all)")
     parser.add_argument("--quick", type=int, help="measure every cell on so many test images before any on all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -328,7 +385,7 @@ def main() -> None:
         print(verdict)
     if verdicts:
         lost = sum("DOES NOT" in verdict for verdict in verdicts)
-        print(f"Ours leads in {len(verdicts) - lost} of the {len(verdicts)} columns that were measured for both.")
+        print(f"Ours leads in {len(verdicts) - lost} of the {len(verdicts)} verdicts, with data and without.")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ from rich.table import Table
 NOTES = "* MACs more than 1 % off the target; † on part of the test images"
 AS_PRUNED, REESTIMATED = "as pruned", "re-estimated"
 OURS, WHOLE = "ours", "unpruned"
+SAME_SHARE, SAME_SHARE_STREAMS, OURS_WITHOUT = "same share", "same share, streams too", "ours without data"
+VARIANTS = (OURS, SAME_SHARE, SAME_SHARE_STREAMS, OURS_WITHOUT)
+"""Rows that ``clusterprune.oneshot`` makes: with its defaults, and with something changed or missing."""
+OSSCAR, FOLDING, FOLDING_WITHOUT = "osscar", "folding", "folding without data"
+PEERS: Mapping[str, tuple[str, ...]] = {
+    OSSCAR: (AS_PRUNED, REESTIMATED),
+    FOLDING: (REESTIMATED,),
+    FOLDING_WITHOUT: ("",),
+}
+"""Rows of the published methods in ``peers.py``, and how each treats the batch norms ("": in closed form)."""
+
+Row = tuple[str, str, str]
+"""Criterion, scope and treatment of the batch norms."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,8 @@ class Results:
 
 
 def table(results: list[dict[str, Any]]) -> tuple[Table, list[str]]:
-    """Lay out mean and standard deviation, and say for each column who leads."""
-    groups: dict[tuple[str, float], dict[tuple[str, str, str], list[dict[str, Any]]]] = {}
+    """Lay out mean and standard deviation, and say for each column who leads: with images, and without any."""
+    groups: dict[tuple[str, float], dict[Row, list[dict[str, Any]]]] = {}
     whole = {cell["network"]: _text([cell]) for cell in results if cell["criterion"] == WHOLE}
     for cell in results:
         if cell["criterion"] != WHOLE:
@@ -96,24 +110,48 @@ def table(results: list[dict[str, Any]]) -> tuple[Table, list[str]]:
         made.add_column(title)
     for network, keep in columns:
         made.add_column(f"{network}\n{keep:.0%}\n({whole.get(network, '?')} whole)", justify="right")
-    rows = [(OURS, "", "")]
+    rows = [(name, "", "") for name in VARIANTS]
+    rows += [(name, "", batch_norm) for name, kinds in PEERS.items() for batch_norm in kinds]
     rows += [(c, s, b) for c in CRITERIA for s in SCOPES for b in (AS_PRUNED, REESTIMATED)]
-    verdicts = []
-    for row in rows:
-        entries = [groups[column].get(row, []) for column in columns]
-        if any(entries):
-            made.add_row(*row, *(_text(entry) for entry in entries), end_section=row[0] == OURS)
-    for column in columns:
-        ours = groups[column].get((OURS, "", ""))
-        others = {row: _mean(entry) for row, entry in groups[column].items() if row[0] != OURS}
-        if ours and others:
-            name = max(others, key=lambda row: others[row])
-            lead = _mean(ours) - others[name]
-            word = "leads" if lead > 0 else "DOES NOT LEAD"
-            verdicts.append(
-                f"{column[0]} at {column[1]:.0%}: ours {word}, {lead:+.2f} points on the best other ({', '.join(name)})"
-            )
-    return made, verdicts
+    shown = [row for row in rows if any(row in groups[column] for column in columns)]
+    for row, below in zip_longest(shown, shown[1:]):
+        texts = [_text(groups[column].get(row, [])) for column in columns]
+        made.add_row(*row, *texts, end_section=below is None or _section(row) != _section(below))
+    verdicts = [_verdict(column, groups[column], OURS, without_data=False) for column in columns]
+    verdicts += [_verdict(column, groups[column], OURS_WITHOUT, without_data=True) for column in columns]
+    return made, [verdict for verdict in verdicts if verdict]
+
+
+def _section(row: Row) -> int:
+    return 0 if row[0] in VARIANTS else 1 if row[0] in PEERS else 2
+
+
+def _sees_no_image(row: Row) -> bool:
+    """Tell whether a row of somebody else's needs no image to make its networks."""
+    criterion, _, batch_norm = row
+    if criterion in PEERS:
+        return criterion == FOLDING_WITHOUT
+    return batch_norm == AS_PRUNED and CRITERIA[criterion].gradients == "nothing"
+
+
+def _verdict(
+    column: tuple[str, float], entries: Mapping[Row, list[dict[str, Any]]], name: str, *, without_data: bool
+) -> str:
+    """Say by how much a row of ours leads the best of the others in a column; nothing if one side is missing."""
+    ours = entries.get((name, "", ""))
+    others = {
+        row: _mean(entry)
+        for row, entry in entries.items()
+        if row[0] not in VARIANTS and (not without_data or _sees_no_image(row))
+    }
+    if not ours or not others:
+        return ""
+    best = max(others, key=lambda row: others[row])
+    lead = _mean(ours) - others[best]
+    word = "leads" if lead > 0 else "DOES NOT LEAD"
+    field = "best other without data" if without_data else "best other"
+    title = ", ".join(part for part in best if part)
+    return f"{column[0]} at {column[1]:.0%}: {name} {word}, {lead:+.2f} points on the {field} ({title})"
 
 
 def _mean(entry: list[dict[str, Any]]) -> float:
