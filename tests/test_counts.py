@@ -178,7 +178,7 @@ def test_halves_of_a_chunk_keep_equal_widths_and_the_model_its_class(shortcut: b
 
         clustering = DBSCAN(eps=0.1, min_samples=2) if way == "clusters" else KMeans(n_clusters=4)
         plan = cp.plan(graph, x, clustering=clustering, merge="drop", keep_macs=0.6)
-    widths = {merge.group: len(merge.kept) for merge in plan.merges}
+    widths = plan.widths
     assert len({widths.get(name, 12) for name in link}) == 1
     assert widths
     small = cp.apply(model, plan, graph=graph)

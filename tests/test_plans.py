@@ -1,13 +1,19 @@
 """Plan files: what is written comes back, and what was damaged, altered or disguised is refused by name."""
 
+import copy
 import json
 import pickle
+import tempfile
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune.errors import OutputError, PlanError
@@ -150,3 +156,67 @@ def test_views_of_one_memory_are_saved_as_what_they_show(graph: cp.ChannelGraph,
     found = cp.Plan.load(tmp_path / "plan").merges[0]
     assert torch.equal(found.mixing["3.weight"], base.T[:, ::2])
     assert torch.equal(found.offset["3.weight"], base[3])
+
+
+def tensors(*shape: int) -> st.SearchStrategy[dict[str, Tensor]]:
+    """Draw tables of few tensors out of few, so that equal ones are drawn again and again."""
+    drawn = st.builds(torch.full, st.just(shape), st.sampled_from([0.0, 1.0]), dtype=st.sampled_from(FLOATS))
+    return st.dictionaries(st.sampled_from(["a.weight", "b.weight"]), drawn, max_size=1)
+
+
+FLOATS = [torch.float32, torch.float64]
+MERGES = st.builds(cp.Merge, st.sampled_from(["a", "b"]), st.sampled_from([[0, 1], [0, 2]]), tensors(3, 2), tensors(3))
+EXAMPLES = [
+    {"keyword": None, "shape": [1, 3, 8, 8], "dtype": "float32"},
+    {"keyword": "scale", "value": 2},
+    {"keyword": "scale", "value": None},
+]
+PLANS = st.builds(
+    cp.Plan,
+    st.lists(MERGES, max_size=2, unique_by=lambda merge: merge.group).map(tuple),
+    tensors(2),
+    st.dictionaries(st.sampled_from(["a.weight", "b.weight"]), st.sampled_from([(3, 3), (3,)]), max_size=1),
+    st.sampled_from(["", "a" * 64]),
+    st.lists(st.sampled_from(EXAMPLES), max_size=2).map(tuple),
+    st.dictionaries(st.sampled_from(["method", "seconds"]), st.integers(0, 1)),
+    st.booleans(),
+)
+
+
+def written(plan: cp.Plan) -> tuple[Any, list[Any]]:
+    """Return all that a saved plan says but its notes."""
+    with tempfile.TemporaryDirectory() as place:
+        plan.save(Path(place) / "plan")
+        assert cp.Plan.load(Path(place) / "plan") == plan
+        document = json.loads((Path(place) / "plan" / "plan.json").read_text())
+    del document["notes"], document["sha256"]
+    tables = [plan.replaced, *(table for merge in plan.merges for table in (merge.mixing, merge.offset))]
+    values = [{path: (str(t.dtype), t.tolist()) for path, t in table.items()} for table in tables]
+    return document, values
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(PLANS, PLANS, st.sampled_from([field.name for field in fields(cp.Plan)]))
+def test_plans_are_equal_if_what_they_write_is_but_for_notes(plan: cp.Plan, other: cp.Plan, field: str) -> None:
+    assert copy.deepcopy(plan) == plan
+    near = replace(plan, **{field: getattr(other, field)})
+    assert (near == plan) == (written(near) == written(plan))
+    assert (near != plan) == (not near == plan)  # noqa: SIM201 (both are asked)
+    assert (other.merges == plan.merges) == (
+        [written(other)[1][1:]] == [written(plan)[1][1:]] and kept(other) == kept(plan)
+    )
+
+
+def kept(plan: cp.Plan) -> list[tuple[str, list[int]]]:
+    return [(merge.group, merge.kept.tolist()) for merge in plan.merges]
+
+
+def test_a_plan_is_no_key_and_equals_nothing_else(graph: cp.ChannelGraph) -> None:
+    merge = cp.Merge("0", [0, 2])
+    plan = cp.Plan.of(graph, (merge,))
+    assert plan != merge
+    assert merge != "0"
+    assert plan.widths == {"0": 2}
+    for thing in (plan, merge):
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(thing)

@@ -8,7 +8,7 @@ it is executed, and nothing is unpickled. Both files carry their digests. A plan
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,7 +45,8 @@ class Merge:
     """What happens to one group.
 
     At the input of each consumer, the group's features F (channels, …) are replaced by
-    `mixing @ F[kept] + offset`.
+    `mixing @ F[kept] + offset`. Merges are equal if group, channels and all tensors are; as tensors can be written to,
+    there is no hash.
 
     Attributes
     ----------
@@ -74,10 +75,31 @@ class Merge:
         """Take any sequence of whole numbers for the kept channels."""
         object.__setattr__(self, "kept", _indices(self.kept, self.group))
 
+    def __eq__(self, other: object) -> bool:
+        """Compare group, kept channels, and the tensors with their dtypes."""
+        if not isinstance(other, Merge):
+            return NotImplemented
+        return (
+            self.group == other.group
+            and np.array_equal(self.kept, other.kept)
+            and _same_tensors(self.mixing, other.mixing)
+            and _same_tensors(self.offset, other.offset)
+        )
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def _tables(self) -> tuple[tuple[str, Mapping[str, Tensor]], ...]:
+        """What consumers take over, by the name of each kind."""
+        return ("mixing", self.mixing), ("offset", self.offset)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A merge for each group that changes, and the refitted tensors that replace what mixing gives.
+
+    Plans are equal if they do the same to the same network: all is compared but `notes`, which say how a plan came
+    about. The order of merges counts, for sums are rounded in it. As tensors can be written to, there is no hash.
 
     Attributes
     ----------
@@ -123,6 +145,26 @@ class Plan:
         """The merges by the name of their group."""
         return {merge.group: merge for merge in self.merges}
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The kept width of every group that the plan changes, by name; the others stay as wide as they are."""
+        return {merge.group: len(merge.kept) for merge in self.merges}
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all that tells what the plan does, and to which model; not the notes."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return (
+            tuple(self.merges) == tuple(other.merges)
+            and _same_tensors(self.replaced, other.replaced)
+            and _shapes(self.model) == _shapes(other.model)
+            and self.weights == other.weights
+            and tuple(self.example) == tuple(other.example)
+            and self.approximate == other.approximate
+        )
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
     def check(self, graph: ChannelGraph) -> None:
         """Check that the plan belongs to a traced model.
 
@@ -163,7 +205,7 @@ class Plan:
         tensors: dict[str, Tensor] = {f"replaced.{path}": tensor for path, tensor in self.replaced.items()}
         merges = []
         for index, merge in enumerate(self.merges):
-            for kind, table in (("mixing", merge.mixing), ("offset", merge.offset)):
+            for kind, table in merge._tables:
                 tensors |= {f"merges.{index}.{kind}.{path}": tensor for path, tensor in table.items()}
             merges.append(
                 {
@@ -280,6 +322,18 @@ def _check_tensors(document: _Document, tensors: Mapping[str, Tensor], path: Pat
             raise PlanError(f"{path}: {name} must hold floating-point numbers, but holds {tensor.dtype}")
         if not is_finite(tensor):
             raise PlanError(f"{path}: {name} holds NaN or infinity; make the plan again")
+
+
+def _same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Tell whether two tables hold equal tensors of the same dtypes, on whatever devices."""
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[path].dtype and torch.equal(tensor.cpu(), other[path].cpu())
+        for path, tensor in one.items()
+    )
+
+
+def _shapes(model: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(shape) for path, shape in model.items()}
 
 
 def _indices(kept: Any, group: str) -> np.ndarray:

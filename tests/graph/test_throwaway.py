@@ -309,9 +309,7 @@ def test_measuring_throws_the_same_dice_every_time_and_not_the_users() -> None:
     first = cp.oneshot(graph, IMAGES, keep_macs=0.6)
     assert everything(model) == before
     torch.manual_seed(7)
-    again = cp.oneshot(graph, IMAGES, keep_macs=0.6)
-    assert [merge.kept.tolist() for merge in first.merges] == [merge.kept.tolist() for merge in again.merges]
-    assert all(torch.equal(again.replaced[path], value) for path, value in first.replaced.items())
+    assert cp.oneshot(graph, IMAGES, keep_macs=0.6) == first
 
 
 @pytest.mark.parametrize("kind", [Containers, Buffers])

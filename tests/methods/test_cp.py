@@ -150,14 +150,14 @@ def test_widths_keep_to_eq_9(width: int, depth: int, share: float, goal: float, 
     assert width - replaced <= kept <= width - replaced + count
     assert kept >= len(centroids)
     assert 1 - kept / width >= real_rate([replaced / width], [count], [width]) - 1e-12
-    widths = {merge.group: len(merge.kept) for merge in finish(model, graph).merges}
+    widths = finish(model, graph).widths
     assert widths.get("0", width) == kept
 
 
 def test_adaptive_counts_reach_the_real_rate() -> None:
     model, graph = pruned(plain(32), CP(goal=0.75, clusters=Adaptive(real_rate=0.5)))
     hook = ClusterPruning(graph, CP())
-    widths = {merge.group: len(merge.kept) for merge in finish(model, graph).merges}
+    widths = finish(model, graph).widths
     assert set(widths) == {group.name for group in hook.groups}
     assert 1 - sum(widths.values()) / (3 * 32) >= 0.5
 

@@ -106,14 +106,14 @@ def test_factors_do_not_pass_what_is_not_homogeneous() -> None:
     model[1][2] = nn.SiLU()
     alike(model, 1.75)
     graph = cp.trace(model, X[:1])
-    groups = {merge.group: len(merge.kept) for merge in finish(model, graph, scaled=True).merges}
+    groups = finish(model, graph, scaled=True).widths
     assert groups == {"1.0": 10}  # 5, 6 and 7 are equal; 4 is not
 
 
 def test_a_negative_factor_is_no_factor() -> None:
     model = alike(plain(), -1.0)
     graph = cp.trace(model, X[:1])
-    groups = {merge.group: len(merge.kept) for merge in finish(model, graph, scaled=True).merges}
+    groups = finish(model, graph, scaled=True).widths
     assert groups == {"1.0": 10}
 
 
