@@ -33,6 +33,7 @@ from clusterprune.errors import ArgumentError, PlanError
 from clusterprune.files import atomic_folder
 from clusterprune.graph import ChannelGraph
 from clusterprune.reading import ReadError, explain, read_json, seal
+from clusterprune.tables import facts_of, first_widths, html_lines, html_part, html_table, name_of, plural
 from clusterprune.tensor_files import is_finite, read_tensors, write_tensors
 
 VERSION = 2
@@ -87,6 +88,11 @@ class Merge:
         )
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        """Say how many channels stay, and how many layers take something over."""
+        taken = "".join(f", {name} for {plural(len(table), 'layer')}" for name, table in self._tables if table)
+        return f"<Merge of {name_of(self.group)}: keeps {plural(len(self.kept), 'channel')}{taken}>"
 
     @property
     def _tables(self) -> tuple[tuple[str, Mapping[str, Tensor]], ...]:
@@ -164,6 +170,34 @@ class Plan:
         )
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        """Say who made the plan for which budget, and how wide the first groups become."""
+        kept = f"keeps {first_widths(self.widths) or 'everything'}"
+        replaced = f"; replaces {plural(len(self.replaced), 'tensor')}" if self.replaced else ""
+        return f"<{self._headline()}: {kept}{replaced}>"
+
+    def _repr_html_(self) -> str:
+        """Describe the plan as a table for a notebook: the kept width of each group, and what is taken over."""
+        rows = [
+            (
+                name_of(m.group),
+                str(len(m.kept)),
+                *(plural(len(table), "layer") if table else "" for _, table in m._tables),
+            )
+            for m in self.merges
+        ]
+        facts = ", ".join(f"{name}={value}" for name, value in facts_of(self.notes).items())
+        replaced = f"{plural(len(self.replaced), 'tensor')} replaced" if self.replaced else ""
+        table = html_table(("group", "kept", "mixing", "offset"), rows)
+        return html_part(self._headline(), html_lines([line for line in (facts, replaced) if line]), table)
+
+    def _headline(self) -> str:
+        """Say who made the plan for which budget, and for how many groups."""
+        facts = facts_of(self.notes)
+        by = f" by {facts['method']}" if "method" in facts else ""
+        asked = ", ".join(f"{name}={value}" for name, value in facts.items() if name.startswith("keep_"))
+        return f"Plan{by} for {plural(len(self.merges), 'group')}" + (f", {asked}" if asked else "")
 
     def check(self, graph: ChannelGraph) -> None:
         """Check that the plan belongs to a traced model.

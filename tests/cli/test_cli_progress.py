@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from clusterprune.cli import progress
-from clusterprune.cli.console import count, duration
+from clusterprune.cli.console import duration
 from clusterprune.cli.progress import Display
+from clusterprune.tables import count
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from clusterprune.tables import count
+
 _PIPE_WIDTH = 100
 
 
@@ -22,14 +24,6 @@ def console(*, stderr: bool = False) -> Console:
         stream.reconfigure(errors="backslashreplace")
     # Brackets and colons in names are what they are: neither styles nor pictures.
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH if piped else None)
-
-
-def count(value: float) -> str:
-    """Return a count with a unit: 125.49 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:.0f}"
 
 
 def percent(value: float | None) -> str:

@@ -75,7 +75,8 @@ def demo(
 
 
 def _table(result: "DemoResult") -> "Table":
-    from clusterprune.cli.console import count, milliseconds, percent, table
+    from clusterprune.cli.console import milliseconds, percent, table
+    from clusterprune.tables import count
 
     batch = result.rows[0].measured.latency_batch
     made = table("", ("", "MACs", "params", "accuracy", "drop", f"latency ({batch})", "seconds"))

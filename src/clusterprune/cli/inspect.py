@@ -9,6 +9,7 @@ import typer
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.tables import count, few
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,14 +149,10 @@ def _table(title: str, graph: "ChannelGraph") -> "Table":
 
 
 def _few(paths: list[str]) -> str:
-    names = [path.removesuffix(".weight") for path in paths]
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return few([path.removesuffix(".weight") for path in paths], _SHOWN)
 
 
 def _closing(facts: dict[str, Any]) -> list[str]:
-    from clusterprune.cli.console import count
-
     groups = facts["groups"]
     free = [group for group in groups if group["frozen"] is None]
     lines = [

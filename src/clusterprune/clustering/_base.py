@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError
+from clusterprune.tables import plural
 
 NOISE = -1
 Reads = Literal["vectors", "distances"]
@@ -92,6 +93,12 @@ class Clusters:
         labels = given.astype(np.int64)
         labels.flags.writeable = False
         object.__setattr__(self, "labels", labels)
+
+    def __repr__(self) -> str:
+        """Say how many clusters there are, of how many channels, and how many channels are noise."""
+        asked = "" if self.n_requested is None else f" ({self.n_requested} asked for)"
+        noise = int((self.labels == NOISE).sum())
+        return f"<Clusters: {self.n_clusters}{asked} of {plural(self.labels.size, 'channel')}, {noise} of them noise>"
 
     @classmethod
     def from_labels(cls, labels: ArrayLike, n_requested: int | None = None) -> "Clusters":

@@ -14,8 +14,9 @@ from torch.fx import Graph
 from clusterprune.arguments import globs
 from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
-from clusterprune.graph.groups import Group, find_links
+from clusterprune.graph.groups import Group, find_links, made_and_read, size_of
 from clusterprune.graph.walk import LayerCall, Walk, layer_of
+from clusterprune.tables import few, html_lines, html_part, html_table, plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +134,21 @@ class ChannelGraph:
         groups = tuple((group.name, group.width, group.frozen) for group in self.groups)
         return _trace_again, (self.model, self.args, self.kwargs, self.walk.allow_approximate, groups)
 
+    def __repr__(self) -> str:
+        """Say of what network it is, and how much of it may be cut; printing it says the rest."""
+        free = self.prunable
+        text = (
+            f"{type(self.model).__name__}: {plural(len(self.groups), 'group')}, {len(free)} may be cut "
+            f"({plural(sum(group.channels for group in free), 'channel')})"
+        )
+        if self.unknown:
+            text += f", {plural(len(self.unknown), 'operation')} without a rule"
+        return f"<ChannelGraph of {text}>"
+
+    def _repr_html_(self) -> str:
+        """Describe the same as printing does, as a table for a notebook."""
+        return _describe_html(self)
+
     def __str__(self) -> str:
         """Describe groups, widths, producers, consumers, and what is frozen and why."""
         return _describe(self)
@@ -160,27 +176,50 @@ def _trace_again(
 
 def _describe(graph: ChannelGraph) -> str:
     """Say in words: a line per group, then what is frozen and why, then what was not understood."""
-    free = [group for group in graph.groups if group.frozen is None]
+    free = graph.prunable
     whole, frozen = frozen_layers(graph)
-    lines = [
-        f"{type(graph.model).__name__}: {len(graph.groups)} groups, {len(free)} may be cut "
-        f"({sum(group.channels for group in free)} of {whole} channels)"
-    ]
+    lines = [_headline(graph, whole)]
     width = max((len(name) for name in [*(group.name for group in free), *(layer.name for layer in frozen)]), default=0)
-    lines += [f"  {group.name:<{width}}  {_width(group)}  {_uses(group)}" for group in free]
+    for group in free:
+        made, read = made_and_read(group)
+        lines.append(f"  {group.name:<{width}}  {size_of(group, digits=5)}  made by {made}, read by {read}")
     if frozen:
         lines.append("frozen:")
         for layer in frozen:
-            more = f" (so are {_few(list(layer.layers[1:]))})" if len(layer.layers) > 1 else ""
+            more = f" (so are {few(list(layer.layers[1:]))})" if len(layer.layers) > 1 else ""
             lines.append(f"  {layer.name:<{width}}  {layer.width}  {layer.reason}{more}")
+    return "\n".join([*lines, *_not_understood(graph)])
+
+
+def _describe_html(graph: ChannelGraph) -> str:
+    """Say the same as HTML: a row per group, then a row per set of layers that stays, then what was not understood."""
+    whole, frozen = frozen_layers(graph)
+    rows = [(group.name, size_of(group), *made_and_read(group)) for group in graph.prunable]
+    rows += [(f.name, f.width.strip(), few(list(f.layers)), f"frozen: {f.reason}") for f in frozen]
+    table = html_table(("group", "channels", "made by", "read by"), rows, left=4)
+    return html_part(_headline(graph, whole), table, html_lines(_not_understood(graph)))
+
+
+def _headline(graph: ChannelGraph, whole: int) -> str:
+    """Say how many groups there are, and how many of all channels may be cut."""
+    free = graph.prunable
+    return (
+        f"{type(graph.model).__name__}: {len(graph.groups)} groups, {len(free)} may be cut "
+        f"({sum(group.channels for group in free)} of {whole} channels)"
+    )
+
+
+def _not_understood(graph: ChannelGraph) -> list[str]:
+    """Return lines about operations without a rule, parameters without a use, and training that was not followed."""
+    lines = []
     if graph.unknown:
         lines.append("operations without a rule (what they read is frozen):")
-        lines += [f"  {name}: at {_few(nodes)}" for name, nodes in graph.unknown.items()]
+        lines += [f"  {name}: at {few(nodes)}" for name, nodes in graph.unknown.items()]
     if graph.unused:
-        lines.append(f"parameters that evaluation never touches: {_few(list(graph.unused))}")
+        lines.append(f"parameters that evaluation never touches: {few(list(graph.unused))}")
     if graph.training_unknown:
         lines.append(f"training was not followed: {graph.training_unknown}")
-    return "\n".join(lines)
+    return lines
 
 
 @dataclass(frozen=True)
@@ -256,24 +295,3 @@ def _rows_of(graph: ChannelGraph, layer: str, weight: str) -> Tensor:
     dim = 1 if kind in ("conv_transpose", "matmul") else 0
     known = graph.walk.slices.get((weight, dim))
     return known.labels if known is not None else torch.empty(0, dtype=torch.int64)
-
-
-def _width(group: Group) -> str:
-    """Say how many channels a group has, and how they must be cut."""
-    each = group.channels // group.width
-    ties = f" in {group.width} sets of {each}" if each > 1 else ""
-    blocks = f" in {group.n_blocks} equal blocks" if group.n_blocks > 1 else ""
-    return f"{group.channels:>5} channels{ties}{blocks}"
-
-
-def _uses(group: Group) -> str:
-    made = _few([layer_of(use.path) for use in group.producers])
-    carried = Counter(use.path.rpartition(".")[0] or use.path for use in group.carriers)
-    read = _few(list(dict.fromkeys(layer_of(use.path) for use in group.consumers)))
-    through = f" through {_few(list(carried))}" if carried else ""
-    return f"made by {made}{through}, read by {read}"
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    shown = ", ".join(names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

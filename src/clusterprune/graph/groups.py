@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clusterprune.graph.walk import LayerCall, Slice, Walk, layer_of
+from clusterprune.tables import few, plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,10 @@ class Use:
     role: str
     groups: int = 1
     mixable: bool = True
+
+    def __repr__(self) -> str:
+        """Say which parameter and dimension, and of how many channels."""
+        return f"<Use of {self.path}: dimension {self.dim} ({self.role}s) of {plural(len(self.positions), 'channel')}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,33 @@ class Group:
     def uses(self) -> tuple[Use, ...]:
         """Every place that is cut with the group."""
         return self.producers + self.carriers + self.consumers
+
+    def __repr__(self) -> str:
+        """Say how many channels, who makes and who reads them, and whether they may be cut."""
+        frozen = f"; frozen: {self.frozen}" if self.frozen is not None else ""
+        made = few(self.layers, limit=1)
+        read = few(_readers(self), limit=1) or "no layer"
+        return f"<Group {self.name}: {size_of(self)}, made by {made}, read by {read}{frozen}>"
+
+
+def size_of(group: Group, digits: int = 0) -> str:
+    """Say how many channels a group has, in so many places at least, and how they must be cut."""
+    each = group.channels // group.width
+    ties = f" in {group.width} sets of {each}" if each > 1 else ""
+    blocks = f" in {group.n_blocks} equal blocks" if group.n_blocks > 1 else ""
+    return f"{group.channels:>{digits}} channels{ties}{blocks}"
+
+
+def made_and_read(group: Group) -> tuple[str, str]:
+    """Return the layers that make a group, those included that carry it on, and those that read it."""
+    made = few([layer_of(use.path) for use in group.producers])
+    carried = list(dict.fromkeys(use.path.rpartition(".")[0] or use.path for use in group.carriers))
+    through = f" through {few(carried)}" if carried else ""
+    return made + through, few(_readers(group))
+
+
+def _readers(group: Group) -> list[str]:
+    return list(dict.fromkeys(layer_of(use.path) for use in group.consumers))
 
 
 def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[LayerCall] = ()) -> list[Group]:

@@ -36,6 +36,7 @@ from clusterprune.plans import Plan
 from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
 from clusterprune.surgery import apply
+from clusterprune.tables import first_widths, plural
 from clusterprune.train import TrainConfig, TrainResult, fit
 from clusterprune.train.config import resolve_precision
 
@@ -142,6 +143,13 @@ class ACPResult:
     history: tuple[Evaluation, ...]
     study: str
     storage: str
+
+    def __repr__(self) -> str:
+        """Say how good the best structure is, among how many, and how wide its first groups are."""
+        return (
+            f"<ACPResult: fitness {self.value:.6g} in study {self.study!r}, best of "
+            f"{plural(len(self.history), 'structure')}: {first_widths(self.best)}>"
+        )
 
 
 def acp(

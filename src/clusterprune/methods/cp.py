@@ -45,6 +45,7 @@ from clusterprune.methods.cp_rates import (
 )
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
+from clusterprune.tables import network_of, plural
 
 __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]
 
@@ -123,6 +124,11 @@ class CPResult:
     plan: Plan
     compact: nn.Module
     history: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        """Say how large the compact network is, how long it was trained, and by which plan it was cut."""
+        trained = plural(len(self.history), "epoch")
+        return f"<CPResult: {network_of(self.compact)} after {trained}, plan={self.plan!r}>"
 
 
 def cluster_prune(

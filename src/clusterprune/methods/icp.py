@@ -37,6 +37,7 @@ from clusterprune.plans import Plan
 from clusterprune.reading import ReadError
 from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import apply
+from clusterprune.tables import network_of, plural
 from clusterprune.tensor_files import read_tensors, write_tensors
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
 from clusterprune.train.config import resolve_device
@@ -165,6 +166,11 @@ class ICPResult:
 
     model: nn.Module
     steps: tuple[ICPStep, ...] = field(default_factory=tuple)
+
+    def __repr__(self) -> str:
+        """Say how large the network is, and what the last step did."""
+        last = f", the last {self.steps[-1]}" if self.steps else ""
+        return f"<ICPResult: {network_of(self.model)}, {plural(len(self.steps), 'record')}{last}>"
 
 
 def icp(

@@ -36,6 +36,7 @@ from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.methods.targets import check_met
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
+from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
 from clusterprune.train import TrainConfig
 
 RECORD_NAME = "method.json"
@@ -96,6 +97,19 @@ class Outcome:
     cut: nn.Module | None
     plan: Plan | None
     record: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say how large the network is, what is known of it in one word each, and by which plan it was cut."""
+        facts = [f"{name}={value}" for name, value in facts_of(self.record).items()]
+        plan = [] if self.plan is None else [f"plan={self.plan!r}"]
+        return f"<Outcome: {', '.join([network_of(self.model), *facts, *plan])}>"
+
+    def _repr_html_(self) -> str:
+        """Describe the outcome as tables for a notebook: the facts, what was recorded step by step, and the plan."""
+        facts = html_table(("fact", "value"), facts_of(self.record).items())
+        steps = [html_records(value) for value in self.record.values() if isinstance(value, list)]
+        plan = [] if self.plan is None else [self.plan._repr_html_()]
+        return html_part(f"Outcome: {network_of(self.model)}", facts, *steps, *plan)
 
 
 Watch = Callable[[str, train.Progress], None]

@@ -20,6 +20,7 @@ from clusterprune.models import ModelSpec, code
 from clusterprune.reading import ReadError, sha256_of
 from clusterprune.recipes.recipe import CLASSES, Recipe
 from clusterprune.run import Measurement
+from clusterprune.tables import few
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision, resolve_device
 
@@ -54,6 +55,12 @@ class Reproduction:
     baseline: Measurement
     compressed: Mapping[int, Measurement]
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say which recipe, whether it was run whole, and what it left of the MACs."""
+        trial = f" as a trial ({self.trial})" if self.trial else ""
+        left = [f"{one.macs / self.baseline.macs:.1%} (seed {seed})" for seed, one in self.compressed.items()]
+        return f"<Reproduction of {self.recipe.name}{trial}: MACs left {few(left)}>"
 
     def over_seeds(self, figure: Callable[[Measurement], float]) -> tuple[float, float | None]:
         """Return mean and standard deviation of a figure of the compact networks; of one, there is no deviation."""

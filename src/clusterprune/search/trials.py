@@ -7,6 +7,8 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from clusterprune.tables import first_widths, plural
+
 FIRST, HISTORY = "failed_trial", "retry_history"
 """System attributes of a trial that repeats others: number of the first, numbers of all. The names are Optuna's."""
 
@@ -94,6 +96,13 @@ class SearchResult:
     value: float
     front: tuple[Evaluation, ...]
     history: tuple[Evaluation, ...]
+
+    def __repr__(self) -> str:
+        """Say how good the best structure is, among how many, and how wide its first groups are."""
+        return (
+            f"<SearchResult: value {self.value:.6g} in study {self.name!r}, best of "
+            f"{plural(len(self.history), 'structure')}, {len(self.failed)} failed: {first_widths(self.best)}>"
+        )
 
     @property
     def failed(self) -> tuple[Evaluation, ...]:

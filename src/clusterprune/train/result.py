@@ -61,3 +61,8 @@ class TrainResult:
     epochs: int
     seconds: float
     momentum: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Say how long the training was, and the last epoch's record."""
+        last = f", the last {self.history[-1]}" if self.history else ""
+        return f"<TrainResult: {self.epochs} epochs in {self.seconds:.1f} s{last}>"
