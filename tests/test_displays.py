@@ -1,4 +1,4 @@
-"""What a person sees of the objects: a line at a prompt, a table in a notebook."""
+"""What a person sees of the objects: a line at a prompt, a table in a notebook, a summary before anything is cut."""
 
 from collections import OrderedDict
 from html.parser import HTMLParser
@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from networks import Network, Recipe, random_plan, recipes
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import clusterprune as cp
+from clusterprune import evaluate
 from clusterprune.clustering import Clusters
+from clusterprune.errors import PlanError
+from clusterprune.graph.channels import FrozenLayers
 from clusterprune.methods.acp import ACPResult
 from clusterprune.methods.cp import CPResult
 from clusterprune.methods.icp import ICPResult, ICPStep
@@ -107,6 +113,7 @@ def test_notebooks_show_tables_in_the_colours_of_the_page_and_names_as_text() ->
     for thing, expected in (
         (graph, ["Net<i>: 2 groups", "<b>", "frozen: it reaches the network's output"]),
         (plan, ["Plan by <u> for 1 group, keep_macs=0.25", "<s>=<br>"]),
+        (plan.summary(graph), ["Plan for Net<i> by <u>", "25.0%", "it reaches the network's output"]),
         (outcome, ["Outcome: Net<i> with", "<hr>", "<p>", "<a>", "Plan by <u>"]),
     ):
         page = Tags(thing._repr_html_())
@@ -116,3 +123,62 @@ def test_notebooks_show_tables_in_the_colours_of_the_page_and_names_as_text() ->
         for part in expected:
             assert part in text
     assert "\x1b" not in repr(plan) + repr(outcome) + plan._repr_html_()
+
+
+def test_a_summary_says_what_a_plan_would_make_of_the_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    graph = cp.trace(model, torch.zeros(1, 3, 8, 8))
+    notes = {"method": "hand", "keep_macs": 0.5, "predicted_loss": 0.0125, "config": {"damping": 1}, "seed": 3}
+    summary = cp.Plan.of(graph, (cp.Merge("0", [0, 3, 5, 6]),), **notes).summary(graph)
+    assert summary.widths == {"0": (8, 4), "2": (6, 6)}
+    assert summary.macs.before == evaluate.macs(model, graph.args)
+    assert summary.params.kept == pytest.approx(summary.params.after / evaluate.params(model))
+    assert (summary.method, summary.budget, summary.predicted_loss) == ("hand", {"keep_macs": 0.5}, 0.0125)
+    assert summary.frozen == (FrozenLayers(("4",), 4, 4, "it reaches the network's output"),)
+    assert str(summary) == repr(summary)
+    assert (
+        str(summary)
+        == """\
+Plan for Sequential by hand: keep_macs=0.5, seed=3
+
+                 before   after   kept
+MACs            15.55 k  8.21 k  52.8%
+parameters          882     554  62.8%
+predicted loss           0.0125
+
+group  before  after  kept
+0           8      4   50%
+2           6      6  100%
+
+frozen:
+  4  4 channels  it reaches the network's output"""
+    )
+    assert "predicted" not in str(cp.Plan.of(graph, ()).summary(graph))
+
+
+def test_a_summary_of_another_network_is_refused(resnet: tuple[cp.ChannelGraph, cp.Plan]) -> None:
+    graph = cp.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), IMAGE)
+    with pytest.raises(PlanError, match="another model"):
+        resnet[1].summary(graph)
+
+
+@pytest.mark.filterwarnings("ignore::clusterprune.errors.UntrainableWarning")
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(recipes())
+def test_a_summary_counts_what_the_cut_network_has(recipe: Recipe) -> None:
+    network = Network(recipe).eval()
+    inputs = network.inputs(1)
+    graph = cp.trace(network, inputs)
+    plan = random_plan(graph, recipe.seed, offset=True, every_group=False)
+    small = cp.apply(network, plan, graph=graph)
+    summary = plan.summary(graph)
+    with FlopCounterMode(display=False) as counter:
+        small(*inputs)
+    assert summary.macs == (evaluate.macs(network, inputs), counter.get_total_flops() // 2)
+    # A network that is rebuilt from its graph has no parameters that nothing touches; the user's own class has them.
+    own = dict(network.named_parameters())
+    dead = sum(own[path].numel() for path in graph.unused) if isinstance(small, torch.fx.GraphModule) else 0
+    assert summary.params == (evaluate.params(network), evaluate.params(small) + dead)
+    assert {name: width.after for name, width in summary.widths.items()} == {
+        group.name: plan.widths.get(group.name, group.width) for group in graph.prunable
+    }

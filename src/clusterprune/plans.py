@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
+from clusterprune.arguments import check_graph
 from clusterprune.documents import (
     Channels,
     ExampleDocument,
@@ -35,6 +36,9 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.reading import ReadError, explain, read_json, seal
 from clusterprune.tables import facts_of, first_widths, html_lines, html_part, html_table, name_of, plural
 from clusterprune.tensor_files import is_finite, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from clusterprune.summary import PlanSummary
 
 VERSION = 2
 LARGEST_EXAMPLE = 1 << 28
@@ -155,6 +159,36 @@ class Plan:
     def widths(self) -> dict[str, int]:
         """The kept width of every group that the plan changes, by name; the others stay as wide as they are."""
         return {merge.group: len(merge.kept) for merge in self.merges}
+
+    def summary(self, graph: ChannelGraph) -> "PlanSummary":
+        """Say what the plan would make of the network: print what this returns.
+
+        It counts the widths of all groups, MACs and parameters before and after, without cutting anything, and lists
+        what is frozen and why.
+
+        Parameters
+        ----------
+        graph
+            A trace of the model that the plan was made for.
+
+        Raises
+        ------
+        PlanError
+            If the plan does not belong to the model.
+
+        Examples
+        --------
+        >>> import torch, clusterprune as cp
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> graph = cp.trace(net, torch.zeros(1, 3, 8, 8))
+        >>> summary = cp.Plan.of(graph, (cp.Merge("0", [0, 3, 5]),)).summary(graph)
+        >>> summary.widths["0"], summary.macs.kept
+        (BeforeAfter(before=8, after=3), 0.375)
+        """
+        check_graph(graph)
+        from clusterprune.summary import summarize  # it counts what surgery leaves, which knows plans
+
+        return summarize(graph, self)
 
     def __eq__(self, other: object) -> bool:
         """Compare all that tells what the plan does, and to which model; not the notes."""

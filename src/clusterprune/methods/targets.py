@@ -13,7 +13,8 @@ from clusterprune.budget import CLOSE, CostModel, Quantity, check_fraction
 from clusterprune.errors import ArgumentError, BudgetError, BudgetWarning
 from clusterprune.graph import ChannelGraph
 from clusterprune.plans import Plan
-from clusterprune.surgery import apply, bias_home, named_tensors, removed_labels
+from clusterprune.summary import left_by
+from clusterprune.surgery import apply
 
 Target = Quantity | Literal["latency"]
 
@@ -136,33 +137,16 @@ def check_met(quantity: Quantity, keep: float, got: float, why: str) -> None:
 
 def kept_share(cost: CostModel, quantity: Quantity, plan: Plan) -> float:
     """Return the share of the MACs or parameters that a plan leaves, its new biases included."""
-    graph = cost.graph
-    removed = removed_labels(graph, plan)
-    left = cost.without(quantity, removed)
-    if quantity == "params":
-        known = named_tensors(graph)
-        homes = {weight: bias_home(graph, weight) for merge in plan.merges for weight in merge.offset}
-        new = {home[1]: weight for weight, home in homes.items() if home is not None and home[0] == "new"}
-        for path, weight in new.items():
-            if path not in known and path not in plan.replaced:
-                rows = graph.walk.space.roots(graph.walk.slices[weight, 0].labels)
-                left += int((~np.isin(rows, removed)).sum())
-        left += sum(tensor.numel() for path, tensor in plan.replaced.items() if path not in known)
-    return left / cost.total(quantity)
-
-
-def widths_of(plan: Plan) -> dict[str, int]:
-    """Return the kept width of every group that a plan cuts."""
-    return {merge.group: len(merge.kept) for merge in plan.merges}
+    return left_by(cost, quantity, plan) / cost.total(quantity)
 
 
 def _modelled(cost: CostModel, quantity: Quantity, plan: Plan) -> float:
-    return cost.total(quantity, cost.with_widths(widths_of(plan))) / cost.total(quantity)
+    return cost.total(quantity, cost.with_widths(plan.widths)) / cost.total(quantity)
 
 
 def _coarsest(cost: CostModel, quantity: Quantity, plan: Plan) -> str:
     """Say which channel is the cheapest to put back, and how much it is worth."""
-    widths = cost.with_widths(widths_of(plan))
+    widths = cost.with_widths(plan.widths)
     steps = _steps(cost, quantity, widths)
     if not steps:
         return ""
