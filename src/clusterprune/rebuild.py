@@ -1,9 +1,11 @@
 """Rebuild a model from its graph, for models whose own code does not fit the cut any more."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -15,6 +17,7 @@ from clusterprune.graph.export import canonical_paths
 from clusterprune.graph.program import Ref
 from clusterprune.graph.rewrite import Change
 from clusterprune.graph.sizes import follow_sizes
+from clusterprune.record import set_stages, stages
 from clusterprune.resize import owner_of
 
 _LAYERS = (
@@ -29,7 +32,29 @@ CONSTANT = "_constant_"
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-class EvaluationModule(fx.GraphModule):
+class RebuiltModule(fx.GraphModule):
+    """A rebuilt model, which PyTorch's own files hold without this package.
+
+    A graph module is pickled as code, and what the code calls is imported where it is read. Pickled, the model refuses
+    other sizes by PyTorch's assertion in place of :func:`require_length`, so as an `AssertionError`.
+    """
+
+    def __reduce__(self) -> Any:
+        """Pickle a graph module whose graph calls nothing of this package."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        for node in graph.nodes:
+            if node.target is require_length:
+                tensor, dim, length, what = node.args
+                with graph.inserting_before(node):
+                    size = graph.call_method("size", (tensor, dim))
+                    node.args = (graph.call_function(operator.eq, (size, length)), _refusal(what, dim, length))
+                    node.target = torch._assert
+        plain = fx.GraphModule(self, graph, class_name=type(self).__name__)
+        return set_stages(plain, stages(self)).__reduce__()
+
+
+class EvaluationModule(RebuiltModule):
     """A rebuilt model that knows evaluation mode alone, and refuses training mode by saying why.
 
     Its graph is that of an evaluation: what the original does in training mode beyond its layers' own (a dropout
@@ -156,7 +181,7 @@ class _Builder:
                 self.rebuilt.output(pytree.tree_unflatten(flat, self.graph.out_spec))
             else:
                 self.values[node.name] = self._call(node)
-        root = fx.GraphModule(self.module, self.rebuilt, class_name=type(self.graph.model).__name__)
+        root = RebuiltModule(self.module, self.rebuilt, class_name=type(self.graph.model).__name__)
         root.train(self.module.training)
         return root
 
@@ -206,11 +231,16 @@ def require_length(tensor: Tensor, dim: int, length: int, what: str) -> None:
         If it has not the traced length.
     """
     if tensor.shape[dim] != length:
-        raise ModelError(
-            f"{what} was rebuilt after a cut, and cannot follow its input to another size: dimension {dim} must be "
-            f"{length}, as it was traced, but got an input of shape {tuple(tensor.shape)}. Trace the original with an "
-            "example of the size and batch that you use, and cut it anew."
-        )
+        raise ModelError(f"{_refusal(what, dim, length)} The input has the shape {tuple(tensor.shape)}.")
+
+
+def _refusal(what: str, dim: int, length: int) -> str:
+    """Say why an input of another size is refused, and what to do."""
+    return (
+        f"{what} was rebuilt after a cut, and cannot follow its input to another size: dimension {dim} must be "
+        f"{length}, as it was traced. Trace the original with an example of the size and batch that you use, and cut "
+        "it anew."
+    )
 
 
 def _refuse(built: fx.GraphModule, graph: ChannelGraph, ways: set[str]) -> None:

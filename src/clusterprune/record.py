@@ -47,7 +47,9 @@ class Stage:
 
 def stages(model: nn.Module) -> tuple[Stage, ...]:
     """Return what was done to a model, oldest first (nothing for a model that was never cut)."""
-    noted = model.meta.get(_KEY, ()) if isinstance(model, fx.GraphModule) else getattr(model, _KEY, ())
+    noted = getattr(model, _KEY, ())
+    if isinstance(model, fx.GraphModule):
+        noted = model.meta.get(_KEY, noted)
     return tuple(Stage(**fields) for fields in noted)
 
 
@@ -59,10 +61,10 @@ def add_stage(small: nn.Module, parent: nn.Module, stage: Stage) -> nn.Module:
 def set_stages(model: nn.Module, history: tuple[Stage, ...]) -> nn.Module:
     """Note a history on a model, in plain dictionaries: a pickled model is then read where this package is not."""
     plain = tuple(asdict(stage) for stage in history)
+    # A copy of a graph module has what is in its `meta`; one that was pickled has everything else.
     if isinstance(model, fx.GraphModule):
         model.meta[_KEY] = plain
-    else:
-        setattr(model, _KEY, plain)
+    setattr(model, _KEY, plain)
     return model
 
 
