@@ -95,7 +95,7 @@ class OneShot:
     whole_kernel_limit: int = 1200
     damping: float = 1e-3
     moment_rows: int = 32768
-    macs_to_spend: float = 6e11
+    macs_to_spend: float = 1.2e12
     from_norms: FromNorms | None = field(default_factory=FromNorms)
     compare: bool = True
 
