@@ -1,0 +1,57 @@
+"""What every recipe comes to, setting by setting, against what it came to before: resolved.json."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterprune import recipes
+from clusterprune.methods.settings import read_method
+
+BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "resolved.json").read_text())
+"""Made by `resolved` of all recipes; a value is the text that Python has for it."""
+
+MOVED: dict[str, dict[str, str | None]] = {}
+"""By method, the settings that mean something else since, or are new, or (None) are gone. Why is beside each."""
+
+
+def resolved(name: str) -> dict[str, dict[str, str]]:
+    """Return the settings of a recipe with all defaults filled in, those of its trainings, and what it is of."""
+    recipe = recipes.read(name)
+    assert recipe.training is not None
+    settings = {}
+    for part in read_method(recipe.method, recipe.settings, epochs=recipe.training.epochs):
+        if part is not None:
+            settings |= {field.name: repr(getattr(part, field.name)) for field in fields(part)}
+
+    def texts(values: dict[str, Any]) -> dict[str, str]:
+        return {key: repr(value) for key, value in values.items()}
+
+    about = {"model": recipe.model, "data": recipe.data, "method": recipe.method, "seeds": recipe.seeds}
+    return {
+        "about": texts(about),
+        "settings": settings,
+        "training": texts(recipe.training.model_dump()),
+        "baseline": texts(recipe.baseline.model_dump()),
+    }
+
+
+def test_no_recipe_has_come_or_gone():
+    assert sorted(BEFORE) == recipes.names()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_means_what_it_meant_but_for_what_is_listed(name: str):
+    before, now = BEFORE[name], resolved(name)
+
+    moved = MOVED.get(recipes.read(name).method, {})
+    expected = {**before["settings"], **moved}
+    assert now == {**before, "settings": {key: value for key, value in expected.items() if value is not None}}
+
+
+def test_nothing_is_listed_that_has_not_moved():
+    for method, moved in MOVED.items():
+        for name in (name for name in recipes.names() if name.startswith(f"{method}-")):
+            assert not {key for key, value in moved.items() if BEFORE[name]["settings"].get(key) == value}
