@@ -158,7 +158,7 @@ class StopError(Exception):
     """Stands for a kill."""
 
 
-TWO_STEPS = {**QUICK, "eps": 0.1, "steps": 2, "epochs_between": 2}
+TWO_STEPS = {**QUICK, "eps": 0.1, "steps": 2, "epochs_between": 2, "carry_momentum": True}  # what can go wrong most
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_kill_9_at_random_moments_changes_nothing(
 
 
 def test_momentum_may_be_left_behind(run: Callable[..., ICPResult], undisturbed: ICPResult) -> None:
-    result = run(config=ICP(**TWO_STEPS, carry_momentum=False))
+    result = run(config=ICP(**{**TWO_STEPS, "carry_momentum": False}))
     assert [step.macs for step in result.steps][:2] == [step.macs for step in undisturbed.steps][:2]
     assert result.steps[1].accuracy == undisturbed.steps[1].accuracy
     assert not same(result.model, undisturbed.model)
@@ -277,8 +277,9 @@ def test_every_step_is_on_disk(run: Callable[..., ICPResult], trained: nn.Module
         run(out=tmp_path, resume=True)
 
 
-def test_training_is_guided_by_the_original_and_momentum_goes_from_step_to_step(
-    run: Callable[..., ICPResult], trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("carry", [False, True])
+def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless_momentum_is_to_follow(
+    run: Callable[..., ICPResult], trained: nn.Module, monkeypatch: pytest.MonkeyPatch, carry: bool
 ) -> None:
     calls: list[dict[str, Any]] = []
     fit = train.fit
@@ -288,7 +289,8 @@ def test_training_is_guided_by_the_original_and_momentum_goes_from_step_to_step(
         return fit(network, *args, **kwargs)
 
     monkeypatch.setattr(module, "fit", spy)
-    run(config=ICP(eps=0.1, seed=7, alpha=0.4, beta=2.0, temperature=5.0, **{**QUICK, "steps": 2}))
+    own = {"carry_momentum": True} if carry else {}
+    run(config=ICP(eps=0.1, seed=7, alpha=0.4, beta=2.0, temperature=5.0, **{**QUICK, "steps": 2}, **own))
     assert [call["config"].epochs for call in calls] == [1, 2]
     assert [call["config"].seed for call in calls] == [8, 9]
     for call in calls:
@@ -297,6 +299,9 @@ def test_training_is_guided_by_the_original_and_momentum_goes_from_step_to_step(
         assert same(guidance._teacher, trained)
     assert calls[0]["momentum"] == {}
     momentum = calls[1]["momentum"]
+    if not carry:
+        assert momentum == {}
+        return
     assert {name: tensor.shape for name, tensor in momentum.items()} == calls[1]["shapes"]
     assert any(tensor.abs().max() > 0 for tensor in momentum.values())
 
@@ -333,6 +338,8 @@ def test_a_target_out_of_reach_is_refused(run: Callable[..., ICPResult]) -> None
 def test_the_published_settings() -> None:
     cifar, imagenet = ICP(eps=0.015), ICP.imagenet(eps=0.08)
     assert [cifar.epochs(step) for step in (1, 2, 3)] == [10, 10, 200]
+    assert not cifar.carry_momentum
+    assert not imagenet.carry_momentum
     assert (cifar.temperature, cifar.alpha, cifar.beta, cifar.merge, cifar.survivors) == (20, 0.3, 1, "drop", "l1")
     assert [imagenet.epochs(step) for step in range(1, 6)] == [4, 4, 4, 4, 90]
     assert (imagenet.temperature, imagenet.alpha, imagenet.beta) == (20, 0.5, 50)

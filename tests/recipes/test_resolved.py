@@ -13,7 +13,10 @@ from clusterprune.methods.settings import read_method
 BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "resolved.json").read_text())
 """Made by `resolved` of all recipes; a value is the text that Python has for it."""
 
-MOVED: dict[str, dict[str, str | None]] = {}
+MOVED: dict[str, dict[str, str | None]] = {
+    # As released: the optimizer starts anew at each cut.
+    "icp": {"carry_momentum": "False"},
+}
 """By method, the settings that mean something else since, or are new, or (None) are gone. Why is beside each."""
 
 

@@ -109,7 +109,7 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
     settings: dict[str, Any] = {"keep_macs": keep_macs}
     if contender.method == "icp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024}
-        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5)}
+        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5), "carry_momentum": True}
     if contender.method == "acp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
         settings |= {"inherit": True, "equal_macs": False}

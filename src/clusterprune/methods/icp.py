@@ -81,7 +81,8 @@ class ICP:
         Of cuts by clusters: who stays and what it takes over, as in :func:`clusterprune.plan`. The released code drops
         all but the filters of largest ℓ1 norm.
     carry_momentum
-        Whether the optimizer's momentum follows the channels from step to step, or starts from nothing.
+        Whether the optimizer's momentum follows the channels from step to step, which is ours; as released, the
+        optimizer starts anew at each cut.
     ignore
         Globs of layers to leave alone.
     approximate
@@ -105,7 +106,7 @@ class ICP:
     layers: Literal["inner", "all"] = "inner"
     merge: MergeKind = "drop"
     survivors: Literal["medoid", "l1"] = "l1"
-    carry_momentum: bool = True
+    carry_momentum: bool = False
     ignore: tuple[str, ...] = ()
     approximate: bool = False
     seed: int = 0
