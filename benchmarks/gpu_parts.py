@@ -573,12 +573,19 @@ def part_acp(place: Place) -> Iterator[Row]:
         graph = cp.trace(model, torch.zeros(1, 1, 8, 8))
         settings = cp.ACP(
             keep_macs=0.7, samples=64, min_samples=2, particles=2, cycles=1, fitness=fitness,
-            merge="refit" if fitness == "merge" else "drop", inherit=fitness == "merge",
+            merge="refit" if fitness == "merge" else "drop", candidates_inherit=fitness == "merge",
         )  # fmt: skip
         short = config.model_copy(update={"epochs": 1})
         found = cp.acp(model, graph, images_, held_out, config=settings, training=short, **common)
         return retrain(
-            graph, found.plan, images_, held_out, training=config, equal_macs=False, inherit=settings.inherit, **common
+            graph,
+            found.plan,
+            images_,
+            held_out,
+            training=config,
+            equal_macs=False,
+            inherit=settings.candidates_inherit,
+            **common,
         )[0]
 
     for fitness in ("train", "merge"):

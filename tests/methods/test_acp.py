@@ -262,6 +262,19 @@ def test_the_published_fitness_trains_every_structure(graph: cp.ChannelGraph, di
     assert trained.history[-1]["validation_accuracy"] == fitness.values[0]
 
 
+def test_candidates_may_inherit(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
+    values = {}
+    for inherits in (True, False):
+        config = ACP(keep_macs=0.7, **{**QUICK, "fitness": "train"}, candidates_inherit=inherits)
+        fitness = StructureFitness(graph, *digits, config=config, training=FAST, mean=MEAN, std=STD)
+        plan = fitness.plan(fitness.start)
+        small = cp.apply(graph.model, plan, graph=graph) if inherits else from_random(graph, plan)
+        values[inherits] = fitness(fitness.start)
+        trained = train.fit(small, *digits, config=FAST, mean=MEAN, std=STD)
+        assert values[inherits] == trained.history[-1]["validation_accuracy"]
+    assert values[True] > values[False]
+
+
 def test_equal_multiply_adds_by_hand() -> None:
     """ACP on VGG-16: 51.48 % of 160 epochs' multiply-adds saved make 160 / 0.4852 = 330 epochs."""
     assert retrain_epochs(160, 314.59, 314.59 * (1 - 0.5148)) == 330

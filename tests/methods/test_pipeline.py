@@ -178,6 +178,22 @@ def test_acp_needs_images_to_choose_by(task: Task) -> None:
         run(replace(task, validation=None), "acp")
 
 
+@pytest.mark.parametrize("inherits", [False, True])
+def test_of_acp_the_last_training_inherits_by_a_setting_of_its_own(
+    task: Task, monkeypatch: pytest.MonkeyPatch, inherits: bool
+) -> None:
+    asked = []
+
+    def retrain(*_: Any, **more: Any) -> None:
+        asked.append(more["inherit"])
+        raise StoppedError
+
+    monkeypatch.setattr("clusterprune.methods.acp.retrain", retrain)
+    with pytest.raises(StoppedError):
+        run(task, "acp", settings={"candidates_inherit": not inherits, "retraining_inherits": inherits})
+    assert asked == [inherits]
+
+
 def test_a_folder_that_cannot_be_made_is_named(task: Task, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot make the folder"):

@@ -14,6 +14,8 @@ BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent
 """Made by `resolved` of all recipes; a value is the text that Python has for it."""
 
 MOVED: dict[str, dict[str, str | None]] = {
+    # One setting became two, both of the old value.
+    "acp": {"inherit": None, "candidates_inherit": "False", "retraining_inherits": "False"},
     # As released: the optimizer starts anew at each cut.
     "icp": {"carry_momentum": "False"},
 }

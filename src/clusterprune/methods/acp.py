@@ -79,8 +79,9 @@ class ACP:
         How "merge" hands over the work of removed channels.
     merge
         How the resulting plan does. The published retraining starts from random weights, so "drop" is enough.
-    inherit
-        Whether candidates keep the weights of the original, or start from random ones.
+    candidates_inherit
+        Whether candidates that train keep the weights of the original, as in the released code, or start from random
+        ones; the paper leaves it open. Whether the last training does is for :func:`retrain` to say.
     ignore
         Globs of layers to leave alone.
     seed
@@ -100,7 +101,7 @@ class ACP:
     fitness: Literal["train", "merge"] = "train"
     fitness_merge: Handover = "least_squares"
     merge: Handover = "drop"
-    inherit: bool = False
+    candidates_inherit: bool = False
     ignore: tuple[str, ...] = ()
     seed: int = 0
 
@@ -333,7 +334,7 @@ class StructureFitness:
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Return percent correct."""
         plan = self.plan(widths)
-        if self.config.fitness == "merge" or self.config.inherit:
+        if self.config.fitness == "merge" or self.config.candidates_inherit:
             small = apply(self.graph.model, plan, graph=self.graph)
         else:
             small = from_random(self.graph, plan, factory=self.factory, seed=self.config.seed)

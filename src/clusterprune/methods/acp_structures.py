@@ -214,7 +214,7 @@ def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
             if not callable(reset):
                 raise ModelError(
                     f"{path or type(module).__name__} has parameters but no reset_parameters, so it cannot be trained "
-                    "from random weights; give a factory, or set inherit=True"
+                    "from random weights; give a factory, or let it inherit the original's"
                 )
             reset()
     return model.to(place)

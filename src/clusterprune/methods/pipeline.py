@@ -306,7 +306,7 @@ def _acp(call: _Call) -> Outcome:
     plan = _kept(call, choose)
     images, watched = (task.train, validation) if task.whole is None else (task.whole, None)
     small, result = retrain(
-        graph, plan, images, watched, training=training, equal_macs=more.equal_macs, inherit=config.inherit,
+        graph, plan, images, watched, training=training, equal_macs=more.equal_macs, inherit=more.retraining_inherits,
         **common, out=call.folder / "training", resume=True, progress=call.watching("retrain"),
     )  # fmt: skip
     record = {name: plan.notes[name] for name in ("start", "best", "fitness", "evaluations")}

@@ -21,6 +21,14 @@ TRAINED = ("icp", "acp", "cp", "sfp")
 """Methods that train as they compress, or must afterwards."""
 METHODS = ("oneshot", *TRAINED, *CRITERIA)
 
+_RENAMED = {
+    ("acp", "inherit"): (
+        "candidates that train and the last training inherit weights by settings of their own; give "
+        "candidates_inherit, retraining_inherits or both"
+    )
+}
+"""Settings that there were, by method and name, and what to give in their place."""
+
 Settings = TypeVar("Settings")
 Reader = Callable[[Any], Any]
 
@@ -116,6 +124,8 @@ class BesideACP:
         Where the search is kept; None is a file in the run's folder.
     equal_macs
         As in :func:`clusterprune.methods.acp.retrain`.
+    retraining_inherits
+        Whether the last training begins with what is left of the original's weights, or with random ones, as published.
     fitness_epochs
         How long a candidate is trained.
     """
@@ -123,6 +133,7 @@ class BesideACP:
     storage: str | None = None
     study: str = "acp"
     equal_macs: bool = True
+    retraining_inherits: bool = False
     fitness_epochs: int = 3
 
 
@@ -155,6 +166,8 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
         fixed["final_epochs"] = epochs or kind.final_epochs
     known = [field.name for each in (kind, beside) if each is not None for field in fields(each)]
     for name, value in given.items():
+        if (method, name) in _RENAMED:
+            raise ArgumentError(f"{name}={shown(value)} is no setting of method={method!r}: {_RENAMED[method, name]}")
         if name in fixed or name not in known:
             names = ", ".join(sorted(set(known) - fixed.keys()))
             raise ArgumentError(f"{name}={shown(value)} is no setting of method={method!r}, which has {names}")
