@@ -200,6 +200,25 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     assert cp.Plan.load(tmp_path / "plan").notes["widths"] == result.best
 
 
+@pytest.mark.parametrize("given", [{"keep_macs": 0.7}, {"eps": 0.2, "keep_macs": None, "fitness": "train"}])
+@pytest.mark.parametrize("merge", ["drop", "least_squares"])
+def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
+    graph: cp.ChannelGraph, images: torch.Tensor, digits: tuple[Split, Split], given: dict, merge: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    config = ACP(**{"keep_macs": 0.7, **QUICK, "merge": merge, **given, "cycles": 0})
+    for name in ("search", "fit"):
+        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(evaluate, "accuracy", None)
+    result = acp(graph.model, graph, *digits, config=config, training=FAST, mean=MEAN, std=STD, out=tmp_path)
+    inner = restrict(graph, inner_groups(graph))
+    sample = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
+    assert result.start == result.best == clustered_widths(inner, sample, config)
+    assert result.plan.widths == {n: w for n, w in result.best.items() if w < graph.by_name[n].width}
+    assert (result.value, result.history, result.storage, list(tmp_path.iterdir())) == (None, (), "", [])
+    assert repr(result).startswith("<ACPResult without a search: ")
+
+
 def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
     config = ACP(keep_macs=0.7, **{**QUICK, "by": "oneshot", "layers": "all"})
     fitness = StructureFitness(graph, *digits, config=config, mean=MEAN, std=STD)
@@ -329,6 +348,8 @@ def test_a_layer_that_cannot_begin_anew_is_named() -> None:
         ({"eps": 0.1, "fitness": "luck"}, "fitness must be"),
         ({"eps": 0.1, "merge": "add"}, "merge must be"),
         ({"eps": 0.1, "sampler": "nsga2"}, "two objectives"),
+        ({"eps": 0.1, "cycles": -1}, "cycles must be a whole number of at least 0"),
+        ({"eps": 0.1, "particles": 0}, "particles must be a whole number of at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:

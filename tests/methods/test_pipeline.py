@@ -178,6 +178,14 @@ def test_acp_needs_images_to_choose_by(task: Task) -> None:
         run(replace(task, validation=None), "acp")
 
 
+def test_acp_without_cycles_goes_on_to_the_same_network(task: Task, tmp_path: Path) -> None:
+    settings = {"cycles": 0, "fitness": "train"}
+    made = run(task, "acp", tmp_path, settings=settings)
+    assert (made.record["fitness"], made.record["evaluations"]) == (None, 0)
+    assert made.record["best"] == made.record["start"]
+    assert_same(run(task, "acp", tmp_path, settings=settings).model, made.model)
+
+
 @pytest.mark.parametrize("inherits", [False, True])
 def test_of_acp_the_last_training_inherits_by_a_setting_of_its_own(
     task: Task, monkeypatch: pytest.MonkeyPatch, inherits: bool

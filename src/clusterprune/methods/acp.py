@@ -68,7 +68,8 @@ class ACP:
     samples
         Training images whose mean feature maps are compared, and on which channels are merged.
     particles, cycles, velocity_max
-        Of the swarm; as :class:`clusterprune.search.ParticleSwarmSampler`.
+        Of the swarm; as :class:`clusterprune.search.ParticleSwarmSampler`. No cycles are no search, the paper's
+        "without PSO": C' is taken as it is.
     sampler
         "swarm" as published; "tpe" or "random" search as many structures.
     fitness
@@ -108,6 +109,10 @@ class ACP:
     def __post_init__(self) -> None:
         """Check what nothing else checks."""
         check_knob(self.eps, self.keep_macs, self.by, self.layers, "between 0.005 and 0.3")
+        for name, least in (("particles", 1), ("cycles", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ArgumentError(f"{name} must be a whole number of at least {least}, but got {name}={value!r}")
         if self.fitness not in ("train", "merge"):
             raise ArgumentError(f"fitness must be 'train' or 'merge', but got fitness={self.fitness!r}")
         for name in ("merge", "fitness_merge"):
@@ -130,23 +135,25 @@ class ACPResult:
     start, best
         C' and C*: width of each group.
     value
-        Fitness of C*: percent correct on the validation images.
+        Fitness of C*: percent correct on the validation images; None where there were no cycles.
     history
         Every structure that was looked at.
     study, storage
-        Name and URL of the Optuna study; storage is empty if it was kept in memory.
+        Name and URL of the Optuna study; storage is empty if it was kept in memory, or there is none.
     """
 
     plan: Plan
     start: Mapping[str, int]
     best: Mapping[str, int]
-    value: float
+    value: float | None
     history: tuple[Evaluation, ...]
     study: str
     storage: str
 
     def __repr__(self) -> str:
         """Say how good the best structure is, among how many, and how wide its first groups are."""
+        if self.value is None:
+            return f"<ACPResult without a search: {first_widths(self.best)}>"
         return (
             f"<ACPResult: fitness {self.value:.6g} in study {self.study!r}, best of "
             f"{plural(len(self.history), 'structure')}: {first_widths(self.best)}>"
@@ -211,6 +218,9 @@ def acp(
         progress=progress,
     )  # fmt: skip
     start, graph = fitness.start, fitness.graph
+    if not config.cycles:
+        plan = _noted(fitness, start, config, name)
+        return ACPResult(plan, start, start, None, (), name, "")
     groups = {name: graph.by_name[name] for name in start}
     sampler = ParticleSwarmSampler(
         start, config.particles, config.cycles, velocity_max=config.velocity_max, seed=config.seed
@@ -232,11 +242,17 @@ def acp(
     best, value = dict(found.best), found.value
     if config.fitness == "merge" and (untouched := fitness(start)) > value:
         best, value = start, untouched
-    notes = {"method": "acp", "config": repr(config), "widths": best, "study": found.name}
-    plan = replace(fitness.plan(best, merge=config.merge), notes=notes)
-    if config.keep_macs is not None:
-        check_plan(CostModel(graph), "macs", config.keep_macs, plan)
+    plan = _noted(fitness, best, config, found.name)
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
+
+
+def _noted(fitness: "StructureFitness", widths: Mapping[str, int], config: ACP, study: str) -> Plan:
+    """Return the plan of the structure that was chosen, having checked that it meets the target."""
+    notes = {"method": "acp", "config": repr(config), "widths": dict(widths), "study": study}
+    plan = replace(fitness.plan(widths, merge=config.merge), notes=notes)
+    if config.keep_macs is not None:
+        check_plan(CostModel(fitness.graph), "macs", config.keep_macs, plan)
+    return plan
 
 
 def candidate_training(training: TrainConfig, epochs: int) -> TrainConfig:
@@ -320,7 +336,7 @@ class StructureFitness:
             self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)
         elif config.fitness == "merge":
             self.limit = macs_of(self.graph, self.start)
-        by = config.fitness_merge if config.fitness == "merge" else "drop"
+        by = config.fitness_merge if config.fitness == "merge" and config.cycles else "drop"
         self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=config.seed, progress=progress)
 
     def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
