@@ -10,6 +10,7 @@ How to run
 ----------
     python benchmarks/swarm_search.py
 
+The swarm's speed limit is a tenth of each range (`velocity_max=None`).
 A landscape has twelve widths of up to 16, 32 or 64, as a ResNet's layers; its optimum, the length and the depth of its
 ripples differ by seed. Every method gets the same 20 landscapes, 36 evaluations, and, if it can use one, the same
 start: "near" is 15 % (one standard deviation) of each range from the optimum, "anywhere" is uniform. Random search near
@@ -38,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import wilcoxon
 
-from clusterprune.search import search
+from clusterprune.search import ParticleSwarmSampler, search
 
 RESULTS = Path(__file__).parent / "results" / "swarm_search.json"
 RANGES = {f"layer{i}": (1, width) for i, width in enumerate([16] * 4 + [32] * 4 + [64] * 4)}
@@ -80,7 +81,9 @@ def compare(seeds: int) -> dict[str, object]:
         fitness, starts = landscape(seed)
         for where, start in starts.items():
             methods = {
-                "swarm": lambda f=fitness, s=start, k=seed: search(RANGES, f, start=s, seed=k).value,
+                "swarm": lambda f=fitness, s=start, k=seed: (
+                    search(RANGES, f, start=s, seed=k, sampler=ParticleSwarmSampler(s, velocity_max=None, seed=k)).value
+                ),
                 "random": lambda f=fitness, s=start, k=seed: search(RANGES, f, start=s, seed=k, sampler="random").value,
                 "random near the start": lambda f=fitness, s=start, k=seed: (
                     search(near_only(s), f, start=s, seed=k, sampler="random").value

@@ -314,6 +314,12 @@ def test_retraining(graph: cp.ChannelGraph, digits: tuple[Split, Split], inherit
     assert RETRAINING.epochs == 160
 
 
+def test_the_published_swarm() -> None:
+    config = ACP(eps=0.02)
+    assert (config.particles, config.cycles, config.velocity_max, config.sampler) == (6, 5, 2, "swarm")
+    assert (config.merge, config.fitness, config.candidates_inherit) == ("drop", "train", False)
+
+
 def test_random_weights_are_new_and_repeatable(graph: cp.ChannelGraph) -> None:
     plan = plan_for_widths(graph, {"layer1.0.conv1": 5}, merge="drop")
     kept = cp.apply(graph.model, plan, graph=graph)

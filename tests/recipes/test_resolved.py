@@ -14,8 +14,14 @@ BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent
 """Made by `resolved` of all recipes; a value is the text that Python has for it."""
 
 MOVED: dict[str, dict[str, str | None]] = {
-    # One setting became two, both of the old value.
-    "acp": {"inherit": None, "candidates_inherit": "False", "retraining_inherits": "False"},
+    "acp": {
+        # One setting became two, both of the old value.
+        "inherit": None,
+        "candidates_inherit": "False",
+        "retraining_inherits": "False",
+        # As released, where the paper names no value: it was a tenth of a layer's width.
+        "velocity_max": "2.0",
+    },
     # As released: the optimizer starts anew at each cut.
     "icp": {"carry_momentum": "False"},
 }

@@ -107,6 +107,18 @@ def test_every_trial_moves_as_the_equations_say() -> None:
     assert len({tuple(t.params.values()) for t in study.trials}) > 8
 
 
+def test_widths_move_a_few_channels_at_a_time_unless_the_limit_follows_the_range() -> None:
+    """v_max = 2 and first velocities within it, as released; or a tenth of each range: 6.3 of x, 1.5 of y."""
+    for options, limits in (({}, {"x": 2.0, "y": 2.0}), ({"velocity_max": None}, {"x": 6.3, "y": 1.5})):
+        study = study_of(ParticleSwarmSampler(START, particles=32, cycles=2, **options))
+        study.optimize(objective, n_trials=96)
+        for name, limit in limits.items():
+            speeds = [abs(t.system_attrs["swarm"]["velocity"][name]) for t in study.trials]
+            assert max(speeds) <= limit + 1e-12
+            assert 0.9 * limit < max(speeds[:32]) < limit  # uniform within it: the largest of 32 is near its end
+            assert 0.3 * limit < sum(speeds[:32]) / 32 < 0.7 * limit
+
+
 def test_a_seed_repeats_the_trials_and_another_does_not() -> None:
     runs = []
     for seed in (1, 1, 2):

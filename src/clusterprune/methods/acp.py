@@ -97,7 +97,7 @@ class ACP:
     samples: int = 256
     particles: int = 6
     cycles: int = 5
-    velocity_max: float | None = None
+    velocity_max: float | None = 2.0
     sampler: SamplerName = "swarm"
     fitness: Literal["train", "merge"] = "train"
     fitness_merge: Handover = "least_squares"

@@ -112,7 +112,7 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
         settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5), "carry_momentum": True}
     if contender.method == "acp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
-        settings |= {"candidates_inherit": True, "retraining_inherits": True, "equal_macs": False}
+        settings |= {"candidates_inherit": True, "retraining_inherits": True, "equal_macs": False, "velocity_max": None}
     if contender.method == "cp":
         settings |= {"curvature": 20.0, "mean_of": "replaced"}
     settings |= dict(contender.changes)

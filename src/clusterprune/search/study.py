@@ -52,8 +52,8 @@ def search(
     name
         Of the study in the storage.
     sampler
-        "swarm" (6 particles, as many cycles as the evaluations allow), "tpe", "nsga2", "random" or any Optuna
-        sampler. The named ones are seeded anew for each place; another one's memory is its own affair.
+        "swarm" (6 particles as ACP moves them, as many cycles as the evaluations allow), "tpe", "nsga2", "random" or
+        any Optuna sampler. The named ones are seeded anew for each place; another one's memory is its own affair.
     evaluations
         Number of places, duplicates included: particles · (cycles + 1) for a whole swarm.
     directions

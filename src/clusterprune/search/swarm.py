@@ -114,8 +114,9 @@ class ParticleSwarmSampler(BaseSampler):
     inertia
         w at the start and at the end.
     velocity_max
-        Largest speed in each dimension. The paper names no value; None is a tenth of the parameter's range,
-        and at least 1. Initial velocities are uniform within it.
+        Largest speed in each dimension; first velocities are uniform within it. The paper names no value, the released
+        code has 2: with r, widths move by at most four channels a cycle. None, which is ours, is a tenth of the
+        parameter's range, and at least 1.
     r
         How far a velocity carries.
     seed
@@ -143,7 +144,7 @@ class ParticleSwarmSampler(BaseSampler):
     a1: float = 2.0
     a2: float = 2.0
     inertia: tuple[float, float] = (0.9, 0.4)
-    velocity_max: float | None = None
+    velocity_max: float | None = 2.0
     r: float = 2.0
     seed: int = 0
 
