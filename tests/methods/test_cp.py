@@ -285,6 +285,13 @@ def test_algorithm_1(batch_norm: str, tmp_path: object) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_the_published_settings_are_one_call() -> None:
+    config = CP.published(goal=0.5)
+    assert config == CP(goal=0.5, batch_norm="removed")
+    assert (config.schedule, config.mean_of, config.clustering, config.layers) == ("fast-slow", "cluster", None, None)
+    assert CP.published(schedule="linear", batch_norm="tied") == CP(schedule="linear")
+
+
 # Errors.
 
 
@@ -292,7 +299,7 @@ def test_algorithm_1(batch_norm: str, tmp_path: object) -> None:
     ("options", "message"),
     [
         ({"goal": 1.0}, r"goal must be .*goal=1\.0"),
-        ({"goal": 0.4}, r"real_rate=0\.5 must be below goal=0\.4"),
+        ({"goal": 0.4, "clusters": Adaptive(0.5)}, r"real_rate=0\.5 must be below goal=0\.4"),
         ({"schedule": "cubic"}, "schedule must be one of fast-slow.*'cubic'"),
         ({"curvature": 0}, "curvature must be"),
         ({"batch_norm": "kept"}, "batch_norm must be"),

@@ -19,6 +19,8 @@ from clusterprune.methods.cp_rates import (
     pruning_rate,
     real_rate,
     replaced_count,
+    usual_goal,
+    usual_real_rate,
 )
 
 
@@ -78,6 +80,17 @@ def test_adaptive_counts() -> None:
     assert counts == [2, 7, 16]
     assert real_rate([0.75] * 3, counts, widths) >= 0.5
     assert adaptive.of(torch.zeros(3, 3), 1, 9, 0.75) == 1
+
+
+@given(goal=st.floats(0.01, 0.99))
+def test_a_goal_is_enough(goal: float) -> None:
+    """0.5 comes with a real rate of 1/3, 0.75 with 0.5, 0.9 with 0.8."""
+    assert [usual_real_rate(g) for g in (0.5, 0.75, 0.9)] == pytest.approx([1 / 3, 0.5, 0.8])
+    real = usual_real_rate(goal)
+    assert 0 < real < goal
+    assert usual_goal(real) == pytest.approx(goal)
+    Adaptive().check(goal)
+    assert Adaptive().of(torch.zeros(64, 1), 2, 3, goal) == Adaptive(real).of(torch.zeros(64, 1), 2, 3, goal)
 
 
 def test_constant_counts() -> None:

@@ -186,6 +186,13 @@ def test_acp_without_cycles_goes_on_to_the_same_network(task: Task, tmp_path: Pa
     assert_same(run(task, "acp", tmp_path, settings=settings).model, made.model)
 
 
+def test_cp_as_published_trains_from_random_weights_without_batch_norms(task: Task) -> None:
+    made = run(task, "cp", settings={"preset": "published"})
+    assert_same(made.model, run(task, "cp", settings={"batch_norm": "removed", "scratch": True}).model)
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) for model in (made.model, task.model)]
+    assert norms[0] < norms[1]
+
+
 @pytest.mark.parametrize("inherits", [False, True])
 def test_of_acp_the_last_training_inherits_by_a_setting_of_its_own(
     task: Task, monkeypatch: pytest.MonkeyPatch, inherits: bool

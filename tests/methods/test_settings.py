@@ -50,6 +50,11 @@ def test_values_become_what_the_fields_hold() -> None:
             (ACP(eps=0.02, seed=7), BesideACP(retraining_inherits=True)),
         ),
         ("cp", {"goal": 0.6, "clusters": {"constant": 5}}, (CP(0.6, Constant(number=5), seed=7), BesideCP())),
+        ("cp", {"goal": 0.5}, (CP(goal=0.5, seed=7), BesideCP())),
+        ("cp", {"preset": "published", "goal": 0.5}, (CP.published(goal=0.5, seed=7), BesideCP(scratch=True))),
+        ("cp", {"preset": "published", "scratch": False, "batch_norm": "tied"}, (CP(seed=7), BesideCP())),
+        ("icp", {"preset": "published", "eps": 0.02}, (ICP(eps=0.02, samples=128, seed=7, final_epochs=40), None)),
+        ("acp", {"preset": "published", "eps": 0.02}, (ACP(eps=0.02, samples=200, seed=7), BesideACP())),
         ("cp", {"keep_macs": 0.5, "scratch": True}, (CP(seed=7), BesideCP(keep_macs=0.5, scratch=True))),
     ],
 )
@@ -89,8 +94,11 @@ def test_a_wrong_name_lists_what_there_is(method: str) -> None:
         ),
         ("acp", {"eps": 0.1, "inherit": True}, "inherit=True is no setting of method='acp': candidates that train and"),
         ("cp", {"keep_macs": 0.5, "goal": 0.5}, "goal=0.5 and keep_macs=0.5 exclude each other"),
-        ("cp", {"goal": 0.4}, "real_rate=0.5 must be below goal=0.4"),
-        ("cp", {"clusters": 5}, "clusters=5 is not known; give {adaptive: RATE}"),
+        ("cp", {"goal": 0.4, "clusters": {"adaptive": 0.5}}, "real_rate=0.5 must be below goal=0.4"),
+        ("cp", {"preset": "ours"}, "preset='ours' is not known; of method='cp' there is published"),
+        ("icp", {"eps": 0.1, "preset": ["published"]}, "is not known; of method='icp' there is published"),
+        ("l1", {"keep_macs": 0.5, "preset": "published"}, "preset='published' is no setting of method='l1'"),
+        ("cp", {"clusters": 5}, "clusters=5 is not known; give adaptive, {adaptive: RATE}"),
         ("sfp", {"keep_latency": 0.5}, "keep_latency=0.5 is no setting of method='sfp'"),
         ("oneshot", {"keep_macs": 0.5, "merge": "drop"}, "merge='drop' is no setting of method='oneshot'"),
         ("l1", {"keep_macs": 0.5, "layers": "some"}, "layers='some' is not accepted"),
@@ -107,6 +115,7 @@ def test_wrong_values_are_named(method: str, given: dict[str, Any], message: str
     ("value", "expected"),
     [
         ("silhouette", Silhouette()),
+        ("adaptive", Adaptive()),
         ({"adaptive": 0.4}, Adaptive(0.4)),
         ({"constant": 5}, Constant(number=5)),
         ({"share": 0.25}, Constant(share=0.25)),
@@ -130,7 +139,7 @@ def test_numbers_that_nothing_counts_to_are_refused_by_name(method: str) -> None
 
 @pytest.mark.parametrize("value", ["many", {"adaptive": 0.4, "constant": 5}, {"some": 5}, {}])
 def test_other_cluster_counts_are_refused(value: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"clusters=.* is not known; give \{adaptive: RATE\}"):
+    with pytest.raises(ArgumentError, match=r"clusters=.* is not known; give adaptive, \{adaptive: RATE\}"):
         read_cluster_count(value)
 
 

@@ -42,6 +42,7 @@ from clusterprune.methods.cp_rates import (
     check_rate,
     pruning_rate,
     replaced_count,
+    usual_goal,
 )
 from clusterprune.plans import Plan
 from clusterprune.surgery import apply
@@ -51,17 +52,21 @@ __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_m
 
 Images = Split | tuple[Tensor, Tensor]
 
+PUBLISHED: dict[str, Any] = {"batch_norm": "removed"}
+"""In what the published settings differ from the defaults."""
+
 
 @dataclass(frozen=True)
 class CP:
-    """The settings of CP.
+    """The settings of CP; :meth:`published` has those of the paper, whose networks train from random weights.
 
     Attributes
     ----------
     goal
         P_goal, the share of each layer's filters that are replaced after the last epoch.
     clusters
-        How many clusters a layer gets: `Adaptive(real_rate)`, `Constant(number or share)` or `Silhouette()`.
+        How many clusters a layer gets: `Adaptive()`, which follows the goal, `Adaptive(real_rate)`,
+        `Constant(number or share)` or `Silhouette()`.
     schedule
         How the rate rises to the goal: "fast-slow" (the paper's best, Fig. 5), "slow-fast" or "linear".
     curvature
@@ -93,7 +98,7 @@ class CP:
     """
 
     goal: float = 0.75
-    clusters: ClusterCount = Adaptive(real_rate=0.5)  # noqa: RUF009 (frozen)
+    clusters: ClusterCount = Adaptive()  # noqa: RUF009 (frozen)
     schedule: Schedule = "fast-slow"
     curvature: float = 5.0
     clustering: Clustering | None = None
@@ -102,6 +107,15 @@ class CP:
     layers: tuple[str, ...] | None = None
     widths: tuple[int, ...] | None = None
     seed: int = 0
+
+    @classmethod
+    def published(cls, **changes: Any) -> "CP":
+        """Return the published settings: fast-slow, adaptive clusters, k-means, no batch norm behind a target layer.
+
+        Give :func:`cluster_prune` a network with random weights. Without batch norms a learning rate of 0.1 may need a
+        warm-up.
+        """
+        return cls(**{**PUBLISHED, **changes})
 
     def __post_init__(self) -> None:
         check_rate("goal", self.goal)
@@ -210,7 +224,7 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
         return cost.total("macs", cost.with_widths(by_name)) / cost.total("macs")
 
     def at(real: float) -> tuple[float, CP]:
-        goal = min(1.5 * real, (1 + real) / 2)
+        goal = usual_goal(real)
         clusters, widths = Adaptive(real), []
         for layer, group in enumerate(groups, 1):
             count = clusters.of(torch.empty(group.width, 0), layer, len(groups), goal)

@@ -57,6 +57,19 @@ def real_rate(rates: Sequence[float], counts: Sequence[int], widths: Sequence[in
     return removed / sum(widths)
 
 
+def usual_goal(real: float) -> float:
+    """Return the P_goal that goes with a real rate P_r: 1.5 · P_r, or half way from P_r to 1 where that is less.
+
+    What lies between the two is the share of filters that stand for their clusters; the paper does not say how much.
+    """
+    return min(1.5 * real, (1 + real) / 2)
+
+
+def usual_real_rate(goal: float) -> float:
+    """Return the real rate P_r whose :func:`usual_goal` is a given one."""
+    return max(goal / 1.5, 2 * goal - 1)
+
+
 def adaptive_share(layer: int, layers: int, goal: float, real: float) -> float:
     """Return cᵢ/Nᵢ for a layer, counted from 1: an arctangent of depth that ends at P − P_r (section 3.3)."""
     return (goal - real) * (math.atan(layer) / math.atan(layers))
@@ -78,27 +91,30 @@ class ClusterCount(Protocol):
 class Adaptive:
     """More clusters in deeper layers, so that at least `real_rate` of all filters go (Eq. 9).
 
+    Without a real rate it follows the goal: see :func:`usual_real_rate`.
+
     A layer ends with at most ⌈N · (1 − P)⌉ + ⌊N · (P − P_r)⌋ filters, to which one is added if that leaves it
     without a cluster.
     """
 
-    real_rate: float = 0.5
+    real_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.real_rate < 1:
+        if self.real_rate is not None and not 0 <= self.real_rate < 1:
             raise ArgumentError(f"real_rate must be at least 0 and below 1, but got real_rate={self.real_rate!r}")
 
     def check(self, goal: float) -> None:
         """Raise :class:`ArgumentError` where nothing is left for clusters."""
-        if self.real_rate >= goal:
+        if self.real_rate is not None and self.real_rate >= goal:
             raise ArgumentError(
                 f"real_rate={self.real_rate:g} must be below goal={goal:g}: what lies between is the share of filters "
-                "that stand for their clusters. Raise goal, half way to 1 for example."
+                "that stand for their clusters. Raise goal, half way to 1 for example, or give it alone."
             )
 
     def of(self, filters: Tensor, layer: int, layers: int, goal: float) -> int:
         """Return max(1, ⌊N · share⌋)."""
-        return max(1, replaced_count(len(filters), adaptive_share(layer, layers, goal, self.real_rate)))
+        real = usual_real_rate(goal) if self.real_rate is None else self.real_rate
+        return max(1, replaced_count(len(filters), adaptive_share(layer, layers, goal, real)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from clusterprune.arguments import shown
 from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.cp import CP
+from clusterprune.methods.cp import PUBLISHED as CP_PUBLISHED
 from clusterprune.methods.cp_rates import Adaptive, ClusterCount, Constant, Silhouette
 from clusterprune.methods.criteria import CRITERIA, Handover, Scope
 from clusterprune.methods.icp import ICP
@@ -28,6 +29,18 @@ _RENAMED = {
     )
 }
 """Settings that there were, by method and name, and what to give in their place."""
+
+PRESET = "preset"
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "icp": {"published": {"samples": 128}},
+    "acp": {"published": {"samples": 200}},
+    "cp": {"published": {**CP_PUBLISHED, "scratch": True}},
+}
+"""By method and name, settings that a preset gives in place of the defaults; what is given besides comes first.
+
+Published are the samples of the released code, and CP's training from random weights without batch norms; all else that
+is published is the default.
+"""
 
 Settings = TypeVar("Settings")
 Reader = Callable[[Any], Any]
@@ -145,7 +158,7 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
     method
         One of `METHODS`.
     given
-        Values by name.
+        Values by name. "preset" stands for several, those of `PRESETS`.
     seed, epochs
         Of the run and of its last training: no settings of a method, though some of their classes have them.
 
@@ -165,6 +178,8 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
     if _has(kind, "final_epochs"):
         fixed["final_epochs"] = epochs or kind.final_epochs
     known = [field.name for each in (kind, beside) if each is not None for field in fields(each)]
+    presets = PRESETS.get(method, {})
+    known += [PRESET] if presets else []
     for name, value in given.items():
         if (method, name) in _RENAMED:
             raise ArgumentError(f"{name}={shown(value)} is no setting of method={method!r}: {_RENAMED[method, name]}")
@@ -173,6 +188,13 @@ def read_method(method: str, given: Mapping[str, Any], *, seed: int = 0, epochs:
             raise ArgumentError(f"{name}={shown(value)} is no setting of method={method!r}, which has {names}")
         if _largest(value) > LARGEST:
             raise ArgumentError(f"{name}={shown(value)} is not accepted: whole numbers go up to {LARGEST}")
+    if PRESET in given:
+        name = given[PRESET]
+        if not isinstance(name, str) or name not in presets:
+            raise ArgumentError(
+                f"{PRESET}={shown(name)} is not known; of method={method!r} there is {', '.join(presets)}"
+            )
+        given = {**presets[name], **{key: value for key, value in given.items() if key != PRESET}}
     if given.get("keep_macs") is not None and beside is BesideCP:
         for name in ("goal", "clusters", "widths"):
             if name in given:
@@ -261,7 +283,7 @@ def read_cluster_count(value: Any) -> ClusterCount:
     Parameters
     ----------
     value
-        ``{"adaptive": real_rate}``, ``{"constant": number}``, ``{"share": share}`` or ``"silhouette"``.
+        ``"adaptive"``, ``{"adaptive": real_rate}``, ``{"constant": number}``, ``{"share": share}`` or ``"silhouette"``.
 
     Raises
     ------
@@ -272,6 +294,8 @@ def read_cluster_count(value: Any) -> ClusterCount:
         return value
     if value == "silhouette":
         return Silhouette()
+    if value == "adaptive":
+        return Adaptive()
     makers: dict[str, Callable[[Any], ClusterCount]] = {
         "adaptive": lambda rate: Adaptive(_checked("adaptive", rate, float)),
         "constant": lambda number: Constant(number=_checked("constant", number, int)),
@@ -282,8 +306,8 @@ def read_cluster_count(value: Any) -> ClusterCount:
         if kind in makers:
             return makers[kind](number)
     raise ArgumentError(
-        f"clusters={value!r} is not known; give {{adaptive: RATE}}, {{constant: NUMBER}}, {{share: SHARE}} or "
-        "silhouette"
+        f"clusters={value!r} is not known; give adaptive, {{adaptive: RATE}}, {{constant: NUMBER}}, {{share: SHARE}} "
+        "or silhouette"
     )
 
 

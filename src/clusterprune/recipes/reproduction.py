@@ -16,6 +16,7 @@ from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files import begun_with, read_record, write_json
 from clusterprune.locking import alone
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
+from clusterprune.methods.settings import read_method
 from clusterprune.models import ModelSpec, code
 from clusterprune.reading import ReadError, sha256_of
 from clusterprune.recipes.recipe import CLASSES, Recipe
@@ -28,8 +29,6 @@ ASKED_NAME = "asked.json"
 MEASURED_NAME = "measured.json"
 VALIDATION = 0.1
 """Share of the training images on which ACP compares structures."""
-# Images whose feature maps a method compares, where its settings do not say.
-_SAMPLES = {"icp": 256, "acp": 256}
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +198,9 @@ class _Work:
         task = Task(original, self._example, *parts, spec.mean, spec.std, factory, whole=self.images)
         training = None if recipe.training is None else self._training(recipe.training, seed)
         settings = dict(recipe.settings)
-        if self.limited and recipe.method in _SAMPLES:
-            settings["samples"] = min(len(parts[0]), settings.get("samples", _SAMPLES[recipe.method]))
+        samples = getattr(read_method(recipe.method, settings)[0], "samples", None)
+        if self.limited and samples is not None:
+            settings["samples"] = min(len(parts[0]), samples)
         with self.timeline.phase(f"{recipe.method}, seed {seed}", announce=False):
             made = compress(
                 task, recipe.method, settings, training=training, seed=seed, out=folder, report=self.report,
