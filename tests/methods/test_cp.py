@@ -93,6 +93,24 @@ def test_kmeans_starts_from_the_last_centroids() -> None:
     assert (wide[0].weight[:7, 1] == 0.5).all()
 
 
+def test_a_silhouette_looks_again_after_every_epoch() -> None:
+    """Four heaps of filters become two, and two become four: each time the number that there is."""
+    heaps = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
+    near = torch.linspace(-0.1, 0.1, 3)[:, None, None] + torch.zeros(3, 4, 2)
+    four = (heaps + near).reshape(-1, 2)
+    two = (heaps[[0, 1, 0, 1]] + near * torch.tensor([1.0, 1.5, 2.0, 2.5])[:, None]).reshape(-1, 2)
+    silhouette = Silhouette(shares=(2 / 12, 3 / 12, 4 / 12, 6 / 12))
+    for first, then, counts in ((four, two, (4, 2)), (two, four, (2, 4))):
+        model = points(first)
+        config = CP(goal=0.5, clusters=silhouette, layers=("0",))
+        hook = ClusterPruning(cp.trace(model, torch.zeros(1, 2, 4, 4)), config)
+        for epoch, (filters, count) in enumerate(zip((first, then), counts, strict=True), 1):
+            with torch.no_grad():
+                model[0].weight[:, :, 0, 0] = filters
+            hook.after_epoch(model, epoch, 2)
+            assert int(hook.tensors()["clusters.0"]) == count
+
+
 def drift(model: nn.Module, epoch: int) -> None:
     """Stand in for an epoch of training."""
     generator = torch.Generator().manual_seed(epoch)

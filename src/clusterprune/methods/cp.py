@@ -73,8 +73,9 @@ class CP:
         |k₂| · T of the exponential schedules. The paper gives no value; at 5, fast-slow is at 63 % of its goal
         after a fifth of the epochs.
     clustering
-        None is k-means, started from the last epoch's centroids. Others start anew in every epoch; where they have an
-        `n_clusters`, it is replaced by the layer's, and the rest (mean shift) find their own number.
+        None is k-means, started from the last epoch's centroids unless fewer are wanted now. Others start anew in
+        every epoch; where they have an `n_clusters`, it is replaced by the layer's, and the rest (mean shift) find
+        their own number.
     batch_norm
         "removed", as published: no target layer may have one, see :func:`without_batch_norm`. "tied": the batch
         norm of a replaced filter is replaced too, by the mean over its cluster.
@@ -291,8 +292,7 @@ class ClusterPruning:
         rate = pruning_rate(config.schedule, config.goal, epoch, epochs, config.curvature)
         for layer, group in enumerate(self.groups, 1):
             filters = torch.cat([rows_of(tensors, use) for use in group.producers], 1)
-            if group.name not in self._counts:
-                self._counts[group.name] = config.clusters.of(filters, layer, len(self.groups), config.goal)
+            self._counts[group.name] = config.clusters.of(filters, layer, len(self.groups), config.goal)
             clusters = self._cluster(group.name, filters)
             centroids = clusters.centroids(filters)
             distances = (filters - centroids[torch.tensor(clusters.labels)]).norm(dim=1)
@@ -314,6 +314,8 @@ class ClusterPruning:
         count, clustering = self._counts[name], self.config.clustering
         if clustering is None:
             start = self._centroids.get(name)
+            if start is not None and len(start) > count:  # only Silhouette changes its mind
+                start = None
             # One start is enough: the next epoch clusters again.
             return KMeans(count, seed=self.config.seed, n_init=1).fit(vectors=filters, init_centroids=start)
         if getattr(clustering, "n_clusters", None) is not None:

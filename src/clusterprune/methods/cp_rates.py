@@ -76,7 +76,7 @@ def adaptive_share(layer: int, layers: int, goal: float, real: float) -> float:
 
 
 class ClusterCount(Protocol):
-    """How many clusters a layer's filters are put in."""
+    """How many clusters a layer's filters are put in; asked after every epoch."""
 
     def check(self, goal: float) -> None:
         """Raise :class:`ArgumentError` if this cannot go with a pruning rate."""
@@ -148,7 +148,8 @@ class Silhouette:
     """For each layer the number of clusters with the best mean silhouette (Rousseeuw 1987).
 
     The paper tries every number; here the tried ones are shares of the filters, unless `shares` has them all.
-    How much is pruned is then not known beforehand (Table 3).
+    How much is pruned is then not known beforehand (Table 3). The number is looked for anew after every epoch, as the
+    clusters are: the first epoch of a training from random weights knows nothing of the last one's filters.
     """
 
     shares: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
