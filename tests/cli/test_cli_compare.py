@@ -35,6 +35,20 @@ def test_methods_are_ranked(tiny: str, trained: Path, cli: Cli):
     assert Path("run/l1:merge=refit/seed-1/compact").is_dir()
 
 
+@pytest.mark.parametrize("more", [(), ("--published",)])
+def test_the_table_says_whose_settings_a_method_has(tiny: str, trained: Path, cli: Cli, more: tuple[str, ...]):
+    done = cli(*arguments(tiny, trained, "cp,cp:preset=published,l1", *more))
+
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.split())
+    assert f" cp {'(published)' if more else '(ours)'} " in text
+    assert " cp:preset=published (published) " in text
+    entries = {e["contender"]: e for e in json.loads(Path("run/result.json").read_text())["entries"]}
+    assert list(entries) == ["cp", "cp:preset=published", "l1"]
+    same = entries["cp"]["accuracy"] == entries["cp:preset=published"]["accuracy"]
+    assert same == bool(more)
+
+
 def test_a_stopped_comparison_goes_on(
     trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):

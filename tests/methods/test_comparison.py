@@ -11,8 +11,12 @@ from digits_task import FAST, make_task
 from clusterprune import checkpoint, data, evaluate
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import comparison
-from clusterprune.methods.comparison import Contender, Entry, compare, settings_of
+from clusterprune.methods.acp import ACP
+from clusterprune.methods.comparison import Contender, Entry, compare, label, settings_of
+from clusterprune.methods.cp import CP
+from clusterprune.methods.icp import ICP
 from clusterprune.methods.pipeline import Task
+from clusterprune.methods.settings import BesideACP, BesideCP, read_method
 from clusterprune.train import TrainConfig
 
 MACS = 0.6
@@ -72,6 +76,44 @@ def test_all_others_have_the_budget_and_the_training(method: str) -> None:
     assert training == FAST
     if method == "acp":
         assert settings["equal_macs"] is False
+
+
+OURS = {
+    "icp": {
+        "by": "oneshot", "layers": "all", "samples": 1024, "steps": 3, "epochs_between": 2, "carry_momentum": True,
+    },
+    "acp": {
+        "by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit", "equal_macs": False,
+        "candidates_inherit": True, "retraining_inherits": True, "velocity_max": None,
+    },
+    "cp": {"curvature": 20.0, "mean_of": "replaced"},
+    "oneshot": {},
+    "l1": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_ours_is_what_it_was_and_the_papers_is_asked_for(method: str) -> None:
+    contender, training = Contender.read(method), TrainConfig(epochs=10)
+    assert settings_of(contender, 0.5, training)[0] == {"keep_macs": 0.5, **OURS[method]}
+    papers, length = settings_of(contender, 0.5, training, published=True)
+    if method in ("oneshot", "l1"):
+        assert papers == {"keep_macs": 0.5}
+        assert label(contender) == label(contender, published=True) == method
+        return
+    alone = Contender.read(f"{method}:preset=published")
+    assert settings_of(alone, 0.5, training) == (papers, length)
+    assert [label(contender), label(contender, published=True)] == [f"{method} (ours)", f"{method} (published)"]
+    assert label(alone) == f"{method}:preset=published (published)"
+    config, beside = read_method(method, papers, epochs=length.epochs)
+    budget = {"keep_macs": 0.5}
+    if method == "icp":
+        assert config == ICP(**budget, samples=128, epochs_between=2, final_epochs=6)
+    elif method == "acp":
+        assert config == ACP(**budget, samples=200)
+        assert beside == BesideACP(equal_macs=False)
+    else:
+        assert (config, beside) == (CP.published(), BesideCP(keep_macs=0.5, scratch=True))
 
 
 def run(task: Task, out: Path, *contenders: str, **more: Any) -> list[Entry]:

@@ -30,6 +30,9 @@ clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs
 clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/icp --seeds 0,1,2 \\
     --methods icp,icp:merge=drop:survivors=l1,icp:alpha=0:beta=0 --epochs 40
 
+clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/papers --published \\
+    --methods icp,acp,cp --epochs 200 --lr 0.1
+
 clusterprune compare --out runs/compare --resume
 """
 TRAINING = "Training"
@@ -71,6 +74,14 @@ def compare(
             rich_help_panel="Comparison",
         ),
     ] = ALL,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="icp, acp and cp with their papers' settings, not ours; one alone: icp:preset=published.",
+            rich_help_panel="Comparison",
+        ),
+    ] = False,
     keep_macs: Annotated[
         float,
         typer.Option(metavar="SHARE", help="Share of the multiply-adds to keep.", rich_help_panel="Comparison"),
@@ -142,7 +153,7 @@ def compare(
             **run.environment(subject.example.device),
         }
         run.write_result(folder, result)
-    console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries))
+    console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]))
     console().print(f"Written to {folder}: a run for each method and seed, all numbers in {run.RESULT_NAME}.")
 
 
@@ -153,6 +164,7 @@ def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainCon
     from clusterprune.methods.comparison import TRAINING as BASE
     from clusterprune.methods.comparison import Contender, settings_of
     from clusterprune.methods.pipeline import check_approximate
+    from clusterprune.methods.settings import read_method
     from clusterprune.train import TrainConfig
 
     check_fraction("keep_macs", wanted["keep_macs"])
@@ -161,7 +173,8 @@ def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainCon
     training = TrainConfig(**{**BASE.model_dump(), **fields})
     contenders = [Contender.read(text) for text in wanted["methods"].split(",")]
     for contender in contenders:
-        settings_of(contender, wanted["keep_macs"], training)
+        settings, own = settings_of(contender, wanted["keep_macs"], training, published=wanted["published"])
+        read_method(contender.method, settings, epochs=own.epochs)
         check_approximate(contender.method, approximate=wanted["approximate"])
     return contenders, seeds, training
 
@@ -178,16 +191,18 @@ def _compete(
     entries: "list[Entry]",
 ) -> None:
     from clusterprune.cli.watching import Watch
+    from clusterprune.methods.comparison import Contender, label
     from clusterprune.methods.comparison import compare as compete
 
     def done(entry: "Entry") -> None:
         entries.append(entry)
         cut = "" if entry.accuracy_cut is None else f"  after the cut {entry.accuracy_cut:5.2f} %"
-        display.line(f"{entry.contender}, seed {entry.seed}: {entry.accuracy:5.2f} %{cut}")
+        name = label(Contender.read(entry.contender), published=wanted["published"])
+        display.line(f"{name}, seed {entry.seed}: {entry.accuracy:5.2f} %{cut}")
 
     compete(
-        task, test, contenders, keep_macs=wanted["keep_macs"], training=training, seeds=seeds, out=folder,
-        report=display, watch=Watch(display, lines=False), done=done,
+        task, test, contenders, keep_macs=wanted["keep_macs"], training=training, published=wanted["published"],
+        seeds=seeds, out=folder, report=display, watch=Watch(display, lines=False), done=done,
     )  # fmt: skip
 
 
@@ -202,11 +217,14 @@ def _whole(subject: "Subject", task: "Task", test: "Split") -> dict[str, Any]:
     }
 
 
-def ranking(model: str, keep_macs: float, whole: dict[str, Any], entries: "Sequence[Entry]") -> "Table":
+def ranking(
+    model: str, keep_macs: float, whole: dict[str, Any], entries: "Sequence[Entry]", *, published: bool = False
+) -> "Table":
     """Return the closing table: mean and standard deviation over the seeds, the best first."""
     import statistics
 
     from clusterprune.cli.console import table
+    from clusterprune.methods.comparison import Contender, label
 
     by_name: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -226,7 +244,7 @@ def ranking(model: str, keep_macs: float, whole: dict[str, Any], entries: "Seque
         cuts = [e.accuracy_cut for e in runs if e.accuracy_cut is not None]
         final = [e.accuracy for e in runs]
         found.add_row(
-            name,
+            label(Contender.read(name), published=published),
             f"{100 * kept:.1f} %{star}",
             f"{100 * statistics.mean(e.params for e in runs) / whole['params']:.1f} %",
             over_seeds(cuts) if cuts else "-",

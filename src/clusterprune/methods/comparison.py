@@ -19,7 +19,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files import begun_with, read_record, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
-from clusterprune.methods.settings import METHODS
+from clusterprune.methods.settings import METHODS, PRESET, PRESETS
 from clusterprune.reading import ReadError, parse_yaml
 from clusterprune.train import TrainConfig
 
@@ -98,22 +98,32 @@ class Entry:
     seconds: float | None
 
 
-def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -> tuple[dict[str, Any], TrainConfig]:
+def settings_of(
+    contender: Contender, keep_macs: float, training: TrainConfig, *, published: bool = False
+) -> tuple[dict[str, Any], TrainConfig]:
     """Return a contender's settings, and its last training, such that it trains as long as all others.
 
-    ICP and ACP cut here as the one-shot compressor does. As released, they cut the inner layers by clusters and drop
-    the smallest norms: `icp:by=clusters:layers=inner:survivors=l1`, `acp:by=clusters:layers=inner:merge=drop`. CP
-    replaces its filters early, and leaves them together, so that most of a short training is for recovering; with
-    the defaults of :class:`clusterprune.CP`, it is `cp:curvature=5:mean_of=cluster`.
+    ICP, ACP and CP are ours, unless `published` or a contender's own `preset=published` asks for the papers'. Ours of
+    ICP and ACP cut as the one-shot compressor does; ours of CP replaces its filters early, and leaves them together, so
+    that most of a short training is for recovering. As published, ICP and ACP cut the inner layers by clusters and drop
+    the smallest norms, ACP's candidates train, and its last training begins anew; CP trains from random weights without
+    the batch norms of its layers. The budget, in place of ε and rate, and the lengths of trainings are the comparison's
+    either way.
     """
     settings: dict[str, Any] = {"keep_macs": keep_macs}
+    published = is_published(contender, published=published)
     if contender.method == "icp":
-        settings |= {"by": "oneshot", "layers": "all", "samples": 1024}
-        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5), "carry_momentum": True}
+        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5)}
     if contender.method == "acp":
+        settings |= {"equal_macs": False}
+    if published:
+        settings |= {PRESET: "published"}
+    elif contender.method == "icp":
+        settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "carry_momentum": True}
+    elif contender.method == "acp":
         settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
-        settings |= {"candidates_inherit": True, "retraining_inherits": True, "equal_macs": False, "velocity_max": None}
-    if contender.method == "cp":
+        settings |= {"candidates_inherit": True, "retraining_inherits": True, "velocity_max": None}
+    elif contender.method == "cp":
         settings |= {"curvature": 20.0, "mean_of": "replaced"}
     settings |= dict(contender.changes)
     if contender.method == "icp":
@@ -127,6 +137,24 @@ def settings_of(contender: Contender, keep_macs: float, training: TrainConfig) -
     return settings, training
 
 
+def is_published(contender: Contender, *, published: bool) -> bool:
+    """Tell whether a contender competes as its paper has it, which its own preset or else the comparison says."""
+    return contender.method in PRESETS and (dict(contender.changes).get(PRESET) == "published" or published)
+
+
+def label(contender: Contender, *, published: bool = False) -> str:
+    """Return what a table calls a contender: of methods that a paper has published, whether this is the paper's.
+
+    Examples
+    --------
+    >>> label(Contender.read("icp")), label(Contender.read("icp"), published=True), label(Contender.read("l1"))
+    ('icp (ours)', 'icp (published)', 'l1')
+    """
+    if contender.method not in PRESETS:
+        return str(contender)
+    return f"{contender} ({'published' if is_published(contender, published=published) else 'ours'})"
+
+
 def compare(
     task: Task,
     test: Split,
@@ -134,6 +162,7 @@ def compare(
     *,
     keep_macs: float,
     training: TrainConfig = TRAINING,
+    published: bool = False,
     seeds: Sequence[int] = (0,),
     out: str | Path,
     report: Report | None = None,
@@ -148,6 +177,8 @@ def compare(
         Read at the end of every contender's run, for its entry alone.
     training
         Its number of epochs is that of every contender.
+    published
+        Whether ICP, ACP and CP compete as published, or as ours; see :func:`settings_of`.
     out
         Folder; each contender and seed has a run folder of its own in it.
     report, watch
@@ -160,7 +191,7 @@ def compare(
     ArgumentError, BudgetError, TrainingError, OutputError
         As :func:`clusterprune.methods.pipeline.compress`, and when a folder was begun with other settings.
     """
-    planned = [(one, *settings_of(one, keep_macs, training)) for one in contenders]
+    planned = [(one, *settings_of(one, keep_macs, training, published=published)) for one in contenders]
     entries = []
     for seed in seeds:
         for contender, settings, own in planned:
