@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups, published_layers, restrict
 from clusterprune.models import ResNet, build
 
 INCEPTIONS = ("a3", "b3", "a4", "b4", "c4", "d4", "e4", "a5", "b5")
@@ -32,6 +32,17 @@ EXPECTED = {
 def test_the_papers_choice(name: str) -> None:
     graph = cp.trace(build(name), torch.zeros(1, 3, 32, 32))
     assert inner_groups(graph) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_for_icp_and_acp_the_first_convolution_of_a_bottleneck_follows_the_middle_one(name: str) -> None:
+    graph = published_layers(cp.trace(build(name), torch.zeros(1, 3, 32, 32)))
+    assert [group.name for group in graph.prunable] == EXPECTED[name]
+    blocks = {layer.removesuffix(".conv1") for layer in EXPECTED[name]} if name.endswith("resnet50") else set()
+    expected = {f"{block}.conv1": f"{block}.conv2" for block in blocks if not block.endswith("conv2")}
+    assert graph.leaders == expected
+    assert set(graph.links) == {frozenset(pair) for pair in expected.items()}
+    assert len(expected) in (0, 16)
 
 
 def test_a_stage_of_one_block_is_a_stream_although_one_layer_makes_its_new_channels() -> None:

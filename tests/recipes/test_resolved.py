@@ -13,6 +13,8 @@ from clusterprune.methods.settings import read_method
 BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "resolved.json").read_text())
 """Made by `resolved` of all recipes; a value is the text that Python has for it."""
 
+# Not a setting: of ResNet-50's blocks ACP clusters the middle convolution, and the first has its width, as published.
+# Each had its own.
 MOVED: dict[str, dict[str, str | None]] = {
     "acp": {
         # One setting became two, both of the old value.

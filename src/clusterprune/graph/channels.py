@@ -45,6 +45,9 @@ class ChannelGraph:
     training_unknown
         Why the training mode could not be followed although there are parameters that evaluation does not touch,
         or None.
+    bound
+        Pairs of names of groups, a leader and a follower: whoever chooses widths gives the follower its leader's.
+        A trace has none; see :func:`clusterprune.methods.layers.published_layers`.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class ChannelGraph:
     out_spec: Any
     training: Graph | None = None
     training_unknown: str | None = None
+    bound: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -72,9 +76,20 @@ class ChannelGraph:
     def links(self) -> tuple[frozenset[str], ...]:
         """Names of groups that should keep equally many channels, so that the model's own code still fits.
 
-        A plan that keeps different numbers is valid; :func:`clusterprune.apply` then rewires the model.
+        A plan that keeps different numbers is valid; :func:`clusterprune.apply` then rewires the model. A follower is
+        linked to its leader, whatever the code has.
         """
-        return find_links(self.walk, self.groups)
+        found = [set(link) for link in find_links(self.walk, self.groups)]
+        for pair in self.leaders.items():
+            joined = [link for link in found if link & set(pair)]
+            found = [link for link in found if link not in joined] + [set(pair).union(*joined)]
+        return tuple(map(frozenset, found))
+
+    @cached_property
+    def leaders(self) -> dict[str, str]:
+        """The leader of every follower; a pair of which one is frozen is none."""
+        free = {group.name for group in self.prunable}
+        return {follower: leader for leader, follower in self.bound if {leader, follower} <= free}
 
     @cached_property
     def batch_size(self) -> BatchSize:
@@ -132,7 +147,7 @@ class ChannelGraph:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
         groups = tuple((group.name, group.width, group.frozen) for group in self.groups)
-        return _trace_again, (self.model, self.args, self.kwargs, self.walk.allow_approximate, groups)
+        return _trace_again, (self.model, self.args, self.kwargs, self.walk.allow_approximate, groups, self.bound)
 
     def __repr__(self) -> str:
         """Say of what network it is, and how much of it may be cut; printing it says the rest."""
@@ -160,6 +175,7 @@ def _trace_again(
     kwargs: dict[str, Any],
     approximate: bool,
     groups: tuple[tuple[str, int, str | None], ...],
+    bound: tuple[tuple[str, str], ...] = (),
 ) -> ChannelGraph:
     """Return the graph that was pickled, with the groups frozen that were."""
     from clusterprune.graph.trace import trace
@@ -171,7 +187,8 @@ def _trace_again(
             "where the graph is needed, and pickle the plan instead (Plan.save)"
         )
     frozen = zip(graph.groups, groups, strict=True)
-    return replace(graph, groups=tuple(replace(group, frozen=reason) for group, (_, _, reason) in frozen))
+    as_they_were = tuple(replace(group, frozen=reason) for group, (_, _, reason) in frozen)
+    return replace(graph, groups=as_they_were, bound=bound)
 
 
 def _describe(graph: ChannelGraph) -> str:

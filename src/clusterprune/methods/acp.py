@@ -29,7 +29,7 @@ from clusterprune.merge.statistics import Images, Progress
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
 from clusterprune.methods.clustered import plan as plan_by_clusters
 from clusterprune.methods.criteria import Handover
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import published_layers, with_followers
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.targets import check_knob, check_plan
 from clusterprune.plans import Plan
@@ -64,7 +64,8 @@ class ACP:
         Where C' comes from: "clusters", as published, or the widths that :func:`clusterprune.oneshot` chooses for
         `keep_macs`.
     layers
-        "inner", the papers' choice (:func:`clusterprune.inner_groups`), or "all" that may be cut.
+        "inner", the papers' choice (:func:`clusterprune.inner_groups`, one width for a bottleneck), or "all" that may
+        be cut.
     samples
         Training images whose mean feature maps are compared, and on which channels are merged.
     particles, cycles, velocity_max
@@ -219,7 +220,7 @@ def acp(
     )  # fmt: skip
     start, graph = fitness.start, fitness.graph
     if not config.cycles:
-        plan = _noted(fitness, start, config, name)
+        plan, start = _noted(fitness, start, config, name), with_followers(graph, start)
         return ACPResult(plan, start, start, None, (), name, "")
     groups = {name: graph.by_name[name] for name in start}
     sampler = ParticleSwarmSampler(
@@ -243,12 +244,13 @@ def acp(
     if config.fitness == "merge" and (untouched := fitness(start)) > value:
         best, value = start, untouched
     plan = _noted(fitness, best, config, found.name)
+    start, best = with_followers(graph, start), with_followers(graph, best)
     return ACPResult(plan, start, best, value, found.history, found.name, found.storage)
 
 
 def _noted(fitness: "StructureFitness", widths: Mapping[str, int], config: ACP, study: str) -> Plan:
     """Return the plan of the structure that was chosen, having checked that it meets the target."""
-    notes = {"method": "acp", "config": repr(config), "widths": dict(widths), "study": study}
+    notes = {"method": "acp", "config": repr(config), "widths": with_followers(fitness.graph, widths), "study": study}
     plan = replace(fitness.plan(widths, merge=config.merge), notes=notes)
     if config.keep_macs is not None:
         check_plan(CostModel(fitness.graph), "macs", config.keep_macs, plan)
@@ -288,7 +290,8 @@ class StructureFitness:
     images
         The normalised samples.
     start
-        C'; one that is given, as a worker takes it from the search, is not looked for again.
+        C', of each width that is searched for: a follower has its leader's. One that is given, as a worker takes it
+        from the search, is not looked for again.
     limit
         Most multiply-adds that a structure may have; :meth:`repair` sees to it.
 
@@ -320,7 +323,7 @@ class StructureFitness:
         if config.samples > len(train):
             raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(train)}")
         frozen = graph.freeze(config.ignore)
-        self.graph = restrict(frozen, inner_groups(frozen)) if config.layers == "inner" else frozen
+        self.graph = published_layers(frozen) if config.layers == "inner" else frozen
         self.train, self.validation, self.config, self.training = train, validation, config, training
         self.mean, self.std, self.factory = mean, std, factory
         device = next(iter(graph.model.parameters())).device
@@ -330,7 +333,7 @@ class StructureFitness:
         self.images: Tensor = data.normalize(pixels, mean, std).to(device)
         if start is None:
             start = clustered_widths(self.graph, self.images, config, progress)
-        self.start = dict(start)
+        self.start = {group: width for group, width in start.items() if group not in self.graph.leaders}
         self.limit = math.inf
         if config.keep_macs is not None:
             self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)

@@ -16,6 +16,7 @@ from clusterprune.merge.elimination import Path
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_size_for, whole_batches
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
+from clusterprune.methods.layers import with_followers
 from clusterprune.methods.oneshot import Measured, OneShot, measure, merges_for, order_channels
 from clusterprune.plans import Merge, Plan
 from clusterprune.surgery import apply
@@ -28,9 +29,12 @@ ENOUGH = 0.995
 
 
 def macs_of(graph: ChannelGraph, widths: Mapping[str, int]) -> float:
-    """Return the multiply-adds of the example's batch with groups of the given widths; others stay whole."""
+    """Return the multiply-adds of the example's batch with groups of the given widths; others stay whole.
+
+    Followers have their leaders' widths, here as in all that follows.
+    """
     cost = CostModel(graph)
-    return cost.total("macs", cost.with_widths(widths))
+    return cost.total("macs", cost.with_widths(with_followers(graph, widths)))
 
 
 def scaled_to(graph: ChannelGraph, widths: Mapping[str, int], limit: float) -> dict[str, int]:
@@ -147,6 +151,7 @@ class WidthPlanner:
                     f"widths[{name!r}]={width} is impossible: give a multiple of {groups[name].n_blocks} up to "
                     f"{groups[name].width}"
                 )
+        widths = with_followers(self.graph, widths)
         widths = {name: widths.get(name, group.width) for name, group in groups.items()}
         generator = torch.Generator().manual_seed(self.seed)
         if merge == "drop":

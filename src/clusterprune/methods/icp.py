@@ -30,7 +30,7 @@ from clusterprune.graph import ChannelGraph, trace
 from clusterprune.locking import alone
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.clustered import MergeKind, plan
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.targets import check_knob, check_met
 from clusterprune.plans import Plan
@@ -76,7 +76,8 @@ class ICP:
         What a cut goes by: "clusters" of mean feature maps, as published, or all that :func:`clusterprune.oneshot`
         knows; that takes `keep_macs`, and 1,024 samples do it good.
     layers
-        "inner", the papers' choice (:func:`clusterprune.inner_groups`), or "all" that may be cut.
+        "inner", the papers' choice (:func:`clusterprune.inner_groups`, one width for a bottleneck), or "all" that may
+        be cut.
     merge, survivors
         Of cuts by clusters: who stays and what it takes over, as in :func:`clusterprune.plan`. The released code drops
         all but the filters of largest ℓ1 norm.
@@ -329,13 +330,12 @@ class _Run:
 
         part = graph
         if config.layers == "inner":
-            inner = inner_groups(graph)
-            if not inner:
+            if not inner_groups(graph):
                 raise ArgumentError(
                     f"{type(graph.model).__name__} has no convolution inside a block that may be cut; print "
                     "clusterprune.trace(model, example) to see why, ignore less, or set layers='all'"
                 )
-            part = restrict(graph, inner)
+            part = published_layers(graph)
         with warnings.catch_warnings():
             # What one cut leaves unused the next one gets; what counts is the end.
             warnings.simplefilter("ignore", BudgetWarning)

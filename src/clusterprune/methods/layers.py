@@ -5,9 +5,12 @@ the convolutions of the branches of two and three that do not end in the concate
 
 One rule finds them all, in any network: a channel is *inner* if one convolution makes it, one layer reads it, and it
 meets no addition and no concatenation on the way.
+
+ICP and ACP give a block one width, as ACP's paper says: in a bottleneck the middle convolution is clustered, and the
+first follows it. CP, whose filters are clustered layer by layer, and criteria give each its own.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +41,49 @@ def inner_groups(graph: ChannelGraph) -> list[str]:
         return alone and not np.isin(group.labels, added).any()
 
     return [group.name for group in graph.prunable if inner(group)]
+
+
+def published_layers(graph: ChannelGraph) -> ChannelGraph:
+    """Return the graph as ICP and ACP cut it: :func:`inner_groups` alone, and one width for a bottleneck.
+
+    A bottleneck is a 1×1 convolution, a larger one and a 1×1 one in turn, of which the first two are inner and equally
+    wide, and the last is added to something else.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no inner group.
+    """
+    names = inner_groups(graph)
+    return replace(restrict(graph, names), bound=_bottlenecks(graph, names))
+
+
+def with_followers(graph: ChannelGraph, widths: Mapping[str, int]) -> dict[str, int]:
+    """Return widths by group in which every follower has its leader's, as far as that has one."""
+    return {**widths, **{name: widths[leader] for name, leader in graph.leaders.items() if leader in widths}}
+
+
+def _bottlenecks(graph: ChannelGraph, names: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Return the middle and the first convolution of every bottleneck, both of which are among the names."""
+    added = _added(graph)
+    kernels = {path: tuple(tensor.shape[2:]) for path, tensor in named_tensors(graph).items()}
+    made = {use.path: group for group in graph.groups for use in group.producers}
+
+    def point(path: str) -> bool:
+        return bool(kernels[path]) and set(kernels[path]) == {1}
+
+    found = []
+    for first in (graph.by_name[name] for name in names):
+        middle = made.get(first.consumers[0].path)
+        if middle is None or middle.name not in names:
+            continue
+        last = middle.consumers[0].path
+        points = [point(path) for path in (first.producers[0].path, middle.producers[0].path, last)]
+        joins = last in made and np.isin(made[last].labels, added).any()
+        alike = (first.width, first.n_blocks) == (middle.width, middle.n_blocks)
+        if points == [True, False, True] and joins and alike:
+            found.append((middle.name, first.name))
+    return tuple(found)
 
 
 def restrict(graph: ChannelGraph, names: Collection[str]) -> ChannelGraph:

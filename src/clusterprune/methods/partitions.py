@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.budget import CostModel, Limits, check_fraction, linked, solve
-from clusterprune.clustering import Clustering
+from clusterprune.clustering import Agglomerative, Clustering
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
 
@@ -29,7 +29,7 @@ def partition(
     """Return a partition (labels from 0, no noise) of every group's channels."""
     names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
     if not given:
-        return _even(graph, compared, {c.group.name: _partition(c, clustering, limits) for c in compared}, limits)
+        return _Clustered(graph, compared, limits).by(clustering)
     ((quantity, keep),) = given.items()
     check_fraction(f"keep_{quantity}", keep)
     if quantity == "channels":
@@ -51,6 +51,37 @@ def partition(
         fitted = replace(clustering, n_clusters=max(1, count))  # type: ignore[type-var]
         labels[c.group.name] = _partition(c, fitted, limits)
     return _even(graph, compared, labels, limits)
+
+
+class _Clustered:
+    """Partitions by a clustering that finds its own number: of leaders, whose followers take theirs."""
+
+    def __init__(self, graph: ChannelGraph, compared: list[Compared], limits: Limits) -> None:
+        self.graph, self.compared, self.limits = graph, compared, limits
+        self._followed: dict[tuple[str, int], np.ndarray] = {}
+
+    def by(self, clustering: Clustering) -> dict[str, np.ndarray]:
+        """Return a partition of every group's channels."""
+        leaders = self.graph.leaders
+        led = {
+            c.group.name: _partition(c, clustering, self.limits) for c in self.compared if c.group.name not in leaders
+        }
+        led = _even(self.graph, self.compared, led, self.limits)
+        followed = {
+            c.group.name: self._into(c, int(led[leaders[c.group.name]].max()) + 1)
+            for c in self.compared
+            if c.group.name in leaders
+        }
+        # Channels that are equal to one another cannot be told apart by clustering, but split.
+        return _even(self.graph, self.compared, led | followed, self.limits)
+
+    def _into(self, compared: Compared, count: int) -> np.ndarray:
+        """Return a follower's channels in as many clusters as its leader has."""
+        key = compared.group.name, count
+        if key not in self._followed:
+            tree = Agglomerative(n_clusters=count // compared.group.n_blocks, linkage="average")
+            self._followed[key] = _partition(compared, tree, self.limits)
+        return self._followed[key]
 
 
 def _even(
@@ -117,9 +148,10 @@ def _bisect_eps(
         widths = cost.with_widths({name: int(part.max()) + 1 for name, part in labels.items()})
         return cost.total(quantity, widths) / cost.total(quantity)  # type: ignore[arg-type]
 
+    clustered = _Clustered(cost.graph, compared, limits)
+
     def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
-        found = {c.group.name: _partition(c, replace(clustering, eps=eps), limits) for c in compared}  # type: ignore[type-var]
-        labels = _even(cost.graph, compared, found, limits)
+        labels = clustered.by(replace(clustering, eps=eps))  # type: ignore[type-var]
         return share_of(labels), labels
 
     low, high = 0.0, max(float(c.distances.max()) for c in compared) * 1.01 + 1e-12
@@ -151,7 +183,7 @@ def _use_up(
     A cluster of DBSCAN begins with as many channels as `min_samples`, and one more ε may join two large ones: the
     smallest ε that meets a target can leave much of it unused.
     """
-    labels, full = dict(labels), set()
+    labels, full = dict(labels), set(graph.leaders)  # a follower is split where its leader is
     while len(full) < len(compared):
         open_ones = [c for c in compared if c.group.name not in full]
         widest = max(open_ones, key=lambda c: _spread(labels[c.group.name], c.distances.cpu().numpy()).max())
