@@ -49,7 +49,7 @@ RETRAINING = TrainConfig(epochs=160, schedule="step", milestones=(0.5, 0.75), **
 
 @dataclass(frozen=True)
 class ACP:
-    """Settings; the defaults are the published ones.
+    """Settings; the defaults are the published ones, but for `samples`.
 
     Attributes
     ----------
@@ -67,7 +67,8 @@ class ACP:
         "inner", the papers' choice (:func:`clusterprune.inner_groups`, one width for a bottleneck), or "all" that may
         be cut.
     samples
-        Training images whose mean feature maps are compared, and on which channels are merged.
+        Training images whose mean feature maps are compared, and on which channels are merged. The paper says
+        "numerous", the released code takes 200.
     particles, cycles, velocity_max
         Of the swarm; as :class:`clusterprune.search.ParticleSwarmSampler`. No cycles are no search, the paper's
         "without PSO": C' is taken as it is.

@@ -53,7 +53,7 @@ _FREE = {"epochs", "seed", "device", "checkpoint_minutes", "memory_limit_gib"}
 
 @dataclass(frozen=True)
 class ICP:
-    """Settings; the defaults are the published ones for CIFAR.
+    """Settings; the defaults are the published ones for CIFAR, but for `samples`.
 
     Attributes
     ----------
@@ -69,7 +69,8 @@ class ICP:
     temperature, alpha, beta, stages
         Of the guidance.
     samples
-        Training images whose mean feature maps are compared, and on which work is handed over; a refit wants 1,024.
+        Training images whose mean feature maps are compared, and on which work is handed over; a refit wants 1,024. The
+        released code takes a batch of 128.
     min_samples
         MinPts of DBSCAN.
     by

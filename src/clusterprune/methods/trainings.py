@@ -17,8 +17,9 @@ SFP_TRAINING = CP_TRAINING.model_copy(update={"lr": 0.01})
 def training_for(method: str, **changes: Any) -> TrainConfig | None:
     """Return the training that belongs to a method, for :func:`clusterprune.methods.pipeline.compress`.
 
-    ICP, ACP, CP and SFP train as published: 200, 160, 200 and 200 epochs. Methods that cut once do not train unless
-    `epochs` is given; then they fine-tune as in a comparison (:data:`clusterprune.methods.comparison.TRAINING`).
+    ICP, ACP, CP and SFP train as published on CIFAR: 200, 160, 200 and 200 epochs. Methods that cut once do not train
+    unless `epochs` is given; then they fine-tune as in a comparison
+    (:data:`clusterprune.methods.comparison.TRAINING`).
 
     Parameters
     ----------
