@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import clusterprune as cp
@@ -266,3 +268,47 @@ def test_depthwise_layers_are_refitted_too():
     solved = refit(graph, plan, images(), generator=generator())
     assert "5.weight" in solved.replaced
     assert error(cp.apply(model, solved), model, images()) < error(cp.apply(model, plan), model, images())
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    bounds=st.sampled_from([(0.0, float("inf")), (0.0, 6.0), (-1.0, 1.0)]),
+    added=st.booleans(),
+    normed=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_targets_move_only_where_a_rectifier_does_not_show_it(
+    seed: int, bounds: tuple[float, float], added: bool, normed: bool
+):
+    """Behind the rectifier the moved targets give what the original gives, and none is further than it was."""
+    from clusterprune.merge.refit import _aimed, _nearest, _Target
+
+    draw = torch.Generator().manual_seed(seed)
+    made, other, pred = (4 * torch.randn(50, 6, generator=draw, dtype=torch.float64) for _ in range(3))
+    scale, shift = torch.randn(2, 6, generator=draw, dtype=torch.float64)  # of either sign
+    scale = torch.where(scale.abs() < 0.1, 0.5, scale)
+    node = object() if added else None
+    target = _Target(None, None, node, "", bounds)  # type: ignore[arg-type]
+    affine = (scale, shift) if normed else None
+    rows = _aimed(pred, made, other if added else None, affine, target)
+
+    def behind(outputs: Tensor) -> Tensor:
+        end = outputs * scale + shift if normed else outputs
+        return (end + other if added else end).clamp(*bounds)
+
+    moved = _nearest(pred, rows)
+    assert torch.allclose(behind(moved), behind(rows.wanted), atol=1e-9)
+    assert ((moved - pred).abs() <= (rows.wanted - pred).abs() + 1e-9).all()
+    assert (moved != rows.wanted).any()
+
+
+def test_silenced_outputs_leave_room_for_the_others():
+    model = with_norms().eval()
+    graph = cp.trace(model, images(1))
+    halves = cp.Plan.of(graph, [cp.Merge(group.name, np.arange(group.width // 2)) for group in graph.prunable])
+    lost = [
+        error(cp.apply(model, refit(graph, halves, images(), options=Refit(rectified=steps), generator=generator())),
+              model, images(256))
+        for steps in (0, 4)
+    ]  # fmt: skip
+    assert lost[1] < lost[0]
