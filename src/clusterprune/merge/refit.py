@@ -359,7 +359,8 @@ def _solve(
     prior = weight.flatten(1).T.double()
     seen = network.observe(target, reader, limit, generator)
     length = unknowns * (len(weight) if call.depthwise else 1)
-    fits = network.images * min(limit, network.places(call)) * length <= _ROWS_KEPT
+    numbers = network.images * min(limit, network.places(call)) * length
+    fits = numbers <= _ROWS_KEPT and numbers * (1 if call.depthwise else len(weight)) <= _MOST_PER_STEP
     often = options.rectified if target.range is not None and fits else 0
     if call.depthwise:
         kernel, level = _accumulate_by_channel(seen, weight, bias, options.ridge, constant=constant, rectified=often)
@@ -377,6 +378,8 @@ def _solve(
 
 _ROWS_KEPT = 8e7
 """Most numbers of a layer's input (a third of a gigabyte) that are kept to look at them again."""
+_MOST_PER_STEP = 8e9
+"""Most multiply-adds of one product of rows and kernel, of which a step takes two: a fraction of a second."""
 
 
 def _silent(scale: Tensor) -> Tensor:

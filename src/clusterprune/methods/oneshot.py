@@ -533,6 +533,8 @@ def _price(
     }
 
 
+_FEWEST = 32
+"""Images on which plans are compared, at least."""
 Curves = dict[str, np.ndarray]
 """Loss after 0, 1, 2, … removals, by group."""
 
@@ -587,7 +589,11 @@ def _best(
     others = Without(measured, fold)
     each = CostModel(graph).total("macs") / example_batch(graph)
     # A refit runs both networks, and its regressions cost about as much again.
-    count = min(256, max(48, config.macs_to_spend / (6 * len(shares) * each)))
+    count = min(256, config.macs_to_spend / (6 * len(shares) * each))
+    if count < _FEWEST and len(shares) > 2:
+        # Large networks are compared on few images, and with the one that hardly ever loses much.
+        shares = {name: curves for name, curves in shares.items() if name != "same share"}
+    count = max(_FEWEST, count)
     held_out = _first(graph, fold.images, count)
     images = _first(graph, tuple(map(torch.cat, zip(*(f.images for f in fitted), strict=True))), count)
     changes = batch_statistics(graph) if data_free else {}
