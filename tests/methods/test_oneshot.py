@@ -344,3 +344,14 @@ def test_a_network_in_double_precision():
     graph = cp.trace(model, images[:1])
     small = cp.apply(model, cp.oneshot(graph, images, keep_macs=0.6), graph=graph)
     assert small(images).dtype == torch.float64
+
+
+@pytest.mark.parametrize("quantity", ["macs", "params"])
+def test_the_same_share_is_the_same_of_what_is_counted(plain, quantity: str):
+    """Whatever the budget is of, no group keeps a share that is far from the others'."""
+    _, graph, images = plain
+    config = cp.OneShot(price="uniform")
+    plan = cp.oneshot(graph, images, **{f"keep_{quantity}": 0.5}, config=config)
+    shares = [len(merge.kept) / graph.by_name[merge.group].width for merge in plan.merges]
+    assert len(shares) == len(graph.prunable)
+    assert max(shares) - min(shares) <= 2 / 12

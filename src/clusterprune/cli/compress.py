@@ -374,7 +374,8 @@ def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeli
                 seed=wanted["seed"],
                 progress=display,
             )
-        _say_few_rows(plan, display)
+        if job.calibration is not None:
+            _say_few_rows(plan, display)
         if for_how_long:
             plan.save(folder / run.PLAN_NAME)
     if for_how_long and images is not None:
@@ -389,12 +390,13 @@ def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeli
 
 def _say_few_rows(plan: "Plan", display: "Display") -> None:
     """Say which groups had too few images to be judged by."""
-    few = dict(plan.notes.get("few_rows", {}))
-    if few:
-        names = ", ".join(sorted(few)[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+    from clusterprune.tables import few
+
+    wanted = dict(plan.notes.get("few_rows", {}))
+    if wanted:
         display.line(
-            f"These images show {names} fewer rows than it has channels, so it is cut with care; "
-            f"--images {max(few.values())} would tell more.",
+            f"These images show fewer rows than there are channels of {few(sorted(wanted))}, cut with care for that; "
+            f"--images {max(wanted.values())} would tell more.",
             "yellow",
         )
 

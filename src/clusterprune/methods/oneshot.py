@@ -295,7 +295,7 @@ def _choose(
     paths = _price(graph, paths, measured, config, data_free=data_free, generator=generator, progress=progress)
     lap("price")
     quantity, keep = target
-    shares = _hypotheses(cost, paths, config)
+    shares = _hypotheses(cost, paths, config, "macs" if quantity == "latency" else quantity)
     chosen, share = next(iter(shares.items()))
     if len(shares) > 1:
         chosen = _best(
@@ -539,13 +539,13 @@ Curves = dict[str, np.ndarray]
 """Loss after 0, 1, 2, … removals, by group."""
 
 
-def _hypotheses(cost: CostModel, paths: dict[str, Path], config: OneShot) -> dict[str, Curves]:
+def _hypotheses(cost: CostModel, paths: dict[str, Path], config: OneShot, quantity: Quantity) -> dict[str, Curves]:
     """Return the loss curves by which a budget may be shared, by name; the first is the one that was measured.
 
-    The others keep the same share of every group, of those alone that one layer makes, or lie in between: a price
-    that was measured on a few images may be wrong, and the same share never is by much.
+    The others keep the same share of every group, or of those alone that one layer makes: a price that was measured on
+    a few images may be wrong, and the same share never is by much.
     """
-    same = _same_share(cost, paths)
+    same = _same_share(cost, paths, quantity)
     if config.price == "uniform":
         return {"same share": same}
     priced = {name: path.loss for name, path in paths.items()}
@@ -556,11 +556,11 @@ def _hypotheses(cost: CostModel, paths: dict[str, Path], config: OneShot) -> dic
     return found if 0 < len(inside) < len(same) else {name: found[name] for name in ("priced", "same share")}
 
 
-def _same_share(cost: CostModel, paths: dict[str, Path]) -> Curves:
+def _same_share(cost: CostModel, paths: dict[str, Path], quantity: Quantity) -> Curves:
     """Return curves that all rise alike per fraction of the cost, so that every group keeps the same fraction."""
     groups = cost.graph.by_name
     index = {group.name: i for i, group in enumerate(cost.graph.groups)}
-    gradient = cost.gradient("macs", cost.widths)
+    gradient = cost.gradient(quantity, cost.widths)
     return {
         name: gradient[index[name]] * np.arange(len(p.order) + 1) ** 2 / groups[name].width for name, p in paths.items()
     }
