@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clusterprune.errors import ArgumentError
 from clusterprune.merge.elimination import Path, Reading, eliminate
+from clusterprune.merge.elimination import refitted as snapshots
 
 
 def random_reading(channels: int, taps: int, outputs: int, seed: int = 0) -> tuple[Reading, Tensor]:
@@ -92,22 +93,23 @@ def test_losses_never_fall_and_every_channel_goes_once(channels: int, taps: int,
 
 def test_wide_groups_lose_several_at_once_and_still_end_right():
     reading, _ = random_reading(150, 1, 8)
-    path = eliminate([reading], keep=3, levels=[70])
+    path = eliminate([reading], keep=3)
     assert len(set(path.order.tolist())) == 147
     weight, error = refitted(reading, alive_after(path, 147, 150), 1e-3)
     assert path.loss[-1] == pytest.approx(error, rel=1e-5)
     assert (weight != 0).any(1).sum() == 3
     expected, _ = refitted(reading, alive_after(path, 70, 150), 1e-3)
-    torch.testing.assert_close(path.snapshots[70][0], expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(snapshots([reading], path.order, [70])[70][0], expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("taps", [1, 9])
 def test_snapshots_equal_brute_force_regressions(taps: int):
     first, _ = random_reading(6, taps, 5, seed=1)
     second, _ = random_reading(6, 1, 80, seed=2)
-    path = eliminate([first, second], levels=[2, 4])
-    assert sorted(path.snapshots) == [2, 4]
-    for removals, weights in path.snapshots.items():
+    path = eliminate([first, second])
+    found = snapshots([first, second], path.order, [2, 4])
+    assert sorted(found) == [2, 4]
+    for removals, weights in found.items():
         for reading, weight in zip((first, second), weights, strict=True):
             expected, _ = refitted(reading, alive_after(path, removals, 6), 1e-3)
             torch.testing.assert_close(weight, expected, rtol=1e-7, atol=1e-9)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import Use
-from clusterprune.merge.least_squares import dual_ridge_regression, mixing_matrix, positive_factor, ridge_regression
+from clusterprune.merge.least_squares import Ridge, dual_ridge_regression, mixing_matrix, positive_factor
 
 
 def use_of(channels: int, multiplicity: int = 1, groups: int = 1) -> Use:
@@ -117,7 +117,7 @@ def test_ridge_regression_minimises_its_objective():
     def objective(weight: Tensor) -> Tensor:
         return (x @ weight - target).square().sum() + penalty * (weight - prior)[:-1].square().sum()
 
-    solution = ridge_regression(gram, x.T @ target, prior, 0.1, constant=True).requires_grad_()
+    solution = Ridge(gram, prior, 0.1, constant=True).solve(x.T @ target).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(solution), solution)
     assert float(gradient.abs().max()) < 1e-6
     assert objective(solution) < objective(prior)
@@ -126,7 +126,7 @@ def test_ridge_regression_minimises_its_objective():
 def test_a_strong_ridge_returns_the_prior():
     gram = torch.eye(4, dtype=torch.float64)
     prior = torch.arange(8, dtype=torch.float64).view(4, 2)
-    solution = ridge_regression(gram, torch.zeros(4, 2, dtype=torch.float64), prior, 1e9, constant=False)
+    solution = Ridge(gram, prior, 1e9, constant=False).solve(torch.zeros(4, 2, dtype=torch.float64))
     torch.testing.assert_close(solution, prior, rtol=1e-6, atol=1e-6)
 
 
@@ -139,7 +139,7 @@ def test_the_dual_solves_the_same_problem(count: int, constant: bool):
     guess = x.mean(0)
     rows = torch.cat([x - guess, torch.ones(count, 1).double()], 1) if constant else x
     whole = torch.cat([prior, torch.zeros(1, 4).double()]) if constant else prior
-    expected = ridge_regression(rows.T @ rows, rows.T @ t, whole, 0.01, constant=constant)
+    expected = Ridge(rows.T @ rows, whole, 0.01, constant=constant).solve(rows.T @ t)
     found, level = dual_ridge_regression(x, t, prior, 0.01, constant=constant)
     torch.testing.assert_close(found, expected[:12], rtol=1e-6, atol=1e-6)
     wanted = expected[12] - guess @ expected[:12] if constant else torch.zeros(4).double()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import clusterprune as cp
-from clusterprune.merge.elimination import eliminate
+from clusterprune.merge.elimination import eliminate, refitted
 from clusterprune.merge.readings import consumers, kernel_change, reading
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import input_moments, output_importance
@@ -46,15 +46,17 @@ def test_the_price_is_the_divergence_of_the_prediction(size: int) -> None:
     importance = output_importance(graph, state, images, [call], **common)
     (consumer,) = consumers(graph, group, whole)
     weight = state["second.weight"]
+    read = [reading(consumer, weight, moments[call], importance[call])]
     path = eliminate(
-        [reading(consumer, weight, moments[call], importance[call])],
-        blocks=group.blocks, damping=1e-9, levels=levels(group),
+        read,
+        blocks=group.blocks, damping=1e-9,
     )  # fmt: skip
-    total = fisher_losses(graph, state, images, {"first": path.snapshots}, moments, importance, whole, **common)
+    snapshots = refitted(read, path.order, levels(group), damping=1e-9)
+    total = fisher_losses(graph, state, images, {"first": snapshots}, moments, importance, whole, **common)
     priced = calibrated(path, {level: loss / len(images) for (_, level), loss in total.items()})
     before = model(images).log_softmax(1).detach()
     for level in (1, 2, 3):
-        change, bias = kernel_change(consumer, weight, path.snapshots[level][0], moments[call], importance[call])
+        change, bias = kernel_change(consumer, weight, snapshots[level][0], moments[call], importance[call])
         cut = Small(size).double()
         cut.load_state_dict({**state, "second.weight": weight + change, "second.bias": state["second.bias"] + bias})
         after = cut(images).log_softmax(1).detach()

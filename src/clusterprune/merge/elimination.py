@@ -52,14 +52,10 @@ class Path:
         Channels in the order in which they go, shape (removable,).
     loss
         Loss after 0, 1, 2, … removals, shape (removable + 1,), non-decreasing.
-    snapshots
-        For some numbers of removals: every reading's weights as the remaining channels would have them
-        (rows of removed channels are zero).
     """
 
     order: np.ndarray
     loss: np.ndarray
-    snapshots: dict[int, list[Tensor]]
 
 
 def eliminate(
@@ -68,7 +64,6 @@ def eliminate(
     blocks: np.ndarray | None = None,
     keep: int = 1,
     damping: float = 1e-3,
-    levels: Collection[int] = (),
 ) -> Path:
     """Remove channels, always those whose loss the others make good best.
 
@@ -82,8 +77,6 @@ def eliminate(
         Channels that stay in every block.
     damping
         Ridge added to every G, relative to its mean diagonal.
-    levels
-        Numbers of removals at which to keep a snapshot.
     """
     channels = readings[0].moments.shape[0] // readings[0].taps
     block = torch.zeros(channels, dtype=torch.long) if blocks is None else torch.from_numpy(blocks)
@@ -92,8 +85,6 @@ def eliminate(
     alive = torch.ones(channels, dtype=torch.bool)
     order: list[int] = []
     loss = [0.0]
-    snapshots: dict[int, list[Tensor]] = {}
-    wanted = sorted(set(levels))
     while int(alive.sum()) > keep * n_blocks:
         total = torch.stack([state.costs() for state in states]).sum(0)
         total[~alive] = torch.inf
@@ -101,9 +92,6 @@ def eliminate(
         left = int(alive.sum()) // n_blocks
         looks = _LOOKS if channels <= _WIDE else _LOOKS // 2
         at_once = min(max(1, left // looks), left - keep)
-        here = next((level // n_blocks for level in wanted if level > len(order)), None)
-        if here is not None:
-            at_once = min(at_once, here - len(order) // n_blocks)
         gone = torch.cat([_cheapest(total, block == number, at_once) for number in range(n_blocks)])
         before = sum(state.error() for state in states)
         for state in states:
@@ -113,9 +101,7 @@ def eliminate(
         order += gone.tolist()
         loss += [loss[-1] + rise * (i + 1) / len(gone) for i in range(len(gone))]
         alive[gone] = False
-        if len(order) in wanted:
-            snapshots[len(order)] = [state.solution(alive) for state in states]
-    return Path(np.array(order, dtype=np.int64), np.array(loss), snapshots)
+    return Path(np.array(order, dtype=np.int64), np.array(loss))
 
 
 _LOOKS = 48
@@ -138,14 +124,11 @@ class _State:
     """
 
     def __init__(self, reading: Reading, damping: float) -> None:
-        self.moments = reading.moments.double()
-        size = self.moments.shape[0]
-        self.ridge = ridge_of(reading, damping)
-        self.inverse = torch.cholesky_inverse(positive_factor(self.moments, self.ridge))
-        self.original = reading.weight.double()
+        moments, weight = reading.moments.double(), reading.weight.double()
+        size, outputs = weight.shape
+        self.inverse = torch.cholesky_inverse(positive_factor(moments, ridge_of(reading, damping)))
         # Only B Bᵀ matters for the costs, so a wide B may be exchanged for a square one with the same.
-        outputs = self.original.shape[1]
-        self.weight = self.original.clone() if outputs <= size else torch.linalg.qr(self.original.T, mode="r").R.T
+        self.weight = weight.clone() if outputs <= size else torch.linalg.qr(weight.T, mode="r").R.T
         self.taps = reading.taps
         self.channels = size // reading.taps
         self.inside = torch.arange(self.channels)
@@ -193,10 +176,6 @@ class _State:
     def _rows(self, channels: Tensor) -> Tensor:
         return (channels[:, None] * self.taps + torch.arange(self.taps)).reshape(-1)
 
-    def solution(self, alive: Tensor) -> Tensor:
-        """Return the original weights as the living channels would have them, zero elsewhere."""
-        return _solve(self.moments, self.original, self.ridge, self._rows(alive.nonzero().squeeze(1)))
-
 
 def ridge_of(reading: Reading, damping: float) -> Tensor:
     """Return what is added to the diagonal of G, shape (channels · taps,).
@@ -236,15 +215,11 @@ def refitted(
         found[level] = []
         for one in readings:
             inside = (channels[:, None] * one.taps + torch.arange(one.taps)).reshape(-1)
-            found[level].append(_solve(one.moments.double(), one.weight.double(), ridge_of(one, damping), inside))
+            moments, original, ridge = one.moments.double(), one.weight.double(), ridge_of(one, damping)
+            factor = positive_factor(moments[inside][:, inside], ridge[inside])
+            # The ridge pulls to the original weights.
+            wanted = moments[inside] @ original + ridge[inside, None] * original[inside]
+            solved = torch.zeros_like(original)
+            solved[inside] = torch.cholesky_solve(wanted, factor)
+            found[level].append(solved)
     return found
-
-
-def _solve(moments: Tensor, original: Tensor, ridge: Tensor, inside: Tensor) -> Tensor:
-    """Return the weights of some rows with which they come closest to what all of them make; the others are zero."""
-    solved = torch.zeros_like(original)
-    factor = positive_factor(moments[inside][:, inside], ridge[inside])
-    # The ridge pulls to the original weights.
-    wanted = moments[inside] @ original + ridge[inside, None] * original[inside]
-    solved[inside] = torch.cholesky_solve(wanted, factor)
-    return solved

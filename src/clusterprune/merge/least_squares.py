@@ -108,15 +108,10 @@ class Ridge:
         return torch.cholesky_solve(cross + self._pull, self._factor)
 
 
-def ridge_regression(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float, *, constant: bool) -> Tensor:
-    """Solve the problem of :class:`Ridge` once: XᵀX and XᵀT in, W out, (inputs, outputs), float64."""
-    return Ridge(gram, prior, ridge, constant=constant).solve(cross)
-
-
 def dual_ridge_regression(
     rows: Tensor, targets: Tensor, prior: Tensor, ridge: float, *, constant: bool
 ) -> tuple[Tensor, Tensor]:
-    """Solve the problem of :func:`ridge_regression` where there are fewer rows than inputs.
+    """Solve the problem of :class:`Ridge` where there are fewer rows than inputs.
 
     W = prior + Xᵀ (X Xᵀ + λ)⁻¹ (T - X prior): a system of as many equations as rows.
 
