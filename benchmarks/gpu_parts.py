@@ -312,7 +312,7 @@ def part_distil(place: Place) -> Iterator[Row]:
     pair = Pair.on(place)
     plan = cp.oneshot(pair.graph, pair.inputs, keep_macs=0.5)
     here, there = (cp.distil(graph, plan, pair.inputs, steps=6) for graph in (pair.graph, pair.elsewhere))
-    far = [there.notes["distil"][name] / here.notes["distil"][name] - 1 for name in FAR]
+    far = [there.notes["distil"][name] / here.notes["distil"][name] - 1 for name in COMPARED]
     yield Row(
         "distil: divergence",
         *(text(p.notes["distil"]["divergence_after"]) for p in (here, there)),
@@ -323,7 +323,7 @@ def part_distil(place: Place) -> Iterator[Row]:
     yield Row("images from batch norms", "images", "images", relative(*made), 0.01)
 
 
-FAR = ("divergence_before", "divergence_after")
+COMPARED = ("divergence_before", "divergence_after")
 FEW = cp.FromNorms(images=32, steps=8)
 """Images that are made quickly, whatever they look like."""
 

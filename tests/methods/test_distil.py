@@ -131,6 +131,8 @@ def test_images_are_mirrored_and_moved_alone():
         ({"steps": 0}, "steps must be positive"),
         ({"seconds": float("nan")}, "seconds"),
         ({"steps": "many"}, "steps"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": 1, "config": "fast"}, "config must be of the type Distil"),
     ],
 )
 def test_bad_options(cut, options: dict[str, object], said: str):
@@ -143,6 +145,8 @@ def test_the_state_of_another_network_is_refused(cut, tmp_path: Path):
     _, graph, images, plan = cut
     file = tmp_path / "reached.safetensors"
     cp.distil(graph, plan, images, steps=2, out=file)
-    other = cp.oneshot(graph, images, keep_macs=0.8)
-    with pytest.raises(ArgumentError, match="belongs to another network"):
-        cp.distil(graph, other, images, steps=2, out=file)
+    other = cp.oneshot(graph, images, keep_macs=0.4, seed=5)
+    for plan_, seed in ((other, 0), (plan, 1)):
+        with pytest.raises(ArgumentError, match="belongs to another network"):
+            cp.distil(graph, plan_, images, steps=2, seed=seed, out=file)
+    assert cp.distil(graph, plan, images, steps=2, out=file).notes["distil"]["steps"] == 2

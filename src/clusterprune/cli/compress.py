@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -329,8 +330,6 @@ def duration_of(text: str | None) -> dict[str, Any]:
     ArgumentError
         If the text is neither a number of seconds nor of steps.
     """
-    import re
-
     from clusterprune.errors import ArgumentError
 
     if text is None:

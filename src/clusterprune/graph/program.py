@@ -4,7 +4,7 @@ The graph that `torch.export` returns holds the example's batch size in the argu
 :mod:`clusterprune.graph.batch` finds it, so that one trace serves every batch.
 """
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,16 @@ class Program:
             for name in step.last_use_of:
                 if name not in self.kept and name not in self.graph.inputs and name not in self.graph.constants:
                     values.pop(name, None)
+
+    def visit(self, values: MutableMapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, Any]]:
+        """Run every step on `values`; yield the values of the named nodes, each as soon as it is there."""
+        position = 0
+        for stop in sorted(self.index[name] + 1 for name in names):
+            self.advance(values, position, stop)
+            position = stop
+            name = self.steps[stop - 1].name
+            yield name, values[name]
+        self.advance(values, position, len(self.steps))
 
     def run(self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the whole graph with the given weights; return what the model returns, flattened to a tuple."""

@@ -186,7 +186,7 @@ def _descend(
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     weights = program.weights(state)
     wanted = {norm.input: norm for norm in norms}
-    stops = sorted({program.index[name] + 1 for name in wanted if name in program.index})
+    read = [name for name in wanted if name in program.index]  # not a norm of the images themselves
     images = images.requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=options.rate, betas=(0.5, 0.9))
     for step in range(steps):
@@ -196,13 +196,8 @@ def _descend(
         with torch.enable_grad():
             values = {**program.bind((shifted,)), **weights}
             loss = images.new_zeros(())
-            position = 0
-            for stop in [*stops, len(program.steps)]:
-                program.advance(values, position, stop)
-                position = stop
-                name = program.steps[stop - 1].name
-                if name in wanted:
-                    loss = loss + _mismatch(values[name], weights[wanted[name].mean], weights[wanted[name].variance])
+            for name, value in program.visit(values, read):
+                loss = loss + _mismatch(value, weights[wanted[name].mean], weights[wanted[name].variance])
             outputs = [values[name] for name in program.differentiable]
             if len(outputs) == 1 and is_logits(outputs[0]):
                 classes = ((torch.arange(len(images)) + first) % outputs[0].shape[1]).to(images.device)

@@ -213,23 +213,17 @@ def _by_channel(graph: ChannelGraph, call: LayerCall) -> bool:
 
 def _behind(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None, str]:
     """Follow a call's output through at most one batch norm to an addition, if that is where it goes."""
-    norm: fx.Node | None = None
-    current = node
-    while len(current.users) == 1:
+    norm = _norm_of(node)
+    current = norm or node
+    if len(current.users) == 1:
         user = next(iter(current.users))
         packet = getattr(user.target, "overloadpacket", None)
-        if packet is aten.batch_norm and norm is None:
-            if not all(isinstance(user.args[i], fx.Node) for i in (1, 2, 3, 4)):
-                break
-            norm = current = user
-            continue
         plain = packet in (aten.add, aten.add_) and not user.kwargs and len(user.args) == 2
         if plain and len(user.all_input_nodes) == 2:
             other = next(n for n in user.all_input_nodes if n is not current)
             same = tuple(other.meta["val"].shape) == tuple(current.meta["val"].shape)
             if same and other.op == "call_function":
                 return norm, user, other.name
-        break
     return None, None, ""
 
 

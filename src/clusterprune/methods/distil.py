@@ -12,6 +12,7 @@ channels) and of the compact network at the end k of a block, and f̄ is the ori
 mirrored and moved by a few pixels, for few of them would soon be known by heart. Batch norms keep their statistics.
 """
 
+import hashlib
 import math
 import time
 from collections import ChainMap
@@ -66,6 +67,14 @@ class Distil:
     held_out: float = 0.125
     clip: float = 1.0
     save_every: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("rate", "clip", "batch"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(f"{name} must be positive, but got {name}={getattr(self, name)!r}")
+        if not 0 <= self.held_out < 1:
+            raise ArgumentError(f"held_out must be a share below 1, but got held_out={self.held_out!r}")
 
 
 def distil(
@@ -131,18 +140,22 @@ def distil(
             check_number(name, value)
             if not 0 < value <= _MOST:
                 raise ArgumentError(f"{name} must be positive and at most {_MOST:,}, but got {name}={value!r}")
-    config = config or Distil()
+    if steps is not None and steps != int(steps):
+        raise ArgumentError(f"steps must be a whole number, but got steps={steps!r}")
+    config = Distil() if config is None else config
+    check_instance("config", config, Distil, "write Distil(rate=1e-4)")
     inputs = whole_batches(graph, images)
     check_images(graph, inputs)
-    run = _Run(graph, plan, inputs, config, seed)
-    run.go(seconds, None if steps is None else int(steps), None if out is None else Path(out), progress)
-    return run.plan()
+    lesson = _Lesson(graph, plan, inputs, config, seed)
+    lesson.learn(seconds, None if steps is None else int(steps), None if out is None else Path(out), progress)
+    return lesson.plan()
 
 
 _MOST = 10_000_000
+"""Most seconds or steps: sixteen weeks."""
 
 
-class _Run:
+class _Lesson:
     """Teacher and student, and how far they have come."""
 
     def __init__(self, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...], config: Distil, seed: int) -> None:
@@ -159,7 +172,7 @@ class _Run:
         state = compact_state(graph, plan)
         self.teacher = Program(graph)
         self.student = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)))
-        self.wisdom = self.teacher.weights({k: t.detach() for k, t in named_tensors(graph).items()})
+        self.teacher_weights = self.teacher.weights({k: t.detach() for k, t in named_tensors(graph).items()})
         own = dict(graph.model.named_buffers())
         used = {*graph.inputs.values(), *(path for path in state if path not in named_tensors(graph))}
         self.learnt = {
@@ -173,9 +186,8 @@ class _Run:
         self.ends = {node.name: survivors.kept(node.name) for node in block_ends(graph)}
         self.optimizer = torch.optim.Adam(self.learnt.values(), lr=config.rate)
         self.step, self.elapsed = 0, 0.0
-        self.found: tuple[float, float] | None = None
 
-    def go(self, seconds: float | None, steps: int | None, out: Path | None, progress: Progress | None) -> None:
+    def learn(self, seconds: float | None, steps: int | None, out: Path | None, progress: Progress | None) -> None:
         """Learn for so long, from where an earlier run was stopped."""
         if out is not None and out.exists():
             self._restore(out)
@@ -188,7 +200,7 @@ class _Run:
                 break
             warm = min(1.0, (done + 1e-3) / 0.05)
             self.optimizer.param_groups[0]["lr"] = self.config.rate * warm * 0.5 * (1 + math.cos(math.pi * done))
-            self._learn()
+            self._step()
             self.step += 1
             self.elapsed = time.perf_counter() - clock
             if out is not None and self.elapsed > saved + self.config.save_every:
@@ -197,16 +209,16 @@ class _Run:
         if out is not None:
             self._save(out)
 
-    def _learn(self) -> None:
+    def _step(self) -> None:
         """Take one step."""
         generator = torch.Generator().manual_seed((self.seed << 32 | self.step) % (1 << 63))
         chosen = torch.randint(len(self.images[0]), (self.size,), generator=generator)
         batch = varied(tuple(t[chosen.to(t.device)] for t in self.images), generator)
         with torch.no_grad():
-            expected, wanted = self._run(self.teacher, self.wisdom, batch, self.ends)
+            expected, wanted = self._pass(self.teacher, self.teacher_weights, batch, self.ends)
         with torch.enable_grad():
             weights = self.student.weights({**self.rest, **self.learnt})
-            actual, got = self._run(self.student, weights, batch, self.ends)
+            actual, got = self._pass(self.student, weights, batch, self.ends)
             loss = divergence(expected, actual).mean()
             parts = [_relative(wanted[name], got[name], kept) for name, kept in self.ends.items()]
             if parts:
@@ -217,18 +229,12 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.learnt.values(), self.config.clip)
         self.optimizer.step()
 
-    def _run(
+    def _pass(
         self, program: Program, weights: Mapping[str, Any], batch: tuple[Tensor, ...], ends: Mapping[str, Any]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the outputs, and the features where blocks end."""
         values = ChainMap(program.bind(batch), dict(weights))
-        features: dict[str, Tensor] = {}
-        position = 0
-        for name in sorted(ends, key=program.index.__getitem__):
-            stop = program.index[name] + 1
-            program.advance(values, position, stop)
-            features[name], position = values[name], stop
-        program.advance(values, position, len(program.steps))
+        features = dict(program.visit(values, ends))
         return [values[name] for name in program.differentiable], features
 
     def compare(self, state: Mapping[str, Tensor]) -> float:
@@ -238,8 +244,8 @@ class _Run:
             weights = self.student.weights({**self.rest, **state})
             for start in range(0, len(self.held_out[0]), self.size):
                 batch = tuple(t[start : start + self.size] for t in self.held_out)
-                expected, _ = self._run(self.teacher, self.wisdom, batch, {})
-                actual, _ = self._run(self.student, weights, batch, {})
+                expected, _ = self._pass(self.teacher, self.teacher_weights, batch, {})
+                actual, _ = self._pass(self.student, weights, batch, {})
                 total += float(divergence(expected, actual).sum())
         return total / len(self.held_out[0])
 
@@ -265,9 +271,16 @@ class _Run:
         for path, tensor in self.learnt.items():
             for name, value in self.optimizer.state[tensor].items():
                 tensors[f"{name}.{path}"] = value
+        tensors["begun_with"] = self._begun_with()
         tensors["progress"] = torch.tensor([self.step, self.elapsed], dtype=torch.float64)
         with output_errors(out):
             replace_file(out, tensor_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+
+    def _begun_with(self) -> Tensor:
+        """Return a digest of the seed and of the compact network as it was."""
+        start = {path: tensor.cpu().contiguous() for path, tensor in self.start.items()}
+        digest = hashlib.sha256(str(self.seed).encode() + tensor_bytes(start)).digest()
+        return torch.tensor(list(digest), dtype=torch.uint8)
 
     def _restore(self, out: Path) -> None:
         """Go on from a file.
@@ -275,15 +288,15 @@ class _Run:
         Raises
         ------
         ArgumentError
-            If it belongs to another network.
+            If it belongs to another network, plan or seed.
         """
         tensors, _ = read_tensors(out)
+        begun_with = tensors.get("begun_with")
+        if begun_with is None or not torch.equal(begun_with, self._begun_with()):
+            raise ArgumentError(f"{out} belongs to another network, plan or seed; remove it to begin anew")
         for path, tensor in self.learnt.items():
-            kept = tensors.get(f"learnt.{path}")
-            if kept is None or kept.shape != tensor.shape or "progress" not in tensors:
-                raise ArgumentError(f"{out} belongs to another network or plan; remove it to begin anew")
             with torch.no_grad():
-                tensor.copy_(kept)
+                tensor.copy_(tensors[f"learnt.{path}"])
             if f"exp_avg.{path}" in tensors:
                 self.optimizer.state[tensor] = {
                     "step": tensors[f"step.{path}"],
@@ -317,7 +330,6 @@ def block_ends(graph: ChannelGraph) -> list[fx.Node]:
     ]
     last = {tuple(node.meta["val"].shape[2:]): node for node in maps}
     chosen = {node.name for node in (*sums, *last.values())}
-    # What is written into in place afterwards is not what it was: its last reader has it.
     return [node for node in maps if node.name in chosen]
 
 
