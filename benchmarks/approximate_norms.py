@@ -35,7 +35,7 @@ from torch.nn import functional
 
 import clusterprune as cp
 from clusterprune import data, evaluate, train
-from clusterprune.budget import CostModel, reachable
+from clusterprune.budget.allocation import CostModel, reachable
 from clusterprune.errors import BudgetError
 from clusterprune.train import TrainConfig
 

@@ -32,10 +32,10 @@ import baselines
 import torch
 from rich.console import Console
 
-from clusterprune import data, evaluate, models, run, train
+from clusterprune import data, evaluate, models, runs, train
 from clusterprune.cli.compare import ALL, ranking
-from clusterprune.methods.comparison import TRAINING, Contender, Entry, compare
 from clusterprune.methods.pipeline import Task
+from clusterprune.studies.comparison import TRAINING, Contender, Entry, compare
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "compare_training.json"
@@ -86,7 +86,7 @@ def main() -> None:
     spec = models.resolve(NETWORK)
     dataset = data.load(options.data, image_size=32)
     images = data.sample(dataset.train, options.train_images or len(dataset.train), 0)
-    device = run.pick_device(None)
+    device = runs.pick_device(None)
     model = models.build(NETWORK, weights=options.weights).eval().to(device)
     own, held_out = data.holdout(images, 0.1)
     task = Task(model, spec.example().to(device), own, held_out, spec.mean, spec.std, partial(spec.build, 10))
@@ -112,7 +112,7 @@ def main() -> None:
             "training": training.model_dump(mode="json"),
             "whole": whole,
             "entries": [asdict(e) for e in entries],
-            "device": run.environment(device)["device"],
+            "device": runs.environment(device)["device"],
             "threads": options.threads,
             "versions": {n: version(n) for n in ("clusterprune", "torch", "torch-pruning")}
             | {"python": platform.python_version()},

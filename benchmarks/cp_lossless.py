@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune import data, evaluate, models, run
+from clusterprune import data, evaluate, models, runs
 from clusterprune.methods.cp import cluster_prune, finish
 from clusterprune.train import TrainConfig
 
@@ -107,7 +107,7 @@ def main() -> None:
             row = measure(network, batch_norm, dataset, options)
             row |= {
                 "command": shlex.join(["python", *sys.argv]),
-                "device": run.environment(torch.device("cpu"))["device"],
+                "device": runs.environment(torch.device("cpu"))["device"],
                 "versions": {n: version(n) for n in ("clusterprune", "torch")} | {"python": platform.python_version()},
                 "date": datetime.now(UTC).date().isoformat(),
             }

@@ -45,13 +45,13 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 
 import clusterprune as cp
-from clusterprune import data, evaluate, models, run, train
-from clusterprune.files import write_json
+from clusterprune import data, evaluate, models, runs, train
+from clusterprune.files.writing import write_json
 from clusterprune.methods import acp_structures
 from clusterprune.methods.acp import ACP, FITNESS_TRAINING, RETRAINING, StructureFitness
 from clusterprune.methods.acp_structures import macs_of
 from clusterprune.methods.trainings import FINE_TUNING
-from clusterprune.surgery import apply
+from clusterprune.surgery.apply import apply
 
 RESULTS = Path(__file__).parent / "results" / "fitness_rank.json"
 NETWORK = "resnet20"
@@ -130,7 +130,7 @@ class Bench:
         images = data.sample(dataset.train, options.train_images or len(dataset.train), 0)
         self.own, held_out = data.holdout(images, 0.1)
         self.test = dataset.test
-        self.device = run.pick_device(None)
+        self.device = runs.pick_device(None)
         self.model = models.build(NETWORK, weights=options.weights).eval().to(self.device)
         self.graph = cp.trace(self.model, spec.example().to(self.device))
         self.where: dict[str, Any] = {"mean": spec.mean, "std": spec.std}
@@ -209,7 +209,7 @@ def main() -> None:
     found |= settings | {
         "command": shlex.join(["python", *sys.argv]),
         "seconds_once_for_merging": found.get("seconds_once_for_merging", round(bench.seconds, 1)),
-        "device": run.environment(bench.device)["device"],
+        "device": runs.environment(bench.device)["device"],
         "threads": options.threads,
         "workers": options.workers,
         "versions": {n: version(n) for n in ("clusterprune", "torch")} | {"python": platform.python_version()},

@@ -29,9 +29,9 @@ from clusterprune.clustering import DBSCAN, HDBSCAN, OPTICS, Agglomerative, Birc
 from clusterprune.data import Split
 from clusterprune.methods.criteria import CRITERIA
 from clusterprune.methods.soft_pruning import SoftPruning
-from clusterprune.plans import Merge, Plan
+from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters
-from clusterprune.surgery import masked_state
+from clusterprune.surgery.apply import masked_state
 from clusterprune.train import Guidance, TrainConfig
 
 T = TypeVar("T")
@@ -346,7 +346,7 @@ def part_plan(place: Place) -> Iterator[Row]:
         merge = next(merges)
         name = f"plan {type(similarity).__name__} {type(clustering).__name__} {merge}"
         given = {"similarity": similarity, "clustering": clustering, "merge": merge, **options}
-        yield from compare_plans(name, place, pair, lambda graph, x, given=given: cp.plan(graph, x, **given))
+        yield from compare_plans(name, place, pair, lambda graph, x, given=given: cp.cluster(graph, x, **given))
 
 
 def part_prune_by(place: Place) -> Iterator[Row]:

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import clusterprune
-from clusterprune import evaluate, models, run
+from clusterprune import evaluate, models, runs
 
 RESULTS = Path(__file__).parent / "results" / "oneshot_cost.json"
 
@@ -83,7 +83,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_mb": peak,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "processor": run.environment(torch.device("cpu"))["device"],
+        "processor": runs.environment(torch.device("cpu"))["device"],
         "versions": {name: version(name) for name in ("clusterprune", "torch")} | {"python": platform.python_version()},
         "seed": 0,
         "date": datetime.now(UTC).date().isoformat(),

@@ -61,7 +61,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import clusterprune
-from clusterprune import OneShot, data, evaluate, models, run
+from clusterprune import OneShot, data, evaluate, models, runs
 from clusterprune.graph import ChannelGraph
 
 RESULTS = Path(__file__).parent / "results" / "oneshot_imagenet.json"
@@ -322,7 +322,7 @@ def _run_record(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(words),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": run.environment(torch.device("cpu"))["device"],
+        "cpu": runs.environment(torch.device("cpu"))["device"],
         "cores": os.cpu_count(),
         "threads": arguments.threads,
         "python": platform.python_version(),

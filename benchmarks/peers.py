@@ -30,13 +30,13 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from clusterprune.cost import CostModel
+from clusterprune.budget.cost import CostModel
 from clusterprune.graph import ChannelGraph, Group, LayerCall
 from clusterprune.graph.program import Program
 from clusterprune.graph.walk import layer_of
 from clusterprune.merge.patches import Reader
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import bias_home, cutter, named_tensors
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import bias_home, cutter, named_tensors
 
 BATCH = 128
 POSITIONS = 64

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import clusterprune as cp
-from clusterprune import data, models, recipes, run
+from clusterprune import data, models, runs, studies
 from clusterprune.graph import ChannelGraph
 from clusterprune.methods.acp import ACP, clustered_widths
 from clusterprune.methods.acp_structures import macs_of
@@ -45,8 +45,8 @@ def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     graph = restrict(graph, inner_groups(graph))
     images = data.load(options.data, image_size=spec.input_shape[-1]).train
     rows = []
-    for name in recipes.names():
-        recipe = recipes.read(name)
+    for name in studies.names():
+        recipe = studies.read(name)
         if (recipe.method, recipe.model, recipe.data) != ("acp", network, "cifar10"):
             continue
         for count in options.samples:
@@ -75,7 +75,7 @@ def main() -> None:
         "benchmark": "published_eps",
         "rows": [row for network in NETWORKS for row in measure(network, options)],
         "command": shlex.join(["python", *sys.argv]),
-        "device": run.environment(torch.device("cpu"))["device"],
+        "device": runs.environment(torch.device("cpu"))["device"],
         "versions": {n: version(n) for n in ("clusterprune", "torch")} | {"python": platform.python_version()},
         "date": datetime.now(UTC).date().isoformat(),
     }

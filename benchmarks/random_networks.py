@@ -38,7 +38,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from clusterprune.files import write_json  # noqa: E402
+from clusterprune.files.writing import write_json  # noqa: E402
 
 RESULTS = HERE / "results" / "random_networks.json"
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
-from clusterprune import data, models, run, train
+from clusterprune import data, models, runs, train
 from clusterprune.train.augment import augment, padding_for
 from clusterprune.train.config import resolve_precision
 from clusterprune.train.images import source
@@ -52,7 +52,7 @@ def ours(options: argparse.Namespace, split: data.Split, model: nn.Module | None
         )  # fmt: skip
         done = train.fit(model, split, config=config, mean=spec.mean, std=spec.std)
         return [record["seconds"] for record in done.history[1:]]
-    device = run.pick_device(None)
+    device = runs.pick_device(None)
     images = source(split, name="train", channels=3, device=device, limit=limit * 2**30)
     seconds = []
     for epoch in range(options.epochs):
@@ -68,7 +68,7 @@ def ours(options: argparse.Namespace, split: data.Split, model: nn.Module | None
 
 def plain(options: argparse.Namespace, count: int, model: nn.Module | None, spec: Any) -> list[float]:
     """Return the seconds of each counted pass of a plain loop."""
-    device = run.pick_device(None)
+    device = runs.pick_device(None)
     pad = padding_for(options.size)
     steps = [v2.RandomCrop(options.size, pad), v2.RandomHorizontalFlip(), v2.ToImage()]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec.mean, spec.std)]
@@ -144,7 +144,7 @@ def main() -> None:
         "streamed": options.streamed,
         "images_per_second": rate,
         "times_as_fast": round(rate["ours"] / rate["plain"], 2),
-        "device": run.environment(run.pick_device(None))["device"],
+        "device": runs.environment(runs.pick_device(None))["device"],
         "cores": os.cpu_count(),
         "precision": options.precision,
         "versions": {n: version(n) for n in ("clusterprune", "torch", "torchvision")}
@@ -152,8 +152,8 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps({"benchmark": "throughput", "runs": [*runs, found]}, indent=1) + "\n")
+    measured = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps({"benchmark": "throughput", "runs": [*measured, found]}, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 

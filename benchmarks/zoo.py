@@ -85,7 +85,7 @@ def said(error: BaseException) -> str:
 def measure_ours(entry: Entry, record: dict[str, Any], save: Any) -> None:
     """Trace, cut and compare one network; the record is saved after every step."""
     import clusterprune as cp
-    from clusterprune.budget import CostModel, reachable
+    from clusterprune.budget.allocation import CostModel, reachable
 
     model = build(entry.name)
     example = example_for(model, entry.native)
@@ -173,7 +173,7 @@ def frozen_channels(graph: Any) -> dict[str, int]:
 def law2(model: nn.Module, example: Tensor) -> tuple[float, str]:
     """Compare a randomly cut network with the masked original in float64; return the error, and the class."""
     import clusterprune as cp
-    from clusterprune.surgery import masked_state
+    from clusterprune.surgery.apply import masked_state
 
     randomize(model)
     model, example = model.double(), example.double()

@@ -23,7 +23,7 @@ from torch.nn import functional
 import clusterprune as cp
 from clusterprune.graph import Group
 from clusterprune.graph.program import Program, Ref
-from clusterprune.surgery import bias_home, masked_state, named_tensors
+from clusterprune.surgery.apply import bias_home, masked_state, named_tensors
 
 torch.set_num_threads(1)
 

@@ -48,7 +48,7 @@ def split() -> data.Split:
 STATISTICS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 PLANNERS: dict[str, Callable[..., Any]] = {
     "oneshot": lambda graph, images=IMAGES, **more: cp.oneshot(graph, images, **{"keep_macs": 0.5} | more),
-    "plan": lambda graph, images=IMAGES, **more: cp.plan(graph, images, **{"keep_macs": 0.5} | more),
+    "plan": lambda graph, images=IMAGES, **more: cp.cluster(graph, images, **{"keep_macs": 0.5} | more),
     "prune_by": lambda graph, images=IMAGES, **more: cp.prune_by(
         graph, "l1", images=images, merge="least_squares", **{"keep_macs": 0.5} | more
     ),
@@ -142,10 +142,10 @@ CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.Merge("0", [[0, 1]]), "whole numbers"),
     (lambda s: cp.trace(nn.Conv2d, IMAGES), "torch.nn.Module"),
     (lambda s: cp.oneshot(s.graph, IMAGES, keep_macs=0.5, config="fast"), "config must be a OneShot"),
-    (lambda s: cp.plan(s.graph, IMAGES, similarity="filters"), "similarity must be FeatureMaps"),
-    (lambda s: cp.plan(s.graph, IMAGES, clustering="kmeans"), "clustering must be an object such as DBSCAN"),
-    (lambda s: cp.plan(s.graph, IMAGES, merge="sum"), "merge must be one of"),
-    (lambda s: cp.plan(s.graph, IMAGES, merge=["add"]), "merge must be one of"),
+    (lambda s: cp.cluster(s.graph, IMAGES, similarity="filters"), "similarity must be FeatureMaps"),
+    (lambda s: cp.cluster(s.graph, IMAGES, clustering="kmeans"), "clustering must be an object such as DBSCAN"),
+    (lambda s: cp.cluster(s.graph, IMAGES, merge="sum"), "merge must be one of"),
+    (lambda s: cp.cluster(s.graph, IMAGES, merge=["add"]), "merge must be one of"),
     (lambda s: cp.prune_by(s.graph, "l3", keep_macs=0.5), "criterion must be one of"),
     (lambda s: cp.prune_by(s.graph, ["l1"], keep_macs=0.5), "criterion must be one of"),
     (lambda s: cp.prune_by(s.model, "l1", keep_macs=0.5), "trace the model first"),
@@ -227,7 +227,7 @@ def test_a_graph_is_pickled_as_model_and_example(graph: cp.ChannelGraph, move: C
     assert again.model is not graph.model
     assert str(again) == str(chosen)
     options: dict[str, Any] = {"keep_macs": 0.8, "similarity": Filters(), "clustering": KMeans(n_clusters=2)}
-    first, second = (cp.plan(g, merge="drop", **options) for g in (chosen, again))
+    first, second = (cp.cluster(g, merge="drop", **options) for g in (chosen, again))
     assert first == second
     with torch.no_grad():
         assert torch.equal(cp.apply(again.model, first)(IMAGES), cp.apply(graph.model, first)(IMAGES))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import evaluate, models
-from clusterprune.budget import CostModel, Limits, check_fraction, example_batch, reachable, solve
+from clusterprune.budget.allocation import CostModel, Limits, check_fraction, example_batch, reachable, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 

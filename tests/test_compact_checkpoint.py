@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune import models, record
+from clusterprune import models
 from clusterprune.errors import ModelError, OutputError, WeightsError
 from clusterprune.methods.cp import without_batch_norm
+from clusterprune.surgery import history
 
 
 def images(count: int = 2) -> Tensor:
@@ -85,14 +86,14 @@ def tamper(folder: Path, change) -> None:
 def test_what_comes_back_is_equal(tmp_path: Path, factory):
     torch.manual_seed(0)
     small = cut(factory())
-    assert record.stages(small)[0].rewired == (factory is HardCoded)
+    assert history.stages(small)[0].rewired == (factory is HardCoded)
     cp.save(small, tmp_path / "small")
     loaded = cp.load(tmp_path / "small", factory)
     assert not loaded.training
     assert torch.equal(loaded(images()), small.eval()(images()))
     assert loaded.state_dict().keys() == small.state_dict().keys()
     assert {k: v.dtype for k, v in loaded.state_dict().items()} == {k: v.dtype for k, v in small.state_dict().items()}
-    assert record.describe(loaded) == record.describe(small)
+    assert history.describe(loaded) == history.describe(small)
 
 
 @pytest.mark.parametrize("factory", [lambda: models.build("resnet20"), HardCoded, Tied, bare])
@@ -102,7 +103,7 @@ def test_twice_cut_and_twice_saved(tmp_path: Path, factory):
     cp.save(small, tmp_path / "a")
     loaded = cp.load(tmp_path / "a", factory)
     assert torch.equal(loaded(images()), small.eval()(images()))
-    assert len(record.stages(loaded)) == 2
+    assert len(history.stages(loaded)) == 2
     cp.save(loaded, tmp_path / "b")
     again = cp.load(tmp_path / "b", factory)
     assert torch.equal(again(images()), small(images()))
@@ -116,7 +117,7 @@ def test_a_model_that_was_never_cut(tmp_path: Path):
     cp.save(model, tmp_path / "whole")
     loaded = cp.load(tmp_path / "whole", lambda: models.build("resnet20", seed=2))
     assert torch.equal(loaded(images()), model(images()))
-    assert record.stages(loaded) == ()
+    assert history.stages(loaded) == ()
 
 
 def test_a_new_process_computes_the_same(tmp_path: Path):

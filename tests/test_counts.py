@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import clusterprune as cp
 from clusterprune import evaluate
-from clusterprune.cost import CostModel
+from clusterprune.budget.cost import CostModel
 from clusterprune.errors import BudgetError, BudgetWarning
 from clusterprune.methods.targets import check_met
-from clusterprune.surgery import removed_labels
+from clusterprune.surgery.apply import removed_labels
 
 
 def counted(model: nn.Module, *inputs: Tensor) -> float:
@@ -177,7 +177,7 @@ def test_halves_of_a_chunk_keep_equal_widths_and_the_model_its_class(shortcut: b
         from clusterprune.clustering import DBSCAN, KMeans
 
         clustering = DBSCAN(eps=0.1, min_samples=2) if way == "clusters" else KMeans(n_clusters=4)
-        plan = cp.plan(graph, x, clustering=clustering, merge="drop", keep_macs=0.6)
+        plan = cp.cluster(graph, x, clustering=clustering, merge="drop", keep_macs=0.6)
     widths = plan.widths
     assert len({widths.get(name, 12) for name in link}) == 1
     assert widths

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import clusterprune as cp
-from clusterprune import record, train
+from clusterprune import train
 from clusterprune.errors import ModelError, UntrainableWarning
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.throwaway import duplicate
+from clusterprune.surgery import history
 
 
 def cut(
@@ -285,7 +286,7 @@ def test_a_rebuilt_model_trains_as_the_original_does_or_refuses_by_name(end) -> 
         close = 1e-5 if end is branch else 0.2
         assert difference(actual.square().mean(0), expected.square().mean(0)) < close
         return
-    assert record.why_untrainable(small) is not None
+    assert history.why_untrainable(small) is not None
     with pytest.raises(ModelError, match="evaluation"):
         small.train()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from clusterprune.errors import OutputError
-from clusterprune.files import atomic_folder
+from clusterprune.files.writing import atomic_folder
 
 
 def listing(folder: Path) -> list[str]:

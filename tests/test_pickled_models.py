@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 import clusterprune as cp
-from clusterprune import record
 from clusterprune.errors import ModelError
+from clusterprune.surgery import history
 
 NETWORK = """
 import torch
@@ -86,7 +86,7 @@ def test_a_pickled_model_is_read_without_this_package(tmp_path: Path, monkeypatc
     assert done.stdout.split() == ["3", "1", "False"], done.stderr
     # And back here, where its history still counts.
     again = torch.load(tmp_path / "again.pt", weights_only=False)
-    assert record.describe(again) == record.describe(small)
+    assert history.describe(again) == history.describe(small)
     cp.save(again, tmp_path / "compact")
     loaded = cp.load(tmp_path / "compact", Net)
     assert torch.equal(loaded(torch.ones(1, 3, 8, 8)), small(torch.ones(1, 3, 8, 8)))
@@ -112,5 +112,5 @@ def test_a_pickled_model_that_was_rebuilt_refuses_other_sizes_without_this_packa
     )
     assert "dimension 2 must be 8, as it was traced" in done.stdout, done.stderr
     again = torch.load(tmp_path / "again.pt", weights_only=False)
-    assert record.describe(again) == record.describe(small)
+    assert history.describe(again) == history.describe(small)
     assert torch.equal(again(torch.ones(1, 3, 8, 8)), expected)

@@ -17,14 +17,15 @@ from PIL import Image
 from torch import nn
 
 import clusterprune as cp
-from clusterprune import data, reading, run
+from clusterprune import data, runs
 from clusterprune.data import decode
 from clusterprune.errors import ArgumentError, ClusterpruneError, DataError, OutputError, PlanError, WeightsError
-from clusterprune.files import begun_with
+from clusterprune.files import reading
+from clusterprune.files.reading import ReadError
+from clusterprune.files.tensors import MAX_HEADER_BYTES, check_pickle, read_tensors, stored, tensor_bytes
+from clusterprune.files.writing import begun_with
 from clusterprune.models import build, load_weights
-from clusterprune.reading import ReadError
-from clusterprune.recipes import recipe
-from clusterprune.tensor_files import MAX_HEADER_BYTES, check_pickle, read_tensors, stored, tensor_bytes
+from clusterprune.studies import recipe
 from clusterprune.train import checkpoint
 
 
@@ -50,8 +51,8 @@ def billion_laughs() -> str:
 READERS: dict[str, tuple[str, Callable[[Path], object], type[ClusterpruneError]]] = {
     "weights": ("w.pt", lambda path: load_weights(network(), path), WeightsError),
     "safetensors": ("w.safetensors", lambda path: load_weights(network(), path), WeightsError),
-    "config": ("config.yaml", run.read_config, DataError),
-    "log": ("log.jsonl", lambda path: run.read_log(path.parent), DataError),
+    "config": ("config.yaml", runs.read_config, DataError),
+    "log": ("log.jsonl", lambda path: runs.read_log(path.parent), DataError),
     "recipe": ("mine.yaml", recipe.read, ArgumentError),
     "plan": ("plan.json", lambda path: cp.Plan.load(path.parent), PlanError),
     "compact": ("structure.json", lambda path: cp.load(path.parent, network), WeightsError),
@@ -82,7 +83,7 @@ def test_pipes_and_devices_are_refused_without_waiting(name: str, kind: str, tmp
 def test_a_damaged_result_is_no_result(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "result.json")
     with soon():
-        assert run.read_result(tmp_path) is None
+        assert runs.read_result(tmp_path) is None
 
 
 BRACKETS = "[" * 3000 + "]" * 3000
@@ -109,7 +110,7 @@ def test_yaml_that_goes_on_for_ever(text: str, message: str, tmp_path: Path) -> 
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with soon(), pytest.raises(DataError, match=message):
-        run.read_config(path)
+        runs.read_config(path)
     with pytest.raises(ArgumentError, match=message):
         recipe.read(path)
 
@@ -147,7 +148,7 @@ def test_json_that_goes_on_for_ever(text: str, message: str, tmp_path: Path) -> 
 def test_damaged_logs_name_the_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n' + line + "\n")
     with pytest.raises(DataError, match="damaged in line 2"):
-        run.read_log(tmp_path)
+        runs.read_log(tmp_path)
 
 
 def test_documents_have_a_largest_size(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_names_that_no_file_can_have(name: str) -> None:
 def test_pickles_are_not_documents(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(pickle.dumps({"model": "resnet20"}))
     with pytest.raises(DataError):
-        run.read_config(tmp_path / "config.yaml")
+        runs.read_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
@@ -411,12 +412,12 @@ def test_folders_that_cannot_be(name: str) -> None:
     ],
 )
 def test_results_that_cannot_be_shown_are_none(change: dict[str, object], tmp_path: Path) -> None:
-    sound = run.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
-    run.write_result(tmp_path, {"trained": sound, "baseline": sound})
-    assert run.read_result(tmp_path, "trained", "baseline") is not None
-    assert run.read_result(tmp_path, "trained", "compressed") is None
-    run.write_result(tmp_path, {"trained": sound | change, "baseline": sound})
-    assert run.read_result(tmp_path, "baseline") is not None
-    assert run.read_result(tmp_path, "trained") is None
-    run.write_result(tmp_path, {"trained": {name: sound[name] for name in sound if name not in change}})
-    assert run.read_result(tmp_path, "trained") is None
+    sound = runs.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    runs.write_result(tmp_path, {"trained": sound, "baseline": sound})
+    assert runs.read_result(tmp_path, "trained", "baseline") is not None
+    assert runs.read_result(tmp_path, "trained", "compressed") is None
+    runs.write_result(tmp_path, {"trained": sound | change, "baseline": sound})
+    assert runs.read_result(tmp_path, "baseline") is not None
+    assert runs.read_result(tmp_path, "trained") is None
+    runs.write_result(tmp_path, {"trained": {name: sound[name] for name in sound if name not in change}})
+    assert runs.read_result(tmp_path, "trained") is None

@@ -6,44 +6,44 @@ import torch
 import yaml
 from torch import nn
 
-from clusterprune import data, run
+from clusterprune import data, runs
 from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.evaluate import Latency
 
 
 class TestOut:
     def test_new_and_empty_folders_are_fine(self, tmp_path: Path):
-        assert run.check_out(tmp_path) == tmp_path
-        assert run.check_out(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+        assert runs.check_out(tmp_path) == tmp_path
+        assert runs.check_out(tmp_path / "a" / "b") == tmp_path / "a" / "b"
 
     def test_what_would_be_lost_is_named(self, tmp_path: Path):
         (tmp_path / "file").write_text("")
 
         with pytest.raises(OutputError, match=r"exists and is not empty; choose another folder"):
-            run.check_out(tmp_path)
+            runs.check_out(tmp_path)
         with pytest.raises(OutputError, match=r"file' is a file, not a folder"):
-            run.check_out(tmp_path / "file")
+            runs.check_out(tmp_path / "file")
         with pytest.raises(OutputError, match=r"lies below '.*file', which is a file"):
-            run.check_out(tmp_path / "file" / "a" / "b")
+            runs.check_out(tmp_path / "file" / "a" / "b")
 
     def test_folders_of_others_are_refused(self, plain_folder: Path):
         plain_folder.chmod(0o500)
 
         with pytest.raises(OutputError, match="may not be written"):
-            run.check_out(plain_folder / "new")
+            runs.check_out(plain_folder / "new")
 
     def test_the_first_free_number_is_taken(self, tmp_path: Path):
-        assert run.numbered(tmp_path / "demo").name == "demo"
+        assert runs.numbered(tmp_path / "demo").name == "demo"
         for name in ("demo", "demo-2"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "file").write_text("")
-        assert run.numbered(tmp_path / "demo").name == "demo-3"
+        assert runs.numbered(tmp_path / "demo").name == "demo-3"
 
 
 class TestTimeline:
     def test_phases_are_timed_and_told(self):
         told: list[tuple[str, int, int]] = []
-        timeline = run.Timeline(lambda *event: told.append(event))
+        timeline = runs.Timeline(lambda *event: told.append(event))
 
         with timeline.phase("read") as tell:
             tell(1, 2)
@@ -55,7 +55,7 @@ class TestTimeline:
         assert [event["phase"] for event in timeline.events] == ["read", "plan"]
 
     def test_a_phase_that_fails_is_not_done(self):
-        timeline = run.Timeline()
+        timeline = runs.Timeline()
 
         with pytest.raises(ValueError, match="no"), timeline.phase("read"):
             raise ValueError("no")
@@ -68,7 +68,7 @@ class TestMeasure:
     example = torch.zeros(1, 1, 8, 8)
 
     def test_cost_alone(self):
-        found = run.measure(self.model, self.example, mean=(0.5,), std=(0.5,), latency_batch=3)
+        found = runs.measure(self.model, self.example, mean=(0.5,), std=(0.5,), latency_batch=3)
 
         assert found.params == 36 + 50
         assert found.macs == 36 * 36 + 40
@@ -84,8 +84,8 @@ class TestMeasure:
             order.append(model)
             return Latency(float(len(order)), 0.5, runs, len(images))
 
-        monkeypatch.setattr(run.evaluate, "latency", time_one)
-        one, other = run.time_in_turns(["a", "b"], self.example, batch=4, rounds=3)
+        monkeypatch.setattr(runs.evaluate, "latency", time_one)
+        one, other = runs.time_in_turns(["a", "b"], self.example, batch=4, rounds=3)
 
         assert order == ["a", "b"] * 3
         assert (one.median_ms, other.median_ms) == (3, 4)
@@ -94,7 +94,7 @@ class TestMeasure:
     def test_accuracy_is_rounded_only_in_the_file(self):
         test = data.load("digits").test
 
-        found = run.measure(self.model, self.example, test, mean=(0.5,), std=(0.5,))
+        found = runs.measure(self.model, self.example, test, mean=(0.5,), std=(0.5,))
 
         assert found.images == 359
         assert found.accuracy is not None
@@ -104,9 +104,9 @@ class TestMeasure:
 class TestFiles:
     def test_options_come_back(self, tmp_path: Path):
         options = {"model": "resnet20", "weights": Path("w"), "ignore": ("a", "b"), "lr": 1e-05, "seed": None}
-        run.write_config(tmp_path / "new", "train", options)
+        runs.write_config(tmp_path / "new", "train", options)
 
-        read = run.read_config(tmp_path / "new" / "config.yaml")
+        read = runs.read_config(tmp_path / "new" / "config.yaml")
 
         assert {key: read[key] for key in options if key in read} == {
             "model": "resnet20",
@@ -120,24 +120,24 @@ class TestFiles:
         (tmp_path / "config.yaml").write_text("model: !!python/object/apply:os.getcwd []")
 
         with pytest.raises(DataError, match="is not YAML"):
-            run.read_config(tmp_path / "config.yaml")
+            runs.read_config(tmp_path / "config.yaml")
 
     @pytest.mark.parametrize("text", ["- a", "a", ""])
     def test_what_is_no_mapping_is_refused(self, tmp_path: Path, text: str):
         (tmp_path / "config.yaml").write_text(text)
 
         with pytest.raises(DataError, match="one option per line"):
-            run.read_config(tmp_path / "config.yaml")
+            runs.read_config(tmp_path / "config.yaml")
 
     def test_results_come_back_and_damaged_ones_do_not(self, tmp_path: Path):
-        assert run.read_result(tmp_path) is None
-        run.write_result(tmp_path, {"a": 1})
-        assert run.read_result(tmp_path) == {"a": 1}
+        assert runs.read_result(tmp_path) is None
+        runs.write_result(tmp_path, {"a": 1})
+        assert runs.read_result(tmp_path) == {"a": 1}
         (tmp_path / "result.json").write_text('{"a": ')
-        assert run.read_result(tmp_path) is None
+        assert runs.read_result(tmp_path) is None
 
     def test_log_has_one_record_a_line(self, tmp_path: Path):
-        run.write_log(tmp_path, [{"a": 1}, {"b": "two\nlines"}])
+        runs.write_log(tmp_path, [{"a": 1}, {"b": "two\nlines"}])
 
         assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
             {"a": 1},
@@ -150,7 +150,7 @@ class TestFiles:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
         model[1].weight = model[0].weight
         model[0].bias.data = torch.arange(6.0)[::2]
-        run.write_weights(tmp_path, model)
+        runs.write_weights(tmp_path, model)
 
         read = load_file(tmp_path / "model.safetensors")
         assert read["1.weight"].equal(model[0].weight)
@@ -160,13 +160,13 @@ class TestFiles:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(run, "replace_file", full)
+        monkeypatch.setattr("clusterprune.runs.folder.replace_file", full)
         with pytest.raises(OutputError, match=r"result\.json cannot be written \(No space left on device\)"):
-            run.write_result(tmp_path, {})
+            runs.write_result(tmp_path, {})
 
 
 def test_the_environment_says_what_a_repeat_needs():
-    found = run.environment(torch.device("cpu"))
+    found = runs.environment(torch.device("cpu"))
 
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["device_type"] == "cpu"
@@ -176,6 +176,6 @@ def test_the_environment_says_what_a_repeat_needs():
 
 
 def test_devices_that_are_not_there_are_named():
-    assert run.pick_device("cpu") == torch.device("cpu")
+    assert runs.pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ArgumentError, match="device='cuda:99' cannot be used here"):
-        run.pick_device("cuda:99")
+        runs.pick_device("cuda:99")

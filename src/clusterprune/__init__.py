@@ -4,25 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clusterprune.checkpoint import load, save
     from clusterprune.graph import ChannelGraph, trace
     from clusterprune.merge.bn_images import FromNorms, images_from_norms
     from clusterprune.methods import (
         CP,
         ICP,
         OneShot,
+        cluster,
         cluster_prune,
         icp,
         inner_groups,
         oneshot,
-        plan,
         prune_by,
         restrict,
     )
     from clusterprune.methods.acp import ACP, acp
     from clusterprune.methods.distil import Distil, distil
-    from clusterprune.plans import Merge, Plan
-    from clusterprune.surgery import apply
+    from clusterprune.plan import Merge, Plan
+    from clusterprune.surgery.apply import apply
+    from clusterprune.surgery.compact import load, save
 
 __all__ = [
     "ACP",
@@ -36,6 +36,7 @@ __all__ = [
     "Plan",
     "acp",
     "apply",
+    "cluster",
     "cluster_prune",
     "distil",
     "icp",
@@ -43,7 +44,6 @@ __all__ = [
     "inner_groups",
     "load",
     "oneshot",
-    "plan",
     "prune_by",
     "restrict",
     "save",
@@ -57,22 +57,22 @@ _HOMES = {
     "ChannelGraph": "graph",
     "Distil": "methods.distil",
     "FromNorms": "merge.bn_images",
-    "Merge": "plans",
+    "Merge": "plan",
     "OneShot": "methods",
-    "Plan": "plans",
+    "Plan": "plan",
     "acp": "methods.acp",
-    "apply": "surgery",
+    "apply": "surgery.apply",
+    "cluster": "methods",
     "cluster_prune": "methods",
     "distil": "methods.distil",
     "icp": "methods",
     "images_from_norms": "merge.bn_images",
     "inner_groups": "methods",
-    "load": "checkpoint",
+    "load": "surgery.compact",
     "oneshot": "methods",
-    "plan": "methods",
     "prune_by": "methods",
     "restrict": "methods",
-    "save": "checkpoint",
+    "save": "surgery.compact",
     "trace": "graph",
 }
 

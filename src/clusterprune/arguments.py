@@ -57,7 +57,7 @@ def check_apply(model: object, plan: object, graph: object) -> None:
     ArgumentError, ModelError
         If one is of another type, or two are swapped.
     """
-    from clusterprune.plans import Plan
+    from clusterprune.plan import Plan
 
     if isinstance(model, Plan):
         raise ArgumentError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 
-from clusterprune.methods import comparison
+from clusterprune.studies import comparison
 
 
 def arguments(tiny: str, trained: Path, methods: str, *more: object) -> list[object]:

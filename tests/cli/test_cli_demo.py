@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from command_line import Cli
 
-from clusterprune import demo, models, trace
-from clusterprune.demo import drop_by_norm
+from clusterprune import models, trace
+from clusterprune.studies import demo
+from clusterprune.studies.demo import drop_by_norm
 
 
 def test_the_short_demo_runs_to_its_table(cli: Cli, monkeypatch: pytest.MonkeyPatch):

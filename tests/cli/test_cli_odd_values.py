@@ -11,10 +11,11 @@ import torch
 from command_line import MODEL_FILE, Cli
 from safetensors.torch import load_file, save_file
 
-from clusterprune import checkpoint, models
+from clusterprune import models
 from clusterprune.errors import OutputError
-from clusterprune.files import atomic_folder, write_json
-from clusterprune.run import check_out, write_config, write_log, write_result, write_weights
+from clusterprune.files.writing import atomic_folder, write_json
+from clusterprune.runs import check_out, write_config, write_log, write_result, write_weights
+from clusterprune.surgery import compact
 
 COMMON = ("--no-data", "--keep-macs", 0.6)
 
@@ -160,8 +161,8 @@ class TestClasses:
         command = ("compress", "--model", wide, "--weights", "ten.pt", "--data", "digits", "--keep-macs", 0.6)
         assert cli(*command, "--out", "run").exit_code == 0
         # A compact model that a program saved, without a word about its run.
-        small = checkpoint.load("run/compact", lambda: models.build(wide, num_classes=10))
-        checkpoint.save(small, "alone")
+        small = compact.load("run/compact", lambda: models.build(wide, num_classes=10))
+        compact.save(small, "alone")
         measured = cli("evaluate", "alone", "--model", wide, "--data", "digits", "--image-size", 8, "--json")
         assert measured.exit_code == 0, measured.output
 
@@ -178,7 +179,7 @@ class TestWriters:
         model = models.build("resnet20", seed=0)
         graph_free = {"a": torch.zeros(200_000)}
         return {
-            "save": lambda: checkpoint.save(model, folder / "compact"),
+            "save": lambda: compact.save(model, folder / "compact"),
             "weights": lambda: write_weights(folder, model),
             "json": lambda: write_json(folder / "big.json", {"a": "x" * 400_000}),
             "config": lambda: write_config(folder, "train", {"model": "x" * 400_000}),

@@ -8,8 +8,8 @@ import pytest
 from command_line import Cli
 from postgres import PASSWORD, Server
 
-import clusterprune.credentials
-from clusterprune.credentials import hide_in_argument, hide_passwords, without_password, without_passwords
+import clusterprune.files.credentials
+from clusterprune.files.credentials import hide_in_argument, hide_passwords, without_password, without_passwords
 from clusterprune.methods.acp import StructureFitness
 
 QUICK = ("--keep-macs", 0.6, "--epochs", 1, "--augment", "none")
@@ -108,7 +108,7 @@ def test_faults_of_ours_show_no_password(tiny: str, trained: Path, cli: Cli):
     ],
 )
 def test_where_a_password_is(text: str, clean: str | None, shown: str | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(clusterprune.credentials, "_known", {})
+    monkeypatch.setattr(clusterprune.files.credentials, "_known", {})
     assert hide_passwords(f"see {text}, please") == f"see {shown or text}, please"
     assert hide_in_argument(text) == (shown or text)
     assert without_passwords({"a": [text, (text, 1)]}) == {"a": [clean or text, (clean or text, 1)]}
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_a_password_from_elsewhere(
     assert stopped.exit_code == 130, stopped.output
     assert_nowhere(secrets, cli.folder, stopped.output)
 
-    monkeypatch.setattr(clusterprune.credentials, "_known", {})  # as in another process
+    monkeypatch.setattr(clusterprune.files.credentials, "_known", {})  # as in another process
     monkeypatch.setenv("PGPASSFILE", str(cli.folder.parent / "none"))
     message = cli.fails("compress", "--out", "run", "--resume", *trust)
     assert "no password supplied" in message

@@ -10,7 +10,7 @@ import yaml
 from command_line import Cli
 from safetensors.torch import load_file
 
-from clusterprune import recipes
+from clusterprune import studies
 
 RECIPE = """
 model: {model}
@@ -44,7 +44,7 @@ def test_the_list_shows_every_recipe_on_a_line_of_its_own(cli: Cli):
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "acp-resnet56-cifar10-0.035 resnet56 cifar10 acp ε = 0.035 93.18 → 93.78 -0.60 38.6" in lines
     assert "cp-resnet50-imagenet-0.618 resnet50 imagenet cp no rate 75.56 → 74.50 1.06 61.8" in lines
-    assert sum(line.partition(" ")[0] in recipes.names() for line in lines) == 39
+    assert sum(line.partition(" ")[0] in studies.names() for line in lines) == 39
     assert list(Path().iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_ctrl_c_says_how_to_go_on(trust: tuple[str, str], own: Path, cli: Cli, m
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clusterprune.recipes.reproduction.compress", interrupt)
+    monkeypatch.setattr("clusterprune.studies.reproduction.compress", interrupt)
     result = cli("reproduce", own, "--data", "digits", "--out", "a run", "--limit", 100, *trust)
 
     assert result.exit_code == 130

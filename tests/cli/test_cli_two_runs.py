@@ -15,8 +15,8 @@ from command_line import Cli
 from safetensors.torch import load_file
 
 from clusterprune.errors import OutputError
-from clusterprune.files import atomic_folder, sweep, sweep_beside
-from clusterprune.locking import locked
+from clusterprune.files.locking import locked
+from clusterprune.files.writing import atomic_folder, sweep, sweep_beside
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 LONG = ("--epochs", 400, "--batch-size", 32, "--augment", "none")
@@ -171,7 +171,9 @@ def test_ctrl_c_twice_inside_an_epoch_says_and_keeps_what_is_done(tiny: str, tru
         )
 
 
-@pytest.mark.parametrize("at", ["clusterprune.run.write_log", "clusterprune.cli.compress_training.measure_both"])
+@pytest.mark.parametrize(
+    "at", ["clusterprune.runs.folder.write_log", "clusterprune.cli.compress_training.measure_both"]
+)
 def test_ctrl_c_while_a_stop_is_put_away_is_no_other_stop(
     at: str, tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,8 +13,8 @@ import clusterprune as cp
 from clusterprune.errors import PlanError
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import masked_norms
-from clusterprune.record import stages
-from clusterprune.surgery import masked_state, removed_labels
+from clusterprune.surgery.apply import masked_state, removed_labels
+from clusterprune.surgery.history import stages
 
 WIDTH = 8
 

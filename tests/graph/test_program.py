@@ -12,7 +12,7 @@ from clusterprune.clustering import Agglomerative
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph.program import Program
 from clusterprune.merge.statistics import whole_batches
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 
 def check(recipe: Recipe, batches: tuple[int, ...] = (1, 3)) -> None:
@@ -134,7 +134,10 @@ def test_a_batch_that_cannot_be_followed_is_refused_not_guessed(model: nn.Module
     # Images one by one go on working.
     images = torch.randn(8, 3, 8, 8)
     clusters = Agglomerative(n_clusters=2)
-    for plan in (cp.oneshot(graph, images, keep_macs=0.7), cp.plan(graph, images, clustering=clusters, merge="refit")):
+    for plan in (
+        cp.oneshot(graph, images, keep_macs=0.7),
+        cp.cluster(graph, images, clustering=clusters, merge="refit"),
+    ):
         small = cp.apply(model, plan, graph=graph)
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 

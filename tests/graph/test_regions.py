@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import clusterprune as cp
 from clusterprune.errors import TraceError
 from clusterprune.graph.program import Program
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 
 class Regions(nn.Module):

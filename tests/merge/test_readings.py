@@ -9,7 +9,7 @@ import clusterprune as cp
 from clusterprune.merge import readings
 from clusterprune.merge.readings import consumers, folds, mixing_for, reading
 from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 
 def network() -> nn.Module:

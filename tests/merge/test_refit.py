@@ -9,7 +9,7 @@ import clusterprune as cp
 from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery import bias_home, named_tensors
+from clusterprune.surgery.apply import bias_home, named_tensors
 
 
 def generator() -> torch.Generator:

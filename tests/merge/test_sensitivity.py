@@ -10,7 +10,7 @@ from clusterprune.merge.elimination import eliminate, refitted
 from clusterprune.merge.readings import consumers, kernel_change, reading
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import input_moments, output_importance
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 
 class Small(nn.Module):

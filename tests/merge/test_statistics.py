@@ -8,7 +8,7 @@ from torch import nn
 
 import clusterprune as cp
 from clusterprune.merge.statistics import RowBuffer, _unshift, output_importance, second_moment, with_constant
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 700, 2000])

@@ -13,7 +13,7 @@ from torch import nn
 
 import clusterprune as cp
 from clusterprune import data, evaluate, train
-from clusterprune.budget import CostModel
+from clusterprune.budget.allocation import CostModel
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.methods import acp as module

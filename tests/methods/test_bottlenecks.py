@@ -18,7 +18,7 @@ from clusterprune.methods.acp import ACP, acp
 from clusterprune.methods.acp_structures import WidthPlanner, macs_of, scaled_to
 from clusterprune.methods.icp import ICP, icp
 from clusterprune.methods.layers import inner_groups, published_layers, restrict, with_followers
-from clusterprune.plans import Plan
+from clusterprune.plan import Plan
 from clusterprune.train import TrainConfig
 
 BLOCKS = ("first", "second")
@@ -77,7 +77,7 @@ def test_the_middle_convolution_says_how_wide_a_block_is(network: tuple, survivo
     model, graph, images = network
     eps = 0.3
     part = published_layers(graph)
-    plan = cp.plan(part, images, clustering=DBSCAN(eps=eps, min_samples=2), merge="drop", survivors=survivors)
+    plan = cp.cluster(part, images, clustering=DBSCAN(eps=eps, min_samples=2), merge="drop", survivors=survivors)
     widths, maps = one_width(plan, part), {}
     hooks = [
         model.get_submodule(f"{block}.conv2").register_forward_hook(
@@ -100,7 +100,7 @@ def test_the_middle_convolution_says_how_wide_a_block_is(network: tuple, survivo
 def test_a_budget_is_met_with_one_width_a_block(network: tuple, clustering: Any) -> None:
     _, graph, images = network
     part = published_layers(graph)
-    plan = cp.plan(part, images, clustering=clustering, keep_macs=0.6, round_to=2)
+    plan = cp.cluster(part, images, clustering=clustering, keep_macs=0.6, round_to=2)
     assert all(width % 2 == 0 for width in one_width(plan, part).values())
     assert 0.5 < macs_of(part, plan.widths) / macs_of(part, {}) <= 0.6
     one_width(cp.oneshot(part, images, keep_macs=0.6), part)
@@ -111,7 +111,7 @@ def test_elsewhere_each_convolution_has_its_own(network: tuple) -> None:
     inner = restrict(graph, inner_groups(graph))
     assert not graph.leaders
     assert not inner.leaders
-    plan = cp.plan(inner, images, clustering=DBSCAN(eps=0.3, min_samples=2))
+    plan = cp.cluster(inner, images, clustering=DBSCAN(eps=0.3, min_samples=2))
     assert any(plan.widths[f"{block}.conv1"] != plan.widths[f"{block}.conv2"] for block in BLOCKS)
 
 

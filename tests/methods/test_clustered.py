@@ -49,7 +49,7 @@ def test_identical_channels_are_found_and_added_without_loss(similarity: Filters
     model = plain()
     make_alike(model, 1.0)
     graph = cp.trace(model, X[:1])
-    plan = cp.plan(graph, X, similarity=similarity, clustering=DBSCAN(eps=1e-5, min_samples=2), merge="add")
+    plan = cp.cluster(graph, X, similarity=similarity, clustering=DBSCAN(eps=1e-5, min_samples=2), merge="add")
     assert [(merge.group, len(merge.kept)) for merge in plan.merges] == [("1.0", 9)]
     assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
 
@@ -97,12 +97,12 @@ def test_equal_filters_are_one_channel_only_if_all_else_is_equal(kind: str) -> N
                 tensor[1] = tensor[0]  # channels 0 and 1 are the same
     graph = cp.trace(model, X[:1])
     settings = {"similarity": Filters(fold_batch_norm=True), "clustering": DBSCAN(eps=1e-6, min_samples=2)}
-    assert [len(m.kept) for m in cp.plan(graph, merge="add", **settings).merges] == [7]
+    assert [len(m.kept) for m in cp.cluster(graph, merge="add", **settings).merges] == [7]
     with torch.no_grad():
         model.get_parameter(path)[0] -= 2
         model.get_parameter(path)[1] += 2
     graph = cp.trace(model, X[:1])
-    plan = cp.plan(graph, merge="add", **settings)
+    plan = cp.cluster(graph, merge="add", **settings)
     assert not plan.merges
     assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
 
@@ -113,10 +113,10 @@ def test_the_published_similarity_counts_biases_but_leaves_norms_out() -> None:
     settings = {"similarity": Filters(), "clustering": DBSCAN(eps=1e-6, min_samples=2), "merge": "drop"}
     with torch.no_grad():
         model[0].weight[1], model[0].bias[1] = model[0].weight[0], model[0].bias[0]
-    assert [len(m.kept) for m in cp.plan(cp.trace(model, X[:1]), **settings).merges] == [7]
+    assert [len(m.kept) for m in cp.cluster(cp.trace(model, X[:1]), **settings).merges] == [7]
     with torch.no_grad():
         model[0].bias[1] += 4
-    assert not cp.plan(cp.trace(model, X[:1]), **settings).merges
+    assert not cp.cluster(cp.trace(model, X[:1]), **settings).merges
 
 
 def test_proportional_channels_are_added_with_their_factor() -> None:
@@ -124,10 +124,10 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
     make_alike(model, 1.7)
     graph = cp.trace(model, X[:1])
     settings = {"similarity": Filters("cosine", fold_batch_norm=True), "clustering": DBSCAN(eps=1e-5, min_samples=2)}
-    lossless = cp.apply(model, cp.plan(graph, X, merge="scaled_add", **settings), graph=graph)
+    lossless = cp.apply(model, cp.cluster(graph, X, merge="scaled_add", **settings), graph=graph)
     assert lossless[1][0].out_channels == 9
     assert difference(lossless, model) < 1e-4
-    assert difference(cp.apply(model, cp.plan(graph, X, merge="add", **settings), graph=graph), model) > 1e-2
+    assert difference(cp.apply(model, cp.cluster(graph, X, merge="add", **settings), graph=graph), model) > 1e-2
 
 
 @pytest.mark.parametrize("merge", ["drop", "add", "scaled_add", "least_squares", "refit"])
@@ -139,7 +139,7 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
 def test_every_merge_meets_a_budget_with_every_counted_clustering(
     graph: cp.ChannelGraph, merge: str, clustering: KMeans
 ) -> None:
-    plan = cp.plan(graph, X, clustering=clustering, merge=merge, keep_macs=0.6)
+    plan = cp.cluster(graph, X, clustering=clustering, merge=merge, keep_macs=0.6)
     small = cp.apply(graph.model, plan, graph=graph)
     share = evaluate.macs(small, X[:1]) / evaluate.macs(graph.model, X[:1])
     assert 0.5 < share <= 0.6 + 1e-9
@@ -152,15 +152,15 @@ def test_every_merge_meets_a_budget_with_every_counted_clustering(
     ids=lambda c: type(c).__name__,
 )
 def test_clusterings_that_count_for_themselves(graph: cp.ChannelGraph, clustering: DBSCAN) -> None:
-    plan = cp.plan(graph, X, clustering=clustering)
+    plan = cp.cluster(graph, X, clustering=clustering)
     small = cp.apply(graph.model, plan, graph=graph)
     assert evaluate.params(small) <= evaluate.params(graph.model)
     assert bool(torch.isfinite(small(X)).all())
 
 
 def test_epsilon_is_solved_for(graph: cp.ChannelGraph) -> None:
-    loose = cp.plan(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.8)
-    tight = cp.plan(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.4)
+    loose = cp.cluster(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.8)
+    tight = cp.cluster(graph, X, clustering=DBSCAN(eps=0.1, min_samples=2), keep_macs=0.4)
     shares = []
     for plan in (loose, tight):
         small = cp.apply(graph.model, plan, graph=graph)
@@ -171,8 +171,8 @@ def test_epsilon_is_solved_for(graph: cp.ChannelGraph) -> None:
 def test_the_released_rule_keeps_the_largest_filters(graph: cp.ChannelGraph) -> None:
     """Clusters plus noise say how many; the ℓ1 norm says which."""
     clustering = DBSCAN(eps=0.05, min_samples=2)
-    count = cp.plan(graph, X, clustering=clustering, merge="drop").widths
-    plan = cp.plan(graph, X, clustering=clustering, merge="drop", survivors="l1")
+    count = cp.cluster(graph, X, clustering=clustering, merge="drop").widths
+    plan = cp.cluster(graph, X, clustering=clustering, merge="drop", survivors="l1")
     assert plan.merges
     for merge in plan.merges:
         weight = dict(graph.model.named_parameters())[f"{merge.group}.weight"]
@@ -183,7 +183,7 @@ def test_the_released_rule_keeps_the_largest_filters(graph: cp.ChannelGraph) -> 
 def test_merging_loses_less_than_dropping(graph: cp.ChannelGraph) -> None:
     lost = {}
     for merge in ("drop", "least_squares", "refit"):
-        plan = cp.plan(graph, X, clustering=Agglomerative(n_clusters=2), merge=merge, keep_macs=0.6)
+        plan = cp.cluster(graph, X, clustering=Agglomerative(n_clusters=2), merge=merge, keep_macs=0.6)
         with torch.no_grad():
             lost[merge] = float((cp.apply(graph.model, plan, graph=graph)(X) - graph.model(X)).square().mean())
     assert lost["refit"] < lost["least_squares"] < lost["drop"]
@@ -193,7 +193,7 @@ def test_grouped_convolutions_lose_the_same_number_in_every_group() -> None:
     torch.manual_seed(2)
     model = trained_statistics(Grouped(), X).eval()
     graph = cp.trace(model, X[:1])
-    plan = cp.plan(graph, X, clustering=KMeans(n_clusters=2), merge="least_squares", keep_channels=0.5)
+    plan = cp.cluster(graph, X, clustering=KMeans(n_clusters=2), merge="least_squares", keep_channels=0.5)
     small = cp.apply(model, plan, graph=graph)
     assert small.b[0].out_channels % 3 == 0
     assert small.b[0].groups == 3
@@ -201,12 +201,12 @@ def test_grouped_convolutions_lose_the_same_number_in_every_group() -> None:
 
 
 def test_filters_need_no_images(graph: cp.ChannelGraph) -> None:
-    plan = cp.plan(graph, similarity=Filters(), clustering=KMeans(n_clusters=6), merge="add")
+    plan = cp.cluster(graph, similarity=Filters(), clustering=KMeans(n_clusters=6), merge="add")
     assert {len(merge.kept) for merge in plan.merges} == {6}
 
 
 def test_a_seed_repeats_the_plan(graph: cp.ChannelGraph) -> None:
-    first, again = (cp.plan(graph, X, clustering=KMeans(n_clusters=5), merge="refit", seed=7) for _ in range(2))
+    first, again = (cp.cluster(graph, X, clustering=KMeans(n_clusters=5), merge="refit", seed=7) for _ in range(2))
     assert first == again
 
 
@@ -228,4 +228,4 @@ def test_a_seed_repeats_the_plan(graph: cp.ChannelGraph) -> None:
 def test_what_makes_no_sense_is_refused(graph: cp.ChannelGraph, options: dict, error: type, message: str) -> None:
     options = {"images": X, **options}
     with pytest.raises(error, match=message):
-        cp.plan(graph, options.pop("images"), **options)
+        cp.cluster(graph, options.pop("images"), **options)

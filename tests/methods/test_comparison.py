@@ -8,15 +8,16 @@ import pytest
 import torch
 from digits_task import FAST, make_task
 
-from clusterprune import checkpoint, data, evaluate
+from clusterprune import data, evaluate
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.methods import comparison
 from clusterprune.methods.acp import ACP
-from clusterprune.methods.comparison import Contender, Entry, compare, label, settings_of
 from clusterprune.methods.cp import CP
 from clusterprune.methods.icp import ICP
 from clusterprune.methods.pipeline import Task
 from clusterprune.methods.settings import BesideACP, BesideCP, read_method
+from clusterprune.studies import comparison
+from clusterprune.studies.comparison import Contender, Entry, compare, label, settings_of
+from clusterprune.surgery import compact
 from clusterprune.train import TrainConfig
 
 MACS = 0.6
@@ -131,9 +132,9 @@ def test_every_contender_and_seed_has_an_entry_and_a_folder(task: Task, tmp_path
     for entry in entries:
         folder = tmp_path / entry.contender / f"seed-{entry.seed}"
         assert Entry(**json.loads((folder / "entry.json").read_text())) == entry
-        compact = checkpoint.load(folder / "compact", task.factory)
-        assert evaluate.params(compact) == entry.params
-        top1 = evaluate.accuracy(compact.eval(), TEST, mean=task.mean, std=task.std, topk=(1,)).top1
+        small = compact.load(folder / "compact", task.factory)
+        assert evaluate.params(small) == entry.params
+        top1 = evaluate.accuracy(small.eval(), TEST, mean=task.mean, std=task.std, topk=(1,)).top1
         assert top1 == entry.accuracy
         assert entry.macs <= MACS * evaluate.macs(task.model, task.example)
         assert entry.accuracy_cut is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import evaluate, train
-from clusterprune.budget import CostModel
+from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.methods.criteria import Criterion, prune_by, scores
 from clusterprune.methods.soft_pruning import SoftPruning

@@ -24,11 +24,11 @@ from clusterprune import data, evaluate, train
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError, OutputError, WeightsError
-from clusterprune.locking import locked
+from clusterprune.files.locking import locked
 from clusterprune.methods.criteria import scores
 from clusterprune.methods.icp import ICP, TRAINING, ICPResult, icp
 from clusterprune.models import ResNet
-from clusterprune.plans import Plan
+from clusterprune.plan import Plan
 from clusterprune.train import Progress, TrainConfig
 
 module = importlib.import_module("clusterprune.methods.icp")

@@ -18,7 +18,7 @@ def test_what_the_smallest_epsilon_leaves_of_the_budget_is_used(images: torch.Te
     model = build("resnet20", seed=0)
     graph = cp.trace(model, images[:1])
     inner = cp.restrict(graph, cp.inner_groups(graph))
-    plan = cp.plan(inner, images, clustering=DBSCAN(eps=0.02), merge="drop", keep_macs=keep)
+    plan = cp.cluster(inner, images, clustering=DBSCAN(eps=0.02), merge="drop", keep_macs=keep)
     kept = evaluate.macs(cp.apply(model, plan, graph=graph), images[:1]) / evaluate.macs(model, images[:1])
     # One channel of the widest inner layer costs 0.3 % of this network.
     assert keep - 0.004 < kept <= keep
@@ -30,7 +30,7 @@ def test_blocks_stay_equal_and_widths_stay_permitted(images: torch.Tensor) -> No
         torch.nn.Conv2d(32, 24, 3), torch.nn.ReLU(), torch.nn.Conv2d(24, 5, 3),
     ).eval()  # fmt: skip
     graph = cp.trace(model, images[:1])
-    plan = cp.plan(graph, images, clustering=DBSCAN(eps=0.02, min_samples=2), keep_macs=0.5, round_to=4)
+    plan = cp.cluster(graph, images, clustering=DBSCAN(eps=0.02, min_samples=2), keep_macs=0.5, round_to=4)
     assert plan.merges
     for merge in plan.merges:
         group = graph.by_name[merge.group]

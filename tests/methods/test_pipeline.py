@@ -13,7 +13,7 @@ from clusterprune import evaluate
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods.pipeline import Outcome, Task, compress
 from clusterprune.methods.settings import METHODS, TRAINED
-from clusterprune.plans import Plan
+from clusterprune.plan import Plan
 from clusterprune.train import Progress
 
 ICP = {"keep_macs": 0.6, "steps": 2, "epochs_between": 1, "samples": 64, "min_samples": 2, "alpha": 0.0, "beta": 0.0}

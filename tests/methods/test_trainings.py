@@ -3,9 +3,9 @@
 import pytest
 
 from clusterprune.errors import ArgumentError
-from clusterprune.methods import comparison
 from clusterprune.methods.settings import METHODS, TRAINED
 from clusterprune.methods.trainings import training_for
+from clusterprune.studies import comparison
 from clusterprune.train.schedules import learning_rate
 
 

@@ -13,14 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune import data, record, run
+from clusterprune import data, runs
 from clusterprune.cli.console import comparison, single
-from clusterprune.files import begun_with, read_record, write_json
-from clusterprune.methods.comparison import Contender, Entry
+from clusterprune.files.reading import seal, sha256_of
+from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.models import load_weights
-from clusterprune.plans import digest_of
-from clusterprune.reading import seal, sha256_of
-from clusterprune.recipes import recipe
+from clusterprune.plan import digest_of
+from clusterprune.studies import recipe
+from clusterprune.studies.comparison import Contender, Entry
+from clusterprune.surgery import history
 from clusterprune.train import checkpoint
 
 
@@ -113,7 +114,7 @@ def _write_compact(factory: Callable[[], nn.Module], group: str, kept: list[int]
 def _read_compact(factory: Callable[[], nn.Module]) -> Callable[[Path], str]:
     def read(folder: Path) -> str:
         model = cp.load(folder / "it", factory)
-        return digest_of(model) + repr(record.describe(model))
+        return digest_of(model) + repr(history.describe(model))
 
     return read
 
@@ -153,10 +154,10 @@ def _write_torch(name: str, **options: Any) -> Callable[[Path], None]:
 
 def _write_run(folder: Path) -> None:
     options = {"model": "resnet20", "keep_macs": 0.5, "images": 256, "seeds": [0, 1], "out": folder, "data": "digits"}
-    run.write_config(folder, "compress", options)
-    measured = run.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
-    run.write_result(folder, {"trained": measured, "baseline": measured, "compressed": measured, "seed": 0})
-    run.write_log(folder, [{"phase": "measure", "seconds": 1.0}, {"epoch": 1, "loss": 0.3, "note": "é"}])
+    runs.write_config(folder, "compress", options)
+    measured = runs.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    runs.write_result(folder, {"trained": measured, "baseline": measured, "compressed": measured, "seed": 0})
+    runs.write_log(folder, [{"phase": "measure", "seconds": 1.0}, {"epoch": 1, "loss": 0.3, "note": "é"}])
     write_json(folder / "entry.json", asdict(Entry("icp", 0, 10, 20, None, 91.5, 3.0)))
     write_json(folder / "asked.json", {"eps": 0.02, "training": {"epochs": 3}})
     (folder / "method.txt").write_text("icp:steps=2:merge=drop:alpha=0.5")
@@ -164,8 +165,8 @@ def _write_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> str:
     """Read everything that a run writes for itself; each reader has to take what was left to it."""
-    config, log = run.read_config(folder / "config.yaml"), run.read_log(folder)
-    if (result := run.read_result(folder, "trained", "baseline", "compressed")) is not None:
+    config, log = runs.read_config(folder / "config.yaml"), runs.read_log(folder)
+    if (result := runs.read_result(folder, "trained", "baseline", "compressed")) is not None:
         comparison("tables are drawn of it", result["baseline"], result["compressed"])
         single("and of one network", result["trained"])
     entry, asked = read_record(folder / "entry.json", Entry), begun_with(folder / "asked.json", {"eps": 0.02})
@@ -250,7 +251,7 @@ LOADERS: dict[str, Loader] = {
         _write_compact(Halves, "stem", [0, 2]), _read_compact(Halves), _COMPACT, mend=_mend_compact
     ),
     "weights in safetensors": Loader(
-        lambda folder: run.write_weights(folder, network()), _read_weights(run.WEIGHTS_NAME), (run.WEIGHTS_NAME,)
+        lambda folder: runs.write_weights(folder, network()), _read_weights(runs.WEIGHTS_NAME), (runs.WEIGHTS_NAME,)
     ),
     "weights of torch.save": Loader(_write_torch("w.pt"), _read_weights("w.pt"), ("w.pt",)),
     "weights of old torch.save": Loader(

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from clusterprune import models, recipes
+from clusterprune import models, studies
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.settings import read_method
 from clusterprune.methods.trainings import training_for
-from clusterprune.recipes.recipe import CLASSES
+from clusterprune.studies.recipe import CLASSES
 
-NAMES = recipes.names()
+NAMES = studies.names()
 
 
 def test_every_row_of_the_papers_but_those_of_detection():
@@ -23,7 +23,7 @@ def test_every_row_of_the_papers_but_those_of_detection():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_what_its_name_says(name: str):
-    recipe = recipes.read(name)
+    recipe = studies.read(name)
 
     assert recipe.name == name
     method, network, data, knob = name.split("-")
@@ -39,7 +39,7 @@ def test_a_recipe_is_what_its_name_says(name: str):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "cifar" in name])
 def test_defaults_are_the_published_ones_but_for_what_the_readme_names(name: str):
-    recipe = recipes.read(name)
+    recipe = studies.read(name)
     training = training_for(recipe.method)
     assert recipe.training is not None
     assert training is not None
@@ -63,7 +63,7 @@ def facts(settings: tuple[Any, Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_figures_agree_with_one_another(name: str):
-    paper = recipes.read(name).published
+    paper = studies.read(name).published
 
     assert paper is not None
     # Papers subtract before they round.
@@ -75,8 +75,8 @@ def test_published_figures_agree_with_one_another(name: str):
 
 
 def test_base_networks_have_the_published_size_and_the_classes_of_their_data(measure):
-    published = {(recipe.model, recipe.data): recipes.Figures(accuracy=0) for recipe in map(recipes.read, NAMES)}
-    for recipe in map(recipes.read, NAMES):
+    published = {(recipe.model, recipe.data): studies.Figures(accuracy=0) for recipe in map(studies.read, NAMES)}
+    for recipe in map(studies.read, NAMES):
         assert recipe.published is not None
         if recipe.published.baseline.params is not None:
             published[recipe.model, recipe.data] = recipe.published.baseline
@@ -97,7 +97,7 @@ def test_base_networks_have_the_published_size_and_the_classes_of_their_data(mea
 
 
 def test_a_trial_shortens_every_training_and_keeps_the_rest():
-    recipe = recipes.read("icp-resnet18-imagenet-0.080")
+    recipe = studies.read("icp-resnet18-imagenet-0.080")
     short = recipe.changed(epochs_scale=0.1, seeds=[3, 4], precision="float32")
 
     assert short.training is not None
@@ -109,23 +109,23 @@ def test_a_trial_shortens_every_training_and_keeps_the_rest():
     assert short.baseline.milestones == recipe.baseline.milestones
     assert short.published == recipe.published
     assert recipe.changed() == recipe
-    least = recipes.read("acp-vgg16-cifar10-0.010").changed(epochs_scale=1e-6)
+    least = studies.read("acp-vgg16-cifar10-0.010").changed(epochs_scale=1e-6)
     assert (least.baseline.epochs, least.settings["fitness_epochs"]) == (1, 1)
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5])
 def test_a_factor_that_lengthens_or_leaves_nothing_is_refused(scale: float):
     with pytest.raises(ArgumentError, match="epochs_scale must be above 0 and at most 1, but got"):
-        recipes.read(NAMES[0]).changed(epochs_scale=scale)
+        studies.read(NAMES[0]).changed(epochs_scale=scale)
 
 
 def test_an_unknown_name_proposes_near_ones():
     with pytest.raises(ArgumentError, match=r"Did you mean acp-resnet56-cifar10-0\.035"):
-        recipes.read("acp-resnet56-cifar10-0.036")
+        studies.read("acp-resnet56-cifar10-0.036")
 
 
 def test_a_file_of_ones_own_needs_no_published_figures(own: Path):
-    recipe = recipes.read(own)
+    recipe = studies.read(own)
 
     assert (recipe.name, recipe.published, recipe.seeds) == ("own", None, (0,))
     assert recipe.model == f"{own.parent / 'net.py'}:build"
@@ -157,17 +157,17 @@ def test_faults_of_a_file_are_named(own: Path, tmp_path: Path, change: dict, mes
     file = tmp_path / "bad.yaml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ArgumentError) as caught:
-        recipes.read(file)
+        studies.read(file)
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
 
 
 def test_files_that_are_none_are_named(tmp_path: Path):
     with pytest.raises(ArgumentError, match=r"nowhere\.yaml' does not exist; check the path"):
-        recipes.read(tmp_path / "nowhere.yaml")
+        studies.read(tmp_path / "nowhere.yaml")
     (tmp_path / "text.yaml").write_text("- a\n- b\n")
     with pytest.raises(ArgumentError, match="must hold fields such as"):
-        recipes.read(tmp_path / "text.yaml")
+        studies.read(tmp_path / "text.yaml")
     (tmp_path / "text.yaml").write_text("model: [")
     with pytest.raises(ArgumentError, match="is not YAML"):
-        recipes.read(tmp_path / "text.yaml")
+        studies.read(tmp_path / "text.yaml")

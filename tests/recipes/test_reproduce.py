@@ -11,14 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from clusterprune import data, evaluate, models, recipes
+from clusterprune import data, evaluate, models, studies
 from clusterprune.errors import ArgumentError, DataError, OutputError, UntrustedCodeError
-from clusterprune.recipes import reproduction
+from clusterprune.studies import reproduction
 
 LEAST = 1e-6
 MACS_RESNET20 = 40_551_040
 TIMES = ("latency_ms", "latency_iqr_ms")
-Reproduce = Callable[..., recipes.Reproduction]
+Reproduce = Callable[..., studies.Reproduction]
 
 
 class StopError(Exception):
@@ -28,7 +28,7 @@ class StopError(Exception):
 @pytest.fixture
 def reproduce(own: Path) -> Reproduce:
     """Return the function, told that the file of the recipe's network may be run."""
-    return functools.partial(recipes.reproduce, trust=own.with_name("net.py"))
+    return functools.partial(studies.reproduce, trust=own.with_name("net.py"))
 
 
 def figures(measurement) -> dict:
@@ -43,15 +43,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def shallow(name: str) -> recipes.Recipe:
+def shallow(name: str) -> studies.Recipe:
     """Return a recipe for ResNet-56 with ResNet-20 in its place, which takes a third of the time."""
-    return recipes.read(name).model_copy(update={"model": "resnet20"})
+    return studies.read(name).model_copy(update={"model": "resnet20"})
 
 
 @pytest.mark.parametrize("name", ["icp-resnet56-cifar10-0.015", "cp-resnet56-cifar10-50"])
 def test_a_recipe_runs_from_end_to_end(ten: Path, tmp_path: Path, name: str):
     images = data.load(f"folder:{ten}")
-    made = recipes.reproduce(
+    made = studies.reproduce(
         shallow(name), images, out=tmp_path, epochs_scale=LEAST, limit=64, seeds=[0], precision="float32"
     )
 
@@ -82,7 +82,7 @@ def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
     recipe = shallow("acp-resnet56-cifar10-0.035")
     # Two structures in place of 36.
     recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
-    made = recipes.reproduce(
+    made = studies.reproduce(
         recipe, data.load(f"folder:{ten}"), out=tmp_path, epochs_scale=LEAST, limit=60, precision="float32"
     )
 
@@ -92,7 +92,7 @@ def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
 
 
 def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, reproduce: Reproduce, tmp_path: Path):
-    digits, recipe = data.load("digits"), recipes.read(own)
+    digits, recipe = data.load("digits"), studies.read(own)
     whole = reproduce(recipe, digits, out=tmp_path / "whole", seeds=[0, 1], limit=200)
 
     for at in (2, 8):
@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_anywhere_ends_like_one_that_was_not(own: Path, r
 def test_what_is_finished_is_not_done_again(
     own: Path, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    digits, recipe = data.load("digits"), recipes.read(own)
+    digits, recipe = data.load("digits"), studies.read(own)
     first = reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
 
     def fail(*_: object, **__: object) -> None:
@@ -135,7 +135,7 @@ def test_what_is_finished_is_not_done_again(
 
 
 def test_a_folder_belongs_to_one_run(own: Path, reproduce: Reproduce, tmp_path: Path):
-    digits, recipe = data.load("digits"), recipes.read(own)
+    digits, recipe = data.load("digits"), studies.read(own)
     reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
 
     with pytest.raises(OutputError, match="was begun with another limit; choose another folder"):
@@ -148,7 +148,7 @@ def test_a_folder_belongs_to_one_run(own: Path, reproduce: Reproduce, tmp_path: 
 
 
 def test_weights_take_the_place_of_the_training(own: Path, reproduce: Reproduce, tmp_path: Path):
-    digits, recipe = data.load("digits"), recipes.read(own)
+    digits, recipe = data.load("digits"), studies.read(own)
     first = reproduce(recipe, digits, out=tmp_path / "a", limit=100)
     file = tmp_path / "a" / "baseline" / "model.safetensors"
     second = reproduce(recipe, digits, out=tmp_path / "b", limit=100, weights=file)
@@ -159,7 +159,7 @@ def test_weights_take_the_place_of_the_training(own: Path, reproduce: Reproduce,
 
 
 def test_the_test_images_decide_nothing(own: Path, reproduce: Reproduce, tmp_path: Path):
-    digits, recipe = data.load("digits"), recipes.read(own)
+    digits, recipe = data.load("digits"), studies.read(own)
     wrong = data.Split.from_tensors(digits.test.images(), (digits.test.labels + 1) % 10, digits.classes)
     other = data.Dataset("digits", digits.classes, {"train": digits.train, "test": wrong})
     a = reproduce(recipe, digits, out=tmp_path / "a", limit=400)
@@ -171,28 +171,28 @@ def test_the_test_images_decide_nothing(own: Path, reproduce: Reproduce, tmp_pat
 
 
 def test_data_of_another_kind_are_refused_before_any_work(own: Path, ten: Path, hundred: Path, tmp_path: Path):
-    recipe = recipes.read("icp-resnet56-cifar10-0.015")
+    recipe = studies.read("icp-resnet56-cifar10-0.015")
     with pytest.raises(DataError, match=r"is for cifar10 with its 10 classes, but data=.* has 100; give cifar10:DIR"):
-        recipes.reproduce(recipe, data.load(f"folder:{hundred}"), out=tmp_path / "run")
+        studies.reproduce(recipe, data.load(f"folder:{hundred}"), out=tmp_path / "run")
     with pytest.raises(DataError, match=r"is for cifar10 .* but data='digits' has 10"):
-        recipes.reproduce(recipe, data.load("digits"), out=tmp_path / "run")
+        studies.reproduce(recipe, data.load("digits"), out=tmp_path / "run")
     with pytest.raises(ArgumentError, match="limit=19 is less than two images for each of 10 classes; give 20"):
-        recipes.reproduce(recipe, data.load(f"folder:{ten}"), out=tmp_path / "run", limit=19)
+        studies.reproduce(recipe, data.load(f"folder:{ten}"), out=tmp_path / "run", limit=19)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_file_that_a_recipe_names_is_not_run_unasked(own: Path, tmp_path: Path):
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    recipe = recipes.read(own).model_copy(update={"model": f"{trap}:build"})
+    recipe = studies.read(own).model_copy(update={"model": f"{trap}:build"})
     for trust in (None, own.with_name("net.py"), f"{trap}@{'0' * 64}"):
         with pytest.raises(UntrustedCodeError, match=r"trap\.py"):
-            recipes.reproduce(recipe, data.load("digits"), out=tmp_path / "run", trust=trust)
+            studies.reproduce(recipe, data.load("digits"), out=tmp_path / "run", trust=trust)
     assert {path.name for path in tmp_path.iterdir()} == {"trap.py"}
 
 
 def test_the_settings_are_written_down(own: Path, reproduce: Reproduce, tmp_path: Path):
-    reproduce(recipes.read(own), data.load("digits"), out=tmp_path, limit=100, epochs_scale=0.3)
+    reproduce(studies.read(own), data.load("digits"), out=tmp_path, limit=100, epochs_scale=0.3)
     asked = json.loads((tmp_path / reproduction.ASKED_NAME).read_text())
 
     assert asked["limit"] == 100
@@ -201,16 +201,16 @@ def test_the_settings_are_written_down(own: Path, reproduce: Reproduce, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", studies.names())
 def test_every_recipe_runs(ten: Path, hundred: Path, tmp_path: Path, name: str):
-    recipe = recipes.read(name)
+    recipe = studies.read(name)
     if recipe.method == "acp":  # two structures in place of 36, each of which takes as long as the rest of the run
         recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
     if recipe.data == "imagenet":  # a thousand classes would be too many images
         recipe = recipe.model_copy(update={"data": "folder"})
     images, limit = {"cifar10": (ten, 64), "cifar100": (hundred, 200), "folder": (ten, 20)}[recipe.data]
     size = models.resolve(recipe.model).input_shape[-1]
-    made = recipes.reproduce(
+    made = studies.reproduce(
         recipe, data.load(f"folder:{images}", image_size=size), out=tmp_path, epochs_scale=LEAST, limit=limit, seeds=[0]
     )
 

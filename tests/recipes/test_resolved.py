@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clusterprune import recipes
+from clusterprune import studies
 from clusterprune.methods.settings import read_method
 
 BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "resolved.json").read_text())
@@ -32,7 +32,7 @@ MOVED: dict[str, dict[str, str | None]] = {
 
 def resolved(name: str) -> dict[str, dict[str, str]]:
     """Return the settings of a recipe with all defaults filled in, those of its trainings, and what it is of."""
-    recipe = recipes.read(name)
+    recipe = studies.read(name)
     assert recipe.training is not None
     settings = {}
     for part in read_method(recipe.method, recipe.settings, epochs=recipe.training.epochs):
@@ -52,23 +52,23 @@ def resolved(name: str) -> dict[str, dict[str, str]]:
 
 
 def test_no_recipe_has_come_or_gone():
-    assert sorted(BEFORE) == recipes.names()
+    assert sorted(BEFORE) == studies.names()
 
 
 SOLVED = {"cp-resnet50-imagenet-0.618": {"clusters": "Adaptive(real_rate=None)"}}
 """A default that says how it follows the goal, where it said a number; `keep_macs` solves for both all the same."""
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", studies.names())
 def test_a_recipe_means_what_it_meant_but_for_what_is_listed(name: str):
     before, now = BEFORE[name], resolved(name)
 
-    moved = MOVED.get(recipes.read(name).method, {})
+    moved = MOVED.get(studies.read(name).method, {})
     expected = {**before["settings"], **moved, **SOLVED.get(name, {})}
     assert now == {**before, "settings": {key: value for key, value in expected.items() if value is not None}}
 
 
 def test_nothing_is_listed_that_has_not_moved():
     for method, moved in MOVED.items():
-        for name in (name for name in recipes.names() if name.startswith(f"{method}-")):
+        for name in (name for name in studies.names() if name.startswith(f"{method}-")):
             assert not {key for key, value in moved.items() if BEFORE[name]["settings"].get(key) == value}

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from postgres import PASSWORD, Server
 
-import clusterprune.credentials
+import clusterprune.files.credentials
 from clusterprune.errors import ArgumentError
 from clusterprune.search import begun, search
 
@@ -55,7 +55,7 @@ def test_the_password_is_taken_from_the_environment(
     result = search(worker.SPACE, worker.fitness, start=worker.START, storage=postgres.secret_url, name="secret")
     assert result.storage == postgres.url
     # As in another process, which was not told.
-    monkeypatch.setattr(clusterprune.credentials, "_known", {})
+    monkeypatch.setattr(clusterprune.files.credentials, "_known", {})
     with pytest.raises(ArgumentError, match=r"no password supplied. .* taken from the environment \(PGPASSWORD\)"):
         begun(result.storage, "secret")
     monkeypatch.setenv("PGPASSWORD", PASSWORD)

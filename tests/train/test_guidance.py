@@ -13,8 +13,8 @@ from torch.nn import functional
 import clusterprune as cp
 from clusterprune import models, train
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.plans import Merge, Plan
-from clusterprune.rebuild import graph_module
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.rebuild import graph_module
 from clusterprune.train.guidance import attention, distillation
 from clusterprune.train.stages import calls_of, find_stages, reader
 

@@ -9,7 +9,7 @@ from torch import nn
 import clusterprune as cp
 from clusterprune import train
 from clusterprune.errors import ArgumentError, PlanError
-from clusterprune.plans import Merge, Plan
+from clusterprune.plan import Merge, Plan
 
 Fit = Callable[..., train.TrainResult]
 

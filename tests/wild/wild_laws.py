@@ -23,8 +23,8 @@ from wild_networks import SIZES, WildNetwork, WildRecipe, shrink
 
 import clusterprune as cp
 from clusterprune.errors import ClusterpruneError, UntrainableWarning
-from clusterprune.record import stages
-from clusterprune.surgery import compact_state, cutter, masked_state
+from clusterprune.surgery.apply import compact_state, cutter, masked_state
+from clusterprune.surgery.history import stages
 
 TOLERANCE = 1e-9
 """Largest difference within a slice, relative to the largest number in it: float64 through norms and exponentials."""

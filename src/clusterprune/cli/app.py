@@ -47,7 +47,7 @@ def main() -> None:
     except KeyboardInterrupt:  # between two commands' own handlers there is nothing to say
         sys.exit(130)
     except Exception as error:  # a fault of ours: all of it is shown, but for passwords
-        from clusterprune.credentials import print_traceback
+        from clusterprune.files.credentials import print_traceback
 
         print_traceback(error)
         sys.exit(1)

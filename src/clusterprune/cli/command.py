@@ -44,8 +44,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        from clusterprune.credentials import print_traceback
         from clusterprune.errors import ClusterpruneError
+        from clusterprune.files.credentials import print_traceback
 
         debug = bool(kwargs.get("debug"))
         _explanations.clear()
@@ -122,7 +122,7 @@ def _one_interrupt() -> Iterator[None]:
 
 
 def _say(text: str, style: str) -> None:
-    from clusterprune.credentials import hide_passwords
+    from clusterprune.files.credentials import hide_passwords
 
     # Soft wrapping leaves paths and commands whole, to be copied.
     console(stderr=True).print(Text(hide_passwords(text), style=style), soft_wrap=True)

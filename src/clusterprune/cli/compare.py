@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from clusterprune.cli.opening import Subject
     from clusterprune.data import Split
-    from clusterprune.methods.comparison import Contender, Entry
     from clusterprune.methods.pipeline import Task
+    from clusterprune.studies.comparison import Contender, Entry
     from clusterprune.train import TrainConfig
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -118,11 +118,11 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Run every method with every seed, and print who keeps the most accuracy."""
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute, alone, open_task, require
     from clusterprune.cli.progress import Display
-    from clusterprune.methods.comparison import finished
+    from clusterprune.studies.comparison import finished
     from clusterprune.train.config import resolve_device
 
     alone("compare", "Seeds can be compared apart, each into a folder of its own.")
@@ -131,18 +131,18 @@ def compare(
     if resume:
         check_same(context, folder, wanted)
     else:
-        run.check_out(out)
+        runs.check_out(out)
     contenders, numbers, training = _read(wanted)
     check_code(context, wanted["model"], trust, resume=resume)
     with own_folder(out, resume=resume), Display() as display:
         planned = [(contender, seed) for seed in numbers for contender in contenders]
         will_go_on("compare", folder, lambda: f"{finished(folder, planned)} of {len(planned)} runs are done.")
-        timeline = run.Timeline(display)
+        timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
             subject, task, test = open_task(wanted, resolve_device(training))
             test = require(test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
-            run.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
+            runs.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
         entries: list[Entry] = []
         _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
         whole = _whole(subject, task, test)
@@ -150,21 +150,21 @@ def compare(
             "command": "compare",
             "whole": whole,
             "entries": [vars(entry) for entry in entries],
-            **run.environment(subject.example.device),
+            **runs.environment(subject.example.device),
         }
-        run.write_result(folder, result)
+        runs.write_result(folder, result)
     console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]))
-    console().print(f"Written to {folder}: a run for each method and seed, all numbers in {run.RESULT_NAME}.")
+    console().print(f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.")
 
 
 def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainConfig]":
     """Read and check what can be checked before any data is opened."""
-    from clusterprune.budget import check_fraction
+    from clusterprune.budget.allocation import check_fraction
     from clusterprune.cli.opening import read_seeds
-    from clusterprune.methods.comparison import TRAINING as BASE
-    from clusterprune.methods.comparison import Contender, settings_of
     from clusterprune.methods.pipeline import check_approximate
     from clusterprune.methods.settings import read_method
+    from clusterprune.studies.comparison import TRAINING as BASE
+    from clusterprune.studies.comparison import Contender, settings_of
     from clusterprune.train import TrainConfig
 
     check_fraction("keep_macs", wanted["keep_macs"])
@@ -191,8 +191,8 @@ def _compete(
     entries: "list[Entry]",
 ) -> None:
     from clusterprune.cli.watching import Watch
-    from clusterprune.methods.comparison import Contender, label
-    from clusterprune.methods.comparison import compare as compete
+    from clusterprune.studies.comparison import Contender, label
+    from clusterprune.studies.comparison import compare as compete
 
     def done(entry: "Entry") -> None:
         entries.append(entry)
@@ -224,7 +224,7 @@ def ranking(
     import statistics
 
     from clusterprune.cli.console import table
-    from clusterprune.methods.comparison import Contender, label
+    from clusterprune.studies.comparison import Contender, label
 
     by_name: dict[str, list[Entry]] = {}
     for entry in entries:

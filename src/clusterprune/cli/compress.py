@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from clusterprune.cli.opening import Subject
     from clusterprune.cli.progress import Display
     from clusterprune.data import Dataset, Split
-    from clusterprune.plans import Plan
-    from clusterprune.run import Timeline
+    from clusterprune.plan import Plan
+    from clusterprune.runs import Timeline
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -193,7 +193,7 @@ def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: s
     Nothing is written before all of it has succeeded, unless the plan is distilled: that takes long, and keeps what
     it has reached.
     """
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.cli.console import comparison, console, duration
     from clusterprune.cli.measuring import measure_both
     from clusterprune.cli.opening import absolute
@@ -203,20 +203,20 @@ def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: s
 
     if resume:
         check_same(context, out.expanduser(), wanted)
-        finished = run.read_result(out.expanduser(), "baseline", "compressed")
+        finished = runs.read_result(out.expanduser(), "baseline", "compressed")
         if finished is not None:
             title = f"{out.expanduser()} was finished before"
             console().print(comparison(title, finished["baseline"], finished["compressed"]))
             return
     else:
-        run.check_out(out)
+        runs.check_out(out)
     _check(wanted)
     check_code(context, wanted["model"], trust, resume=resume)
     with own_folder(out, resume=resume) as folder, Display() as display:
-        timeline = run.Timeline(display)
+        timeline = runs.Timeline(display)
         job = _open(wanted, timeline)
         if wanted["distil"] is not None and not resume:
-            run.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
+            runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
         if wanted["distil"] is not None:
             will_go_on("compress", folder, lambda: "The plan, and what was learnt so far, are on disk.")
         work = _compress(job, wanted, folder, timeline, display)
@@ -231,8 +231,8 @@ def _at_once(context: typer.Context, out: Path, wanted: dict[str, Any], trust: s
     title = f"{wanted['model']}: compressed in {duration(planning)}"
     console().print(comparison(title, result["baseline"], result["compressed"]))
     console().print(
-        f"Written to {folder}: the model in {run.COMPACT_NAME}/, its plan in {run.PLAN_NAME}/, all numbers in "
-        f"{run.RESULT_NAME}.",
+        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, its plan in {runs.PLAN_NAME}/, all numbers in "
+        f"{runs.RESULT_NAME}.",
         soft_wrap=True,
     )
 
@@ -265,7 +265,7 @@ def _check(wanted: dict[str, Any]) -> None:
     ArgumentError
         If they make no sense together.
     """
-    from clusterprune.budget import check_fraction
+    from clusterprune.budget.allocation import check_fraction
     from clusterprune.cli.opening import check_weights
     from clusterprune.errors import ArgumentError
 
@@ -292,7 +292,7 @@ def _open(wanted: dict[str, Any], timeline: "Timeline") -> _Job:
     """Open model and data, and find what does not fit before the long work."""
     from clusterprune import data, models
     from clusterprune.cli.opening import check_classes, input_size, known_classes, locate, open_data, open_model
-    from clusterprune.run import pick_device
+    from clusterprune.runs import pick_device
 
     target = pick_device(wanted["device"])
     spec = models.resolve(wanted["model"])
@@ -344,7 +344,7 @@ def duration_of(text: str | None) -> dict[str, Any]:
 
 def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeline", display: "Display") -> _Work:
     import clusterprune
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.merge.bn_images import can_make_images
 
     subject, made = job.subject, None
@@ -359,8 +359,8 @@ def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeli
             images = made = clusterprune.images_from_norms(graph, seed=wanted["seed"], progress=display)
     for_how_long = duration_of(wanted["distil"])
     _check_made(wanted, images, made)
-    if for_how_long and (folder / run.PLAN_NAME).exists():
-        plan = clusterprune.Plan.load(folder / run.PLAN_NAME)
+    if for_how_long and (folder / runs.PLAN_NAME).exists():
+        plan = clusterprune.Plan.load(folder / runs.PLAN_NAME)
     else:
         with timeline.phase("plan", announce=False):
             plan = clusterprune.oneshot(
@@ -376,7 +376,7 @@ def _compress(job: _Job, wanted: dict[str, Any], folder: Path, timeline: "Timeli
         if job.calibration is not None:
             _say_few_rows(plan, display)
         if for_how_long:
-            plan.save(folder / run.PLAN_NAME)
+            plan.save(folder / runs.PLAN_NAME)
     if for_how_long and images is not None:
         with timeline.phase("distil", announce=False):
             plan = clusterprune.distil(
@@ -439,24 +439,24 @@ def _draw(job: _Job, split: "Split", wanted: dict[str, Any], display: "Display",
 
 def _write(folder: Path, work: _Work, wanted: dict[str, Any], result: dict[str, Any], timeline: "Timeline") -> None:
     """Write the run folder, whole or not at all; where the plan was distilled, into what is there already."""
-    from clusterprune import run, save
+    from clusterprune import runs, save
     from clusterprune.cli.opening import absolute
     from clusterprune.cli.trusting import note_code
-    from clusterprune.files import atomic_folder
+    from clusterprune.files.writing import atomic_folder
 
     distilled = wanted["distil"] is not None
     with timeline.phase("write"), nullcontext(folder) if distilled else atomic_folder(folder) as target:
         if distilled:
-            for name in (run.PLAN_NAME, run.COMPACT_NAME):
-                run.remove_folder(folder / name)
+            for name in (runs.PLAN_NAME, runs.COMPACT_NAME):
+                runs.remove_folder(folder / name)
         else:
-            run.write_config(target, "compress", absolute(wanted) | note_code(wanted))
-        work.plan.save(target / run.PLAN_NAME)
-        save(work.compact, target / run.COMPACT_NAME)
+            runs.write_config(target, "compress", absolute(wanted) | note_code(wanted))
+        work.plan.save(target / runs.PLAN_NAME)
+        save(work.compact, target / runs.COMPACT_NAME)
         if wanted["save_images"] and work.made is not None:
             _write_images(target / "images.png", work.made)
-        run.write_log(target, timeline.events)
-        run.write_result(target, result)
+        runs.write_log(target, timeline.events)
+        runs.write_result(target, result)
         (target / DISTILLED).unlink(missing_ok=True)
 
 
@@ -464,7 +464,7 @@ def _write_images(path: Path, images: "Tensor") -> None:
     """Write some of the images as one picture, each stretched to its own range: how bright they were is not known."""
     from torchvision.utils import save_image
 
-    from clusterprune.files import output_errors
+    from clusterprune.files.writing import output_errors
 
     with output_errors(path):
         save_image(images[:64].float().cpu(), path, nrow=8, normalize=True, scale_each=True)

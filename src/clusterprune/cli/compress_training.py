@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from clusterprune import run, save
+from clusterprune import runs, save
 from clusterprune.cli.console import comparison, console, duration
 from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
@@ -18,10 +18,10 @@ from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, wi
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.files.reading import ReadError, parse_yaml
 from clusterprune.methods import pipeline
 from clusterprune.methods.settings import read_method
 from clusterprune.methods.trainings import training_for
-from clusterprune.reading import ReadError, parse_yaml
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import resolve_device
 
@@ -105,12 +105,12 @@ def compress_training(
     alone("compress", "'clusterprune worker' helps acp to search.")
     if resume:
         check_same(context, folder, wanted)
-        finished = run.read_result(folder, "baseline", "compressed")
+        finished = runs.read_result(folder, "baseline", "compressed")
         if finished is not None:
             _show(f"{folder} was finished before", finished)
             return
     else:
-        run.check_out(out)
+        runs.check_out(out)
     asked = Asked.read(wanted)
     check_code(context, wanted["model"], trust, resume=resume)
     with own_folder(out, resume=resume), Display() as display:
@@ -120,20 +120,20 @@ def compress_training(
     took = "" if resume else f" in {duration(result['seconds']['compress'])}"
     _show(f"{wanted['model']}: compressed by {asked.method}{took}", result)
     console().print(
-        f"Written to {folder}: the model in {run.COMPACT_NAME}/, all numbers in {run.RESULT_NAME}.", soft_wrap=True
+        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, all numbers in {runs.RESULT_NAME}.", soft_wrap=True
     )
 
 
 def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *, resume: bool) -> dict[str, Any]:
     """Compress, measure and write; return the content of ``result.json``."""
-    timeline = run.Timeline(display)
+    timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
         device = resolve_device(asked.training or TrainConfig(device=asked.device))
         subject, task, test = open_task(wanted, device)
     about = _about(wanted, asked, task)
     if not resume:
-        run.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
-    before = run.read_log(folder)
+        runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
+    before = runs.read_log(folder)
     watch = Watch(display)
     will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))
     try:
@@ -143,17 +143,17 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
                 report=display, watch=watch, about=about,
             )  # fmt: skip
         # Anew, whatever an earlier session has left there.
-        run.remove_folder(folder / run.COMPACT_NAME)
-        save(made.model, folder / run.COMPACT_NAME)
+        runs.remove_folder(folder / runs.COMPACT_NAME)
+        save(made.model, folder / runs.COMPACT_NAME)
         result = measure_both(subject, made.model, test if wanted["evaluate"] else None, wanted, timeline, display)
     except KeyboardInterrupt:
         timeline.note("stopped")
         with contextlib.suppress(OutputError):
-            run.write_log(folder, [*before, *timeline.events])
+            runs.write_log(folder, [*before, *timeline.events])
         raise
     result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
-    run.write_log(folder, [*before, *timeline.events])
-    run.write_result(folder, result)
+    runs.write_log(folder, [*before, *timeline.events])
+    runs.write_result(folder, result)
     return result
 
 

@@ -13,7 +13,7 @@ from clusterprune.cli.command import command
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from clusterprune.demo import DemoResult
+    from clusterprune.studies.demo import DemoResult
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -56,7 +56,7 @@ def demo(
     """Train, compress three ways, and compare."""
     from clusterprune.cli.console import console
     from clusterprune.cli.progress import Display
-    from clusterprune.demo import demonstrate
+    from clusterprune.studies.demo import demonstrate
 
     with Display() as display:
         display.line("ResNet-20 on scikit-learn's handwritten digits: first it is trained, then compressed.")

@@ -62,7 +62,7 @@ def evaluate(
     debug: options.Debug = False,
 ) -> None:
     """Measure on the test split of the data; without data, the cost alone."""
-    from clusterprune import models, run
+    from clusterprune import models, runs
     from clusterprune.cli.console import console, single
     from clusterprune.cli.opening import (
         check_classes,
@@ -76,7 +76,7 @@ def evaluate(
     from clusterprune.cli.progress import Display
     from clusterprune.cli.trusting import check_model
     from clusterprune.errors import WeightsError
-    from clusterprune.reading import exists
+    from clusterprune.files.reading import exists
 
     if not exists(path.expanduser()):
         raise WeightsError(
@@ -92,9 +92,9 @@ def evaluate(
         remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
         check_model(name, known, str(located.config_file), trust, named=False, remedy=remedy)
     spec = models.resolve(name)
-    target = run.pick_device(device)
+    target = runs.pick_device(device)
     with Display() as display:
-        timeline = run.Timeline(display)
+        timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
             dataset = open_data(data, spec, image_size) if data is not None else None
             subject = open_model(
@@ -110,7 +110,7 @@ def evaluate(
         if test is None:
             display.line("There are no test images, so the accuracy is not measured; name them by --data.", "yellow")
         with timeline.phase("measure") as tell:
-            measured = run.measure(
+            measured = runs.measure(
                 subject.model,
                 subject.example,
                 test,

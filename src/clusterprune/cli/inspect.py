@@ -62,7 +62,7 @@ def inspect(
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import locate, open_model
     from clusterprune.cli.progress import Display
-    from clusterprune.run import Timeline
+    from clusterprune.runs import Timeline
 
     spec = models.resolve(model)
     with Display() as display:
@@ -92,7 +92,7 @@ def inspect(
 def _facts(graph: "ChannelGraph") -> dict[str, Any]:
     """Return all that is known about a graph as plain values."""
     from clusterprune import evaluate
-    from clusterprune.budget import CostModel, reachable
+    from clusterprune.budget.allocation import CostModel, reachable
     from clusterprune.graph.channels import frozen_layers
 
     cost = {"macs": evaluate.macs(graph.model, graph.args), "params": evaluate.params(graph.model)}

@@ -11,7 +11,7 @@ from clusterprune.cli.opening import absolute
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, WeightsError
 from clusterprune.models.code import CodeDigest, digest_of_code
-from clusterprune.plans import digest_of
+from clusterprune.plan import digest_of
 from clusterprune.train import TrainConfig
 
 if TYPE_CHECKING:

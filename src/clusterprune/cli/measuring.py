@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from clusterprune import run
+from clusterprune import runs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +17,7 @@ def measure_both(
     compact: "nn.Module",
     test: "Split | None",
     wanted: dict[str, Any],
-    timeline: run.Timeline,
+    timeline: runs.Timeline,
     display: "Display",
 ) -> dict[str, Any]:
     """Return what every ``result.json`` of a compression holds; the test split is read here alone, after every choice.
@@ -29,11 +29,11 @@ def measure_both(
     """
     models = {"baseline": subject.model, "compressed": compact}
     with timeline.phase("time both"):
-        latencies = run.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
+        latencies = runs.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
     measured = {}
     for (name, model), latency in zip(models.items(), latencies, strict=True):
         with timeline.phase(f"measure {name}") as tell:
-            measured[name] = run.measure(
+            measured[name] = runs.measure(
                 model,
                 subject.example,
                 test,
@@ -51,5 +51,5 @@ def measure_both(
         "seconds": timeline.seconds,
         "seed": wanted["seed"],
         "input": list(subject.example.shape[1:]),
-        **run.environment(subject.example.device),
+        **runs.environment(subject.example.device),
     }

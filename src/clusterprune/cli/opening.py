@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, models, run
+from clusterprune import data, models, runs
 from clusterprune.cli.command import LARGEST
 from clusterprune.cli.trusting import trust_option_of
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
+from clusterprune.files.reading import exists, is_folder
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.models import ModelSpec
 from clusterprune.models.weights import classes_in
-from clusterprune.reading import exists, is_folder
 
 if TYPE_CHECKING:
     from clusterprune.data import Split
@@ -91,10 +91,10 @@ def locate(path: Path) -> Located:
         return Located(path, compact=False)
     if (path / STRUCTURE_NAME).is_file():
         return Located(path, compact=True, **_config(path.parent))
-    if (path / run.COMPACT_NAME / STRUCTURE_NAME).is_file():
-        return Located(path / run.COMPACT_NAME, compact=True, **_config(path))
-    if (path / run.WEIGHTS_NAME).is_file():
-        return Located(path / run.WEIGHTS_NAME, compact=False, **_config(path))
+    if (path / runs.COMPACT_NAME / STRUCTURE_NAME).is_file():
+        return Located(path / runs.COMPACT_NAME, compact=True, **_config(path))
+    if (path / runs.WEIGHTS_NAME).is_file():
+        return Located(path / runs.WEIGHTS_NAME, compact=False, **_config(path))
     if (path / "checkpoint.safetensors").is_file():
         more = trust_option_of(path)
         raise WeightsError(
@@ -102,8 +102,8 @@ def locate(path: Path) -> Located:
             f"'clusterprune train --out {shlex.quote(str(path))} --resume{more}'"
         )
     raise WeightsError(
-        f"weights={str(path)!r} is a folder without a model: expected {run.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
-        f"or {run.WEIGHTS_NAME}; name a run folder or a weights file"
+        f"weights={str(path)!r} is a folder without a model: expected {runs.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
+        f"or {runs.WEIGHTS_NAME}; name a run folder or a weights file"
     )
 
 
@@ -158,7 +158,7 @@ def known_classes(spec: ModelSpec, located: Located | None, asked: int | None) -
         return asked
     if (stated := stated_number(located, "num_classes")) is not None:
         return stated
-    return classes_in(spec, located.path / run.WEIGHTS_NAME if located.compact else located.path)
+    return classes_in(spec, located.path / runs.WEIGHTS_NAME if located.compact else located.path)
 
 
 def stated_number(located: Located, name: str) -> int | None:
@@ -321,8 +321,8 @@ def require(value: Any, name: str, why: str) -> Any:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = folder / run.CONFIG_NAME
-    return {"config": run.read_config(file), "config_file": file} if file.is_file() else {}
+    file = folder / runs.CONFIG_NAME
+    return {"config": runs.read_config(file), "config_file": file} if file.is_file() else {}
 
 
 def read_seeds(text: str) -> list[int]:

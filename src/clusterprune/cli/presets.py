@@ -32,7 +32,7 @@ def remember_resume(context: typer.Context, value: bool) -> bool:
 
 def chosen(context: typer.Context) -> dict[str, Any]:
     """Return all options that decide what a run does, by name, in the order of the help; passwords are taken out."""
-    from clusterprune.credentials import without_passwords
+    from clusterprune.files.credentials import without_passwords
 
     names = [parameter.name for parameter in context.command.params]
     for name in names:
@@ -90,7 +90,7 @@ def _remember(context: typer.Context, name: str, value: Any) -> Any:
 
 def _preset(context: typer.Context, file: Path) -> None:
     from clusterprune.errors import ClusterpruneError
-    from clusterprune.run import read_config
+    from clusterprune.runs import read_config
 
     try:
         content = read_config(file)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from clusterprune.cli.console import console, duration
-from clusterprune.credentials import hide_passwords
+from clusterprune.files.credentials import hide_passwords
 
 QUIET_SECONDS = 10.0
 """Where the output is no terminal, a long phase says how far it is this often."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from clusterprune.data import Dataset
-    from clusterprune.recipes import Recipe, Reproduction
+    from clusterprune.studies import Recipe, Reproduction
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -110,13 +110,13 @@ def reproduce(
     debug: options.Debug = False,
 ) -> None:
     """Train the original network, run the method, measure both, and compare with the paper."""
-    from clusterprune import recipes, run
+    from clusterprune import runs, studies
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute, alone, require
     from clusterprune.cli.progress import Display
 
     if listing:
-        console().print(table_of([recipes.read(name) for name in recipes.names()]))
+        console().print(table_of([studies.read(name) for name in studies.names()]))
         return
     wanted = chosen(context)
     del wanted["listing"]
@@ -130,26 +130,26 @@ def reproduce(
     if resume:
         check_same(context, folder, wanted)
     else:
-        run.check_out(folder)
-    found = recipes.read(name)
+        runs.check_out(folder)
+    found = studies.read(name)
     _check_code(context, found, trust, resume=resume)
     more = _arguments(wanted, found)
     with own_folder(place, resume=resume), Display() as display:
         will_go_on("reproduce", folder, functools.partial(epochs_on_disk, folder), found.model)
-        timeline = run.Timeline(display)
+        timeline = runs.Timeline(display)
         with timeline.phase("open data"):
             dataset = _open(wanted, found)
         if not resume:
-            run.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
+            runs.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
         made = _run(folder, found, dataset, display, {**more, "trust": trust})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
-        run.write_result(folder, result)
+        runs.write_result(folder, result)
     console().print(comparison(made))
     if found.published is not None:
         console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)
     if made.trial:
         console().print(f"This is a trial and no reproduction: {made.trial}.", style="yellow", soft_wrap=True)
-    console().print(f"Written to {folder}: baseline/, method/, {run.RESULT_NAME}, {run.CONFIG_NAME}")
+    console().print(f"Written to {folder}: baseline/, method/, {runs.RESULT_NAME}, {runs.CONFIG_NAME}")
 
 
 def _check_code(context: typer.Context, recipe: "Recipe", trust: str | None, *, resume: bool) -> None:
@@ -185,7 +185,7 @@ def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
 def _open(wanted: dict[str, Any], recipe: "Recipe") -> "Dataset":
     from clusterprune import models
     from clusterprune.cli.opening import open_data
-    from clusterprune.recipes.reproduction import check_data
+    from clusterprune.studies.reproduction import check_data
 
     dataset = open_data(wanted["data"], models.resolve(recipe.model), None)
     check_data(recipe, dataset, wanted["limit"])
@@ -193,17 +193,17 @@ def _open(wanted: dict[str, Any], recipe: "Recipe") -> "Dataset":
 
 
 def _run(folder: Path, recipe: "Recipe", dataset: "Dataset", display: Any, more: dict[str, Any]) -> "Reproduction":
-    from clusterprune import recipes
+    from clusterprune import studies
     from clusterprune.cli.watching import Watch
 
     watch = Watch(display, lines=False)
     will_go_on("reproduce", folder, lambda: epochs_on_disk(folder, watch.phase), recipe.model)
-    return recipes.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
+    return studies.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
 
 
 def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:
     """Return the content of ``result.json``."""
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.train import TrainConfig
     from clusterprune.train.config import resolve_device
 
@@ -219,7 +219,7 @@ def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any
         "deviation": {name: round(spread, 4) for name, (_, spread) in over.items() if spread is not None},
         "seeds": {str(seed): one.to_dict() for seed, one in made.compressed.items()},
         "seconds": seconds,
-        **run.environment(resolve_device(TrainConfig(device=more["device"]))),
+        **runs.environment(resolve_device(TrainConfig(device=more["device"]))),
     }
 
 

@@ -25,14 +25,14 @@ def own_folder(out: Path, *, resume: bool) -> Iterator[Path]:
     OutputError
         If another process works there, or the folder of a new run is not empty or cannot be made.
     """
-    from clusterprune import run
-    from clusterprune.files import sweep, sweep_beside
-    from clusterprune.locking import locked
+    from clusterprune import runs
+    from clusterprune.files.locking import locked
+    from clusterprune.files.writing import sweep, sweep_beside
 
-    folder = out.expanduser() if resume else run.check_out(out)
+    folder = out.expanduser() if resume else runs.check_out(out)
     with locked(folder):
         if not resume:
-            run.check_out(out)  # another may have been faster
+            runs.check_out(out)  # another may have been faster
         sweep_beside(folder)
         sweep(folder)
         try:
@@ -53,7 +53,7 @@ def will_go_on(command: str, folder: Path, done: Callable[[], str], model: str |
     model
         The run's; None reads it from the folder.
     """
-    from clusterprune.run import CONFIG_NAME, RESULT_NAME
+    from clusterprune.runs import CONFIG_NAME, RESULT_NAME
 
     def explain() -> str:
         if (folder / RESULT_NAME).exists():
@@ -97,9 +97,9 @@ def check_same(
         If there are any.
     """
     from clusterprune.cli.opening import absolute
-    from clusterprune.credentials import without_passwords
     from clusterprune.errors import ArgumentError
-    from clusterprune.run import CONFIG_NAME, read_config
+    from clusterprune.files.credentials import without_passwords
+    from clusterprune.runs import CONFIG_NAME, read_config
 
     before = absolute(without_passwords(read_config(folder / CONFIG_NAME)))
     wanted = absolute(wanted)
@@ -117,7 +117,7 @@ def check_same(
 
 def tidy(folder: Path) -> None:
     """Remove the options of a run that never began, so that the corrected command may use the folder."""
-    from clusterprune.run import CONFIG_NAME
+    from clusterprune.runs import CONFIG_NAME
 
     if folder.is_dir() and [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
         (folder / CONFIG_NAME).unlink()

@@ -126,7 +126,7 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train with stochastic gradient descent on cross entropy, and test the last epoch's weights once."""
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.cli.console import console, duration, single
     from clusterprune.cli.progress import Display
     from clusterprune.train.processes import join
@@ -137,13 +137,13 @@ def train(
     processes, _ = join(settings)
     if resume:
         check_same(context, folder, wanted, MAY_CHANGE | {"checkpoint_minutes"})
-        finished = run.read_result(folder, "trained")
+        finished = runs.read_result(folder, "trained")
         if finished is not None:
             if processes.is_main:
                 console().print(single(f"{folder} was finished before", finished["trained"]))
             return
     else:
-        run.check_out(out)
+        runs.check_out(out)
     check_code(context, wanted["model"], trust, resume=resume)
     # One of the processes keeps others out of the folder that all of them share.
     keep = own_folder(out, resume=resume) if processes.is_main else contextlib.nullcontext()
@@ -154,7 +154,9 @@ def train(
     if result is None:
         return
     console().print(single(f"trained in {duration(result['seconds']['train'])}", result["trained"]))
-    console().print(f"Written to {folder}: {run.WEIGHTS_NAME}, {run.RESULT_NAME}, {run.CONFIG_NAME}, {run.LOG_NAME}")
+    console().print(
+        f"Written to {folder}: {runs.WEIGHTS_NAME}, {runs.RESULT_NAME}, {runs.CONFIG_NAME}, {runs.LOG_NAME}"
+    )
 
 
 def _run(
@@ -167,15 +169,15 @@ def _run(
     resume: bool,
 ) -> dict[str, Any] | None:
     """Train, test and write; return the content of ``result.json``, which is of the main process alone."""
-    from clusterprune import run
+    from clusterprune import runs
     from clusterprune.cli.opening import absolute
 
-    timeline = run.Timeline(display)
+    timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
         subject, dataset = _open(wanted, settings)
         parts = _parts(dataset, wanted)
     if not resume and processes.is_main:
-        run.write_config(folder, "train", absolute(wanted) | note_code(wanted))
+        runs.write_config(folder, "train", absolute(wanted) | note_code(wanted))
     trained = _fit(folder, settings, subject, parts, display, resume=resume)
     timeline.seconds["train"] = round(trained.seconds, 3)
     if not processes.is_main:
@@ -184,7 +186,7 @@ def _run(
     will_go_on("train", folder, lambda: "The training is done, but not its test.")
     _save(folder, subject)
     with timeline.phase("test") as tell:
-        measured = run.measure(
+        measured = runs.measure(
             subject.model,
             subject.example,
             dataset.splits.get("test"),
@@ -202,9 +204,9 @@ def _run(
         "validation_accuracy": trained.history[-1]["validation_accuracy"] if trained.history else None,
         "seconds": timeline.seconds,
         "seed": wanted["seed"],
-        **run.environment(subject.example.device),
+        **runs.environment(subject.example.device),
     }
-    run.write_result(folder, result)
+    runs.write_result(folder, result)
     return result
 
 
@@ -285,13 +287,13 @@ def _train_config(wanted: dict[str, Any]) -> "TrainConfig":
 
 def _save(folder: Path, subject: "Subject") -> None:
     """Write the trained model: weights, or a compact folder if the model was compressed before."""
-    from clusterprune import run
-    from clusterprune.record import stages
+    from clusterprune import runs
+    from clusterprune.surgery.history import stages
 
     if not stages(subject.model):
-        run.write_weights(folder, subject.model)
+        runs.write_weights(folder, subject.model)
         return
     from clusterprune import save
 
-    run.remove_folder(folder / run.COMPACT_NAME)
-    save(subject.model, folder / run.COMPACT_NAME)
+    runs.remove_folder(folder / runs.COMPACT_NAME)
+    save(subject.model, folder / runs.COMPACT_NAME)

@@ -83,7 +83,7 @@ def trust_option(model: Any) -> str:
 def trust_option_of(folder: Path) -> str:
     """Return the same for the run in a folder."""
     from clusterprune.errors import ClusterpruneError
-    from clusterprune.run import CONFIG_NAME, read_config
+    from clusterprune.runs import CONFIG_NAME, read_config
 
     try:
         return trust_option(read_config(folder / CONFIG_NAME).get("model"))

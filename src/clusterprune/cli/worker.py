@@ -88,7 +88,7 @@ def worker(
     from clusterprune.cli.console import console
     from clusterprune.cli.opening import absolute_storage
     from clusterprune.cli.progress import Display
-    from clusterprune.credentials import without_password
+    from clusterprune.files.credentials import without_password
 
     here = {"model": model, "weights": weights, "data": data}
     url = absolute_storage(without_password(storage))
@@ -135,7 +135,7 @@ def _work(
     from clusterprune.cli.opening import open_task
     from clusterprune.cli.trusting import check_model
     from clusterprune.methods.acp_worker import join
-    from clusterprune.run import Timeline
+    from clusterprune.runs import Timeline
     from clusterprune.train import TrainConfig
     from clusterprune.train.config import resolve_device
 

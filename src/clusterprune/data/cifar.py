@@ -18,7 +18,7 @@ from clusterprune.data.split import Dataset, Split
 from clusterprune.data.store import MemoryStore
 from clusterprune.data.tree import check_folder, load_tree
 from clusterprune.errors import DataError
-from clusterprune.reading import ReadError, read_bytes
+from clusterprune.files.reading import ReadError, read_bytes
 
 _PIXELS = 3 * 32 * 32
 _MAX_BATCH_BYTES = 1 << 29

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clusterprune.data.crops import mirrored, windows
 from clusterprune.data.resize import geometry
-from clusterprune.reading import MAX_PIXELS, open_regular
+from clusterprune.files.reading import MAX_PIXELS, open_regular
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 

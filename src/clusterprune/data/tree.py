@@ -11,7 +11,7 @@ from clusterprune.data.decode import EXTENSIONS, is_image_name
 from clusterprune.data.split import Dataset, Split
 from clusterprune.data.store import FileStore
 from clusterprune.errors import DataError
-from clusterprune.reading import exists, is_folder
+from clusterprune.files.reading import exists, is_folder
 
 Files = dict[str, list[str]]
 

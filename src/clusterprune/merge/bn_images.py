@@ -20,13 +20,13 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from clusterprune.arguments import check_graph, check_progress, check_seed
-from clusterprune.budget import CostModel, example_batch
+from clusterprune.budget.allocation import CostModel, example_batch
 from clusterprune.errors import ModelError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.program import Program
 from clusterprune.merge.data_free import noise_images
 from clusterprune.merge.divergence import is_logits
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 aten = torch.ops.aten
 

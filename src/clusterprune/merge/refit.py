@@ -34,8 +34,8 @@ from clusterprune.merge.statistics import (
     second_moment,
     with_constant,
 )
-from clusterprune.plans import Plan
-from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten
 

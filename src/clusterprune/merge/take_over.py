@@ -9,8 +9,8 @@ from torch import Tensor
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.statistics import Images, Progress, batch_size_for, consumer_calls, input_moments
-from clusterprune.plans import Merge
-from clusterprune.surgery import bias_home, named_tensors
+from clusterprune.plan import Merge
+from clusterprune.surgery.apply import bias_home, named_tensors
 
 MOMENT_ROWS = 32768
 """Rows from which second moments are estimated."""

@@ -3,7 +3,7 @@
 ACP stays in :mod:`clusterprune.methods.acp`: it needs Optuna, which takes a while to import.
 """
 
-from clusterprune.methods.clustered import plan
+from clusterprune.methods.clustered import cluster
 from clusterprune.methods.cp import CP, ClusterPruning, CPResult, cluster_prune
 from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.icp import ICP, ICPResult, ICPStep, icp
@@ -20,11 +20,11 @@ __all__ = [
     "ICPStep",
     "OneShot",
     "SoftPruning",
+    "cluster",
     "cluster_prune",
     "icp",
     "inner_groups",
     "oneshot",
-    "plan",
     "prune_by",
     "restrict",
 ]

@@ -20,22 +20,22 @@ from torch import Tensor, nn
 
 from clusterprune import data, evaluate
 from clusterprune.arguments import check_graph, check_instance, check_model, check_statistics
-from clusterprune.budget import CostModel
+from clusterprune.budget.allocation import CostModel
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.merge.statistics import Images, Progress
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
-from clusterprune.methods.clustered import plan as plan_by_clusters
+from clusterprune.methods.clustered import cluster
 from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import published_layers, with_followers
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.targets import check_knob, check_plan
-from clusterprune.plans import Plan
+from clusterprune.plan import Plan
 from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
-from clusterprune.surgery import apply
+from clusterprune.surgery.apply import apply
 from clusterprune.tables import first_widths, plural
 from clusterprune.train import TrainConfig, TrainResult, fit
 from clusterprune.train.config import resolve_precision
@@ -273,7 +273,7 @@ def clustered_widths(
         plan = oneshot(graph, images, keep_macs=config.keep_macs, seed=config.seed, config=quick, progress=progress)
     else:
         clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
-        plan = plan_by_clusters(
+        plan = cluster(
             graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs,
             progress=progress,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clusterprune.budget import CostModel
+from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import device_of
 from clusterprune.graph import ChannelGraph
@@ -18,8 +18,8 @@ from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_siz
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.oneshot import Measured, OneShot, measure, merges_for, order_channels
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import apply
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import apply
 
 Factory = Callable[[], nn.Module]
 """Makes a new network with random weights."""

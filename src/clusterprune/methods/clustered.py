@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
-from clusterprune.budget import CostModel, Limits, check_fraction
+from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
@@ -32,14 +32,14 @@ from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import Compared, partition
 from clusterprune.methods.targets import check_images, check_plan
-from clusterprune.plans import Merge, Plan
+from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
-from clusterprune.surgery import named_tensors
+from clusterprune.surgery.apply import named_tensors
 
 MergeKind = Literal["drop", "add", "scaled_add", "least_squares", "refit"]
 
 
-def plan(
+def cluster(
     graph: ChannelGraph,
     images: Images | None = None,
     *,

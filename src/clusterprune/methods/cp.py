@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from clusterprune import train as training
 from clusterprune.arguments import check_instance, check_model, check_statistics
-from clusterprune.budget import CostModel, check_fraction
+from clusterprune.budget.allocation import CostModel, check_fraction
 from clusterprune.clustering import NOISE, Clustering, Clusters, KMeans
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError
@@ -44,8 +44,8 @@ from clusterprune.methods.cp_rates import (
     replaced_count,
     usual_goal,
 )
-from clusterprune.plans import Plan
-from clusterprune.surgery import apply
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import apply
 from clusterprune.tables import network_of, plural
 
 __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]

@@ -16,8 +16,8 @@ from clusterprune.graph import ChannelGraph, Group, Use
 from clusterprune.graph.movement import IDENTITY, MOVEMENT
 from clusterprune.graph.program import Program
 from clusterprune.merge.assign import add
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import named_tensors
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import named_tensors
 
 aten = torch.ops.aten
 

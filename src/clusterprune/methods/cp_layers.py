@@ -10,7 +10,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.methods.cp_addition import norms_of
 from clusterprune.methods.layers import inner_groups
-from clusterprune.record import Stage, add_stage
+from clusterprune.surgery.history import Stage, add_stage
 
 
 def target_groups(graph: ChannelGraph, layers: Sequence[str] | None) -> list[Group]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, type_name
-from clusterprune.budget import CostModel, Limits, Quantity, solve
+from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
@@ -30,8 +30,8 @@ from clusterprune.merge.statistics import (
 )
 from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.targets import check_images, plan_for_budget, plan_for_latency, read_target
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import named_tensors
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import named_tensors
 from clusterprune.train.losses import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]

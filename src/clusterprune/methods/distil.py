@@ -27,16 +27,16 @@ from torch.nn import functional
 
 from clusterprune.arguments import check_graph, check_instance, check_number, check_progress, check_seed
 from clusterprune.errors import ArgumentError
-from clusterprune.files import output_errors, replace_file
+from clusterprune.files.tensors import read_tensors, tensor_bytes
+from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import Survivors, rewrite
 from clusterprune.merge.divergence import divergence
 from clusterprune.merge.statistics import Images, Progress, gradient_batch_size, whole_batches
 from clusterprune.methods.targets import check_images
-from clusterprune.plans import Plan
-from clusterprune.surgery import compact_state, named_tensors, removed_labels, with_new_biases
-from clusterprune.tensor_files import read_tensors, tensor_bytes
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten
 

@@ -20,25 +20,26 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from clusterprune import checkpoint, data, evaluate
+from clusterprune import data, evaluate
 from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetWarning, OutputError, WeightsError
-from clusterprune.files import atomic_folder, begun_with, run_folder, write_json
+from clusterprune.files.locking import alone
+from clusterprune.files.reading import ReadError
+from clusterprune.files.tensors import read_tensors, write_tensors
+from clusterprune.files.writing import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
-from clusterprune.locking import alone
 from clusterprune.merge.statistics import Progress as Report
-from clusterprune.methods.clustered import MergeKind, plan
+from clusterprune.methods.clustered import MergeKind, cluster
 from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.targets import check_knob, check_met
-from clusterprune.plans import Plan
-from clusterprune.reading import ReadError
+from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps
-from clusterprune.surgery import apply
+from clusterprune.surgery import compact
+from clusterprune.surgery.apply import apply
 from clusterprune.tables import network_of, plural
-from clusterprune.tensor_files import read_tensors, write_tensors
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
 from clusterprune.train.config import resolve_device
 
@@ -80,8 +81,8 @@ class ICP:
         "inner", the papers' choice (:func:`clusterprune.inner_groups`, one width for a bottleneck), or "all" that may
         be cut.
     merge, survivors
-        Of cuts by clusters: who stays and what it takes over, as in :func:`clusterprune.plan`. The released code drops
-        all but the filters of largest ℓ1 norm.
+        Of cuts by clusters: who stays and what it takes over, as in :func:`clusterprune.cluster`. The released code
+        drops all but the filters of largest ℓ1 norm.
     carry_momentum
         Whether the optimizer's momentum follows the channels from step to step, which is ours; as released, the
         optimizer starts anew at each cut.
@@ -310,9 +311,9 @@ class _Run:
             carried = carry_momentum(momentum, graph, chosen) if config.carry_momentum else {}
             with atomic_folder(folder) as temporary:
                 chosen.save(temporary / "plan")
-                checkpoint.save(apply(network, chosen, graph=graph), temporary / "compact")
+                compact.save(apply(network, chosen, graph=graph), temporary / "compact")
                 write_tensors(temporary / "momentum.safetensors", carried)
-        small = checkpoint.load(folder / "compact", lambda: copy.deepcopy(self.original).cpu())
+        small = compact.load(folder / "compact", lambda: copy.deepcopy(self.original).cpu())
         try:
             carried, _ = read_tensors(folder / "momentum.safetensors")
         except ReadError as error:
@@ -342,7 +343,7 @@ class _Run:
             warnings.simplefilter("ignore", BudgetWarning)
             if config.by == "oneshot":
                 return oneshot(part, images, keep_macs=keep_macs, seed=config.seed, progress=tell)
-            return plan(
+            return cluster(
                 part,
                 images,
                 similarity=FeatureMaps(),

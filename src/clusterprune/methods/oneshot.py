@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
-from clusterprune.budget import CostModel, Limits, Quantity, example_batch, solve
+from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program, computed_kernels
@@ -50,8 +50,8 @@ from clusterprune.merge.statistics import (
     whole_batches,
 )
 from clusterprune.methods.targets import Target, check_images, plan_for_budget, plan_for_latency, read_target
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.budget import CostModel, Limits, check_fraction, linked, solve
+from clusterprune.budget.allocation import CostModel, Limits, check_fraction, linked, solve
 from clusterprune.clustering import Agglomerative, Clustering
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group

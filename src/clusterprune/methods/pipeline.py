@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterprune import checkpoint, data, evaluate, train
+from clusterprune import data, evaluate, train
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
-from clusterprune.files import read_record, run_folder, write_json
+from clusterprune.files.locking import alone
+from clusterprune.files.writing import read_record, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
-from clusterprune.locking import alone
 from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import prune_by
@@ -34,8 +34,9 @@ from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.settings import METHODS, TRAINED, read_method
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.methods.targets import check_met
-from clusterprune.plans import Plan
-from clusterprune.surgery import apply
+from clusterprune.plan import Plan
+from clusterprune.surgery import compact
+from clusterprune.surgery.apply import apply
 from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
 from clusterprune.train import TrainConfig
 
@@ -280,7 +281,7 @@ def _icp(call: _Call) -> Outcome:
         out=call.folder / "icp", resume=True, progress=call.watch, report=call.report,
     )  # fmt: skip
     last = call.folder / "icp" / f"step-{config.steps}" / "cut" / "compact"
-    cut = checkpoint.load(last, lambda: copy.deepcopy(task.model).cpu()).to(task.example.device)
+    cut = compact.load(last, lambda: copy.deepcopy(task.model).cpu()).to(task.example.device)
     return Outcome(made.model, cut, None, {"steps": [vars(step) for step in made.steps]})
 
 

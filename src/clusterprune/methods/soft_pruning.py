@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterprune.budget import CostModel, Limits, Quantity
+from clusterprune.budget.allocation import CostModel, Limits, Quantity
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.methods.criteria import best, by_filter, share
 from clusterprune.methods.targets import check_met, read_target
-from clusterprune.plans import Merge, Plan
+from clusterprune.plan import Merge, Plan
 
 
 class SoftPruning:

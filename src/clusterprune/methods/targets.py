@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from clusterprune import evaluate
-from clusterprune.budget import CLOSE, CostModel, Quantity, check_fraction
+from clusterprune.budget.allocation import CLOSE, CostModel, Quantity, check_fraction
 from clusterprune.errors import ArgumentError, BudgetError, BudgetWarning
 from clusterprune.graph import ChannelGraph
-from clusterprune.plans import Plan
-from clusterprune.summary import left_by
-from clusterprune.surgery import apply
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import apply
+from clusterprune.surgery.summary import left_by
 
 Target = Quantity | Literal["latency"]
 

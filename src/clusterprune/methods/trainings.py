@@ -3,11 +3,12 @@
 from typing import Any
 
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.comparison import TRAINING as FINE_TUNING
 from clusterprune.methods.icp import TRAINING as ICP_TRAINING
 from clusterprune.methods.settings import METHODS
 from clusterprune.train import TrainConfig
 
+FINE_TUNING = TrainConfig(epochs=10, lr=0.01, schedule="cosine", weight_decay=5e-4, batch_size=128)
+"""Of methods that cut once, and of every contender of a comparison."""
 CP_TRAINING = TrainConfig(epochs=200, lr=0.1, schedule="step", milestones=(0.3, 0.6, 0.8), gamma=0.2)
 """Section 4.1 of the CP paper: Nesterov momentum 0.9, a fifth of the rate from epochs 60, 120 and 160 on."""
 SFP_TRAINING = CP_TRAINING.model_copy(update={"lr": 0.01})
@@ -18,8 +19,8 @@ def training_for(method: str, **changes: Any) -> TrainConfig | None:
     """Return the training that belongs to a method, for :func:`clusterprune.methods.pipeline.compress`.
 
     ICP, ACP, CP and SFP train as published on CIFAR: 200, 160, 200 and 200 epochs. Methods that cut once do not train
-    unless `epochs` is given; then they fine-tune as in a comparison
-    (:data:`clusterprune.methods.comparison.TRAINING`).
+    unless `epochs` is given; then they fine-tune
+    (:data:`FINE_TUNING`).
 
     Parameters
     ----------

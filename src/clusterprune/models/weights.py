@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, WeightsError
+from clusterprune.files.reading import ReadError, exists, is_folder, open_regular
+from clusterprune.files.tensors import fit_types, listing, read_tensors, read_torch, tensors_of
 from clusterprune.models.spec import ModelSpec
-from clusterprune.reading import ReadError, exists, is_folder, open_regular
-from clusterprune.tensor_files import fit_types, listing, read_tensors, read_torch, tensors_of
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".tar", ".bin", ".ckpt")
 # Where training scripts put the state dict inside a checkpoint, in the order tried.

@@ -10,8 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 
-from clusterprune.credentials import hidden
 from clusterprune.errors import ArgumentError
+from clusterprune.files.credentials import hidden
 from clusterprune.search.storage import quiet
 from clusterprune.search.swarm import ParticleSwarmSampler
 

@@ -15,8 +15,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, get_storag
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from clusterprune.credentials import hide_passwords, passwords_for, without_password
 from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.files.credentials import hide_passwords, passwords_for, without_password
 
 _SECONDS_FOR_LOCK = 60
 """How long a worker waits for another to finish writing to a SQLite file."""

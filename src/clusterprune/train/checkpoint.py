@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, uint8
 
 from clusterprune.errors import WeightsError
-from clusterprune.files import replace_file
-from clusterprune.reading import ReadError, parse_json
-from clusterprune.tensor_files import read_tensors
+from clusterprune.files.reading import ReadError, parse_json
+from clusterprune.files.tensors import read_tensors
+from clusterprune.files.writing import replace_file
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = 1

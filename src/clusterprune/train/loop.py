@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clusterprune.data.crops import DRAWS
 from clusterprune.errors import TrainingError
-from clusterprune.locking import alone
+from clusterprune.files.locking import alone
 from clusterprune.train.augment import augment
 from clusterprune.train.checkpoint import Tally
 from clusterprune.train.config import TrainConfig

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
-from clusterprune.plans import Plan
-from clusterprune.surgery import cutter, named_tensors
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import cutter, named_tensors
 
 BUFFER = "momentum_buffer"  # its name in the state of torch.optim.SGD
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clusterprune.arguments import check_instance, check_model, check_statistics
 from clusterprune.data import normalize
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.record import why_untrainable
+from clusterprune.surgery.history import why_untrainable
 from clusterprune.train.average import WeightAverage
 from clusterprune.train.config import TrainConfig, resolve_precision
 from clusterprune.train.hooks import EpochHook

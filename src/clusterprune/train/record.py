@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError, OutputError, TrainingError
-from clusterprune.files import replace_file
+from clusterprune.files.writing import replace_file
 from clusterprune.train import checkpoint
 from clusterprune.train.config import TrainConfig
 from clusterprune.train.losses import CrossEntropy, name_of

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clusterprune.budget import CostModel, Quantity
+from clusterprune.budget.allocation import CostModel, Quantity
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.channels import FrozenLayers, frozen_layers
-from clusterprune.plans import Plan
-from clusterprune.surgery import bias_home, named_tensors, removed_labels
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import bias_home, named_tensors, removed_labels
 from clusterprune.tables import count, facts_of, few, html_lines, html_part, html_table, text_table
 
 

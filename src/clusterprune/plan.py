@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from clusterprune.arguments import check_graph
-from clusterprune.documents import (
+from clusterprune.errors import ArgumentError, PlanError
+from clusterprune.files.documents import (
     Channels,
     ExampleDocument,
     Hexadecimal,
@@ -30,15 +31,14 @@ from clusterprune.documents import (
     repeated,
     unique,
 )
-from clusterprune.errors import ArgumentError, PlanError
-from clusterprune.files import atomic_folder
+from clusterprune.files.reading import ReadError, explain, read_json, seal
+from clusterprune.files.tensors import is_finite, read_tensors, write_tensors
+from clusterprune.files.writing import atomic_folder
 from clusterprune.graph import ChannelGraph
-from clusterprune.reading import ReadError, explain, read_json, seal
 from clusterprune.tables import facts_of, first_widths, html_lines, html_part, html_table, name_of, plural
-from clusterprune.tensor_files import is_finite, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from clusterprune.summary import PlanSummary
+    from clusterprune.surgery.summary import PlanSummary
 
 VERSION = 2
 LARGEST_EXAMPLE = 1 << 28
@@ -186,7 +186,7 @@ class Plan:
         (BeforeAfter(before=8, after=3), 0.375)
         """
         check_graph(graph)
-        from clusterprune.summary import summarize  # it counts what surgery leaves, which knows plans
+        from clusterprune.surgery.summary import summarize  # it counts what surgery leaves, which knows plans
 
         return summarize(graph, self)
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from clusterprune.equivalence import Equivalence, Way
 from clusterprune.errors import ModelError, PlanError, TraceError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.batch import call_with_batch, follow_batch
@@ -17,8 +16,9 @@ from clusterprune.graph.export import canonical_paths
 from clusterprune.graph.program import Ref
 from clusterprune.graph.rewrite import Change
 from clusterprune.graph.sizes import follow_sizes
-from clusterprune.record import set_stages, stages
-from clusterprune.resize import owner_of
+from clusterprune.surgery.equivalence import Equivalence, Way
+from clusterprune.surgery.history import set_stages, stages
+from clusterprune.surgery.resize import owner_of
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,

@@ -1,6 +1,6 @@
 """How many channels to keep: a target, shared among all groups together.
 
-What widths cost is in :mod:`clusterprune.cost`.
+What widths cost is in :mod:`clusterprune.budget.cost`.
 """
 
 import heapq
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from clusterprune.arguments import check_number
-from clusterprune.cost import CostModel, Quantity, Table
+from clusterprune.budget.cost import CostModel, Quantity, Table
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 

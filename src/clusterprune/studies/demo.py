@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, models, run, train
-from clusterprune.budget import CostModel, solve
+from clusterprune import data, models, runs, train
+from clusterprune.budget.allocation import CostModel, solve
 from clusterprune.data import Dataset
-from clusterprune.files import atomic_folder
+from clusterprune.files.writing import atomic_folder
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph import trace as trace_model
 from clusterprune.models import ModelSpec
-from clusterprune.plans import Merge, Plan
-from clusterprune.surgery import apply
+from clusterprune.plan import Merge, Plan
+from clusterprune.runs.timeline import silent
+from clusterprune.surgery.apply import apply
 
 MODEL = "resnet20"
 DATA = "digits"
@@ -47,7 +48,7 @@ class Row:
     """
 
     name: str
-    measured: run.Measurement
+    measured: runs.Measurement
     seconds: float
 
 
@@ -65,7 +66,7 @@ def demonstrate(
     keep_macs: float = 0.45,
     epochs: int = EPOCHS,
     seed: int = 0,
-    progress: run.Progress | None = None,
+    progress: runs.Progress | None = None,
 ) -> DemoResult:
     """Train ResNet-20 on scikit-learn's digits, then compress it three ways at the same multiply-adds.
 
@@ -89,17 +90,17 @@ def demonstrate(
     OutputError
         If the folder cannot be written.
     """
-    folder = run.numbered(Path(out).expanduser())
-    run.check_out(folder)
+    folder = runs.numbered(Path(out).expanduser())
+    runs.check_out(folder)
     with _one_thread():
         return _demonstrate(folder, keep_macs, epochs, seed, progress)
 
 
-def _demonstrate(folder: Path, keep_macs: float, epochs: int, seed: int, progress: run.Progress | None) -> DemoResult:
+def _demonstrate(folder: Path, keep_macs: float, epochs: int, seed: int, progress: runs.Progress | None) -> DemoResult:
     from clusterprune import oneshot, save
 
-    timeline = run.Timeline(progress)
-    report = progress or run.silent
+    timeline = runs.Timeline(progress)
+    report = progress or silent
     spec = models.resolve(MODEL)
     dataset = data.load(DATA, image_size=IMAGE_SIZE)
     model = spec.build(len(dataset.classes), seed=seed)
@@ -127,24 +128,24 @@ def _demonstrate(folder: Path, keep_macs: float, epochs: int, seed: int, progres
     rows = []
     built = {"trained network": model} | {name: small for name, (_, small) in compact.items()}
     with timeline.phase("measure") as tell:
-        latencies = run.time_in_turns(list(built.values()), example, batch=LATENCY_BATCH)
+        latencies = runs.time_in_turns(list(built.values()), example, batch=LATENCY_BATCH)
         for (name, network), latency in zip(built.items(), latencies, strict=True):
-            measured = run.measure(network, example, dataset.test, mean=spec.mean, std=spec.std, latency=latency)
+            measured = runs.measure(network, example, dataset.test, mean=spec.mean, std=spec.std, latency=latency)
             rows.append(Row(name, measured, timeline.seconds["train" if network is model else name]))
             tell(len(rows), len(built))
     best = next(iter(compact.values()))
     with atomic_folder(folder) as temporary:
-        run.write_config(
+        runs.write_config(
             temporary,
             "demo",
             {"model": MODEL, "data": DATA, "image_size": IMAGE_SIZE, "num_classes": 10}
             | {"keep_macs": keep_macs, "epochs": epochs, "seed": seed},
         )
-        run.write_weights(temporary, model)
-        best[0].save(temporary / run.PLAN_NAME)
-        save(best[1], temporary / run.COMPACT_NAME)
-        run.write_log(temporary, [*history, *timeline.events])
-        run.write_result(temporary, _result(rows, timeline, seed, keep_macs))
+        runs.write_weights(temporary, model)
+        best[0].save(temporary / runs.PLAN_NAME)
+        save(best[1], temporary / runs.COMPACT_NAME)
+        runs.write_log(temporary, [*history, *timeline.events])
+        runs.write_result(temporary, _result(rows, timeline, seed, keep_macs))
     return DemoResult(folder, tuple(rows))
 
 
@@ -222,8 +223,8 @@ def _train(
     dataset: Dataset,
     epochs: int,
     seed: int,
-    timeline: run.Timeline,
-    report: run.Progress,
+    timeline: runs.Timeline,
+    report: runs.Progress,
 ) -> list[dict[str, Any]]:
     """Train in place, and return the epochs for the log."""
     config = train.TrainConfig(
@@ -251,11 +252,11 @@ def _draw(dataset: Dataset, spec: ModelSpec, seed: int) -> Tensor:
     return data.normalize(dataset.train.images(order[:IMAGES]), spec.mean, spec.std)
 
 
-def _named(name: str, report: run.Progress) -> run.Progress:
+def _named(name: str, report: runs.Progress) -> runs.Progress:
     return lambda phase, done, total: report(f"{name}: {phase}", done, total)
 
 
-def _result(rows: list[Row], timeline: run.Timeline, seed: int, keep_macs: float) -> dict[str, Any]:
+def _result(rows: list[Row], timeline: runs.Timeline, seed: int, keep_macs: float) -> dict[str, Any]:
     baseline, best, *others = rows
     return {
         "command": "demo",
@@ -266,5 +267,5 @@ def _result(rows: list[Row], timeline: run.Timeline, seed: int, keep_macs: float
         "images": IMAGES,
         "seconds": timeline.seconds,
         "seed": seed,
-        **run.environment(torch.device("cpu")),
+        **runs.environment(torch.device("cpu")),
     }

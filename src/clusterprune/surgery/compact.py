@@ -15,7 +15,8 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from clusterprune.documents import (
+from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError, WeightsError
+from clusterprune.files.documents import (
     Channels,
     ExampleDocument,
     Hexadecimal,
@@ -24,16 +25,15 @@ from clusterprune.documents import (
     check_version,
     unique,
 )
-from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError, WeightsError
-from clusterprune.files import atomic_folder
+from clusterprune.files.reading import ReadError, explain, read_json, seal
+from clusterprune.files.tensors import fit_types, is_finite, listing, read_tensors, tensors_of, write_tensors
+from clusterprune.files.writing import atomic_folder
 from clusterprune.graph import trace
-from clusterprune.plans import Merge, Plan, rebuild_example
-from clusterprune.reading import ReadError, explain, read_json, seal
-from clusterprune.rebuild import CONSTANT
-from clusterprune.record import Stage, set_stages, stages
-from clusterprune.resize import fitting_shapes, set_attributes
-from clusterprune.surgery import apply
-from clusterprune.tensor_files import fit_types, is_finite, listing, read_tensors, tensors_of, write_tensors
+from clusterprune.plan import Merge, Plan, rebuild_example
+from clusterprune.surgery.apply import apply
+from clusterprune.surgery.history import Stage, set_stages, stages
+from clusterprune.surgery.rebuild import CONSTANT
+from clusterprune.surgery.resize import fitting_shapes, set_attributes
 
 VERSION = 2
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clusterprune.errors import ArgumentError
+from clusterprune.files.reading import ReadError, read_yaml
 from clusterprune.methods.settings import TRAINED, read_method
 from clusterprune.models.sources import suggestion
-from clusterprune.reading import ReadError, read_yaml
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision
 

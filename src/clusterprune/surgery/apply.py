@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from clusterprune.arguments import check_apply
-from clusterprune.equivalence import Equivalence, State, random_state, turned
 from clusterprune.errors import PlanError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
 from clusterprune.graph.program import Program, Ref, moved
 from clusterprune.graph.rewrite import Change, masked_norms, rewrite
 from clusterprune.graph.throwaway import duplicate
-from clusterprune.plans import Merge, Plan, describe_example, rebuild_example
-from clusterprune.rebuild import rebuild
-from clusterprune.record import Stage, add_stage
-from clusterprune.resize import owner_of, resize_module
+from clusterprune.plan import Merge, Plan, describe_example, rebuild_example
+from clusterprune.surgery.equivalence import Equivalence, State, random_state, turned
+from clusterprune.surgery.history import Stage, add_stage
+from clusterprune.surgery.rebuild import rebuild
+from clusterprune.surgery.resize import owner_of, resize_module
 
 
 def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) -> nn.Module:
@@ -36,7 +36,7 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     them. Code with sizes written into it (a padded shortcut with a fixed number of channels, a split into
     fixed parts) does not: then the copy is a `torch.fx.GraphModule` over the same, resized layers, with the
     same parameter names. Both train, export and save. Which one it became is in
-    :func:`clusterprune.record.describe`.
+    :func:`clusterprune.surgery.history.describe`.
 
     Parameters
     ----------

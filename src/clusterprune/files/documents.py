@@ -9,7 +9,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from clusterprune.errors import ArgumentError
-from clusterprune.reading import ReadError, is_sealed
+from clusterprune.files.reading import ReadError, is_sealed
 
 DTYPES = tuple(
     str(dtype).removeprefix("torch.")

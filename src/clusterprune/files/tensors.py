@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from clusterprune.errors import ModelError
-from clusterprune.reading import ReadError, open_regular, sha256_of
+from clusterprune.files.reading import ReadError, open_regular, sha256_of
 
 MAX_HEADER_BYTES = 1 << 25
 """Largest header of a safetensors file. A model of a hundred thousand tensors has one of ten million bytes."""

@@ -14,19 +14,21 @@ from typing import Any
 
 from torch import nn
 
-from clusterprune import checkpoint, evaluate
+from clusterprune import evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.files import begun_with, read_record, write_json
+from clusterprune.files.reading import ReadError, parse_yaml
+from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
 from clusterprune.methods.settings import METHODS, PRESET, PRESETS
-from clusterprune.reading import ReadError, parse_yaml
+from clusterprune.methods.trainings import FINE_TUNING
+from clusterprune.surgery import compact
 from clusterprune.train import TrainConfig
 
 ASKED_NAME = "asked.json"
 ENTRY_NAME = "entry.json"
 COMPACT_NAME = "compact"
-TRAINING = TrainConfig(epochs=10, lr=0.01, schedule="cosine", weight_decay=5e-4, batch_size=128)
+TRAINING = FINE_TUNING
 """Of every contender, unless another is given."""
 
 
@@ -240,7 +242,7 @@ def _run(
     size = evaluate.params(made.model), evaluate.macs(made.model, task.example)
     entry = Entry(str(contender), seed, *size, cut, accuracy(made.model), seconds)
     if not (folder / COMPACT_NAME).exists():
-        checkpoint.save(made.model, folder / COMPACT_NAME)
+        compact.save(made.model, folder / COMPACT_NAME)
     write_json(path, asdict(entry))
     return entry
 

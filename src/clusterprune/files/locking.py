@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from clusterprune.errors import OutputError
-from clusterprune.files import short_name
+from clusterprune.files.writing import short_name
 
 try:
     import fcntl

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterprune import checkpoint, data, models, run, train
+from clusterprune import data, models, runs, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
-from clusterprune.files import begun_with, read_record, write_json
-from clusterprune.locking import alone
+from clusterprune.files.locking import alone
+from clusterprune.files.reading import ReadError, sha256_of
+from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.methods.pipeline import Report, Task, Watch, compress
 from clusterprune.methods.settings import read_method
 from clusterprune.models import ModelSpec, code
-from clusterprune.reading import ReadError, sha256_of
-from clusterprune.recipes.recipe import CLASSES, Recipe
-from clusterprune.run import Measurement
+from clusterprune.runs import Measurement
+from clusterprune.studies.recipe import CLASSES, Recipe
+from clusterprune.surgery import compact
 from clusterprune.tables import few
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision, resolve_device
@@ -123,7 +124,7 @@ def reproduce(
     code.allow(recipe.model, named_by=f"the recipe {recipe.name}", trust=None if trust is None else str(trust))
     wanted = recipe.changed(epochs_scale=epochs_scale, seeds=seeds, precision=precision)
     place, spec = resolve_device(TrainConfig(device=device)), models.resolve(wanted.model)
-    folder, timeline = Path(out), run.Timeline(report)
+    folder, timeline = Path(out), runs.Timeline(report)
     # Weights that do not fit are refused before anything is written.
     model = models.build(spec, num_classes=len(dataset.classes), weights=weights, seed=wanted.seeds[0])
     with alone(folder):
@@ -167,15 +168,15 @@ class _Work:
     limited: bool
     folder: Path
     device: torch.device
-    timeline: run.Timeline
+    timeline: runs.Timeline
     report: Report | None
     watch: Watch | None
 
     def original(self, model: nn.Module, *, trained: bool) -> tuple[nn.Module, Measurement]:
         """Return the original network, trained, and its figures."""
         folder = self.folder / "baseline"
-        if not trained and (folder / run.WEIGHTS_NAME).exists():
-            models.load_weights(model, folder / run.WEIGHTS_NAME)
+        if not trained and (folder / runs.WEIGHTS_NAME).exists():
+            models.load_weights(model, folder / runs.WEIGHTS_NAME)
         elif not trained:
             config = self._training(self.recipe.baseline, self.recipe.seeds[0])
             with self.timeline.phase("baseline", announce=False):
@@ -183,7 +184,7 @@ class _Work:
                     model, self.images, config=config, mean=self.spec.mean, std=self.spec.std, out=folder, resume=True,
                     progress=self._watch_baseline,
                 )  # fmt: skip
-            run.write_weights(folder, model)
+            runs.write_weights(folder, model)
         return model.eval(), self._measured(folder, model, "test of the baseline")
 
     def compressed(self, original: nn.Module, seed: int) -> Measurement:
@@ -206,8 +207,8 @@ class _Work:
                 task, recipe.method, settings, training=training, seed=seed, out=folder, report=self.report,
                 watch=self.watch,
             )  # fmt: skip
-        run.remove_folder(folder / run.COMPACT_NAME)
-        checkpoint.save(made.model, folder / run.COMPACT_NAME)
+        runs.remove_folder(folder / runs.COMPACT_NAME)
+        compact.save(made.model, folder / runs.COMPACT_NAME)
         return self._measured(folder, made.model, f"test, seed {seed}")
 
     def _measured(self, folder: Path, model: nn.Module, phase: str) -> Measurement:
@@ -216,7 +217,7 @@ class _Work:
             folder.mkdir(parents=True, exist_ok=True)
             mean, std = self.spec.mean, self.spec.std
             with self.timeline.phase(phase) as tell:
-                found = run.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
+                found = runs.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
             write_json(folder / MEASURED_NAME, found.to_dict())
         return _read(folder)
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from clusterprune.credentials import hidden
 from clusterprune.errors import OutputError
-from clusterprune.reading import ReadError, explain, read_json
+from clusterprune.files.credentials import hidden
+from clusterprune.files.reading import ReadError, explain, read_json
 
 Record = TypeVar("Record")
 

@@ -1,0 +1,1 @@
+"""What widths cost, and how a target is shared among all groups together."""
