@@ -275,7 +275,7 @@ def part_oneshot(place: Place) -> Iterator[Row]:
         ("oneshot", True, {"keep_macs": 0.5}),
         ("oneshot, no images", False, {"keep_macs": 0.6, "config": cp.OneShot(from_norms=FEW)}),
         ("oneshot params", True, {"keep_params": 0.6, "round_to": 2}),
-        ("oneshot, no refit", True, {"keep_macs": 0.5, "config": cp.OneShot(refit=None, price="error")}),
+        ("oneshot, no refit", True, {"keep_macs": 0.5, "config": cp.OneShot(refit=None, sensitivity="error")}),
     )
     for name, given, options in place.some(cases, 2):
         yield from compare_plans(
@@ -345,7 +345,7 @@ def part_plan(place: Place) -> Iterator[Row]:
     for similarity, clustering, options in place.some(ways, 5):
         merge = next(merges)
         name = f"plan {type(similarity).__name__} {type(clustering).__name__} {merge}"
-        given = {"similarity": similarity, "clustering": clustering, "merge": merge, **options}
+        given = {"similarity": similarity, "clustering": clustering, "merging": merge, **options}
         yield from compare_plans(name, place, pair, lambda graph, x, given=given: cp.cluster(graph, x, **given))
 
 
@@ -355,11 +355,11 @@ def part_prune_by(place: Place) -> Iterator[Row]:
     labels = torch.arange(len(pair.inputs)) % 10
     merges = itertools.cycle(("drop", "least_squares", "refit"))
     for criterion, scope in zip(CRITERIA, itertools.cycle(("local", "global")), strict=False):
-        given = {"keep_macs": 0.6, "scope": scope, "merge": next(merges), "labels": labels}
+        given = {"keep_macs": 0.6, "scope": scope, "merging": next(merges), "labels": labels}
         # There is no batch norm behind two of the layers.
         given["ignore"] = ["up", "last"] if criterion == "bn_scale" else []
         yield from compare_plans(
-            f"prune_by {criterion} {scope} {given['merge']}", place, pair,
+            f"prune_by {criterion} {scope} {given['merging']}", place, pair,
             lambda graph, x, criterion=criterion, given=given: cp.prune_by(graph, criterion, images=x, **given),
             different=0.02,
         )  # fmt: skip

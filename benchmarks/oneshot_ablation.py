@@ -36,12 +36,12 @@ from clusterprune.merge.refit import Refit
 FULL = cp.OneShot()
 VARIANTS: dict[str, tuple[cp.OneShot, int]] = {
     "full method": (FULL, 1024),
-    "price: squared error of each layer": (replace(FULL, price="error"), 1024),
-    "price: none, same fraction everywhere": (replace(FULL, price="uniform"), 1024),
+    "price: squared error of each layer": (replace(FULL, sensitivity="error"), 1024),
+    "price: none, same fraction everywhere": (replace(FULL, sensitivity="uniform"), 1024),
     "Fisher information at temperature 1": (replace(FULL, temperature=1.0), 1024),
     "order: outputs unweighted": (replace(FULL, output_aware=False), 1024),
     "order: channel moments only": (replace(FULL, whole_kernel_limit=0), 1024),
-    "residual streams left whole": (replace(FULL, streams=False), 1024),
+    "residual streams left whole": (replace(FULL, residual_streams=False), 1024),
     "refit: none, mixing matrices": (replace(FULL, refit=None), 1024),
     "refit: only layers that read a cut": (replace(FULL, refit=Refit(all_layers=False)), 1024),
     "refit: own output, not the sum": (replace(FULL, refit=Refit(through_additions=False)), 1024),

@@ -96,8 +96,8 @@ CHOOSING = 256
 """Calibration images on which Torch-Pruning's settings are chosen."""
 CONFIGS = {
     OURS: clusterprune.OneShot(),
-    SAME_SHARE: clusterprune.OneShot(price="uniform", streams=False),
-    SAME_SHARE_STREAMS: clusterprune.OneShot(price="uniform"),
+    SAME_SHARE: clusterprune.OneShot(sensitivity="uniform", residual_streams=False),
+    SAME_SHARE_STREAMS: clusterprune.OneShot(sensitivity="uniform"),
     OURS_WITHOUT: clusterprune.OneShot(),
 }
 

@@ -21,7 +21,8 @@ Images
     validation split, 3,925 images, in float32. ImageNet's classes that are not in Imagenette stay wrong answers.
 What is compared
     * ours: the defaults.
-    * same share: every group that one layer makes keeps the same share (``OneShot(price="uniform", streams=False)``);
+    * same share: every group that one layer makes keeps the same share (``OneShot`` with
+      ``sensitivity="uniform"`` and ``residual_streams=False``);
       kernels are chosen and solved anew as in ours.
     * same share, streams too: of every group, residual streams included.
     * ours without data: ``images=None``.
@@ -70,8 +71,8 @@ CLAIM = {0.9: 0.5, 0.75: 1.5, 0.5: 3.0}
 WHOLE, OURS, WITHOUT_DATA = "whole", "ours", "ours without data"
 METHODS: dict[str, OneShot] = {
     OURS: OneShot(),
-    "same share": OneShot(price="uniform", streams=False),
-    "same share, streams too": OneShot(price="uniform"),
+    "same share": OneShot(sensitivity="uniform", residual_streams=False),
+    "same share, streams too": OneShot(sensitivity="uniform"),
     WITHOUT_DATA: OneShot(),
 }
 IMAGENET_CLASSES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)

@@ -38,8 +38,8 @@ NETWORKS = (
 )  # fmt: skip
 WAYS = {
     "ours": cp.OneShot(),
-    "inside blocks": cp.OneShot(price="uniform", streams=False),
-    "streams too": cp.OneShot(price="uniform"),
+    "inside blocks": cp.OneShot(sensitivity="uniform", residual_streams=False),
+    "streams too": cp.OneShot(sensitivity="uniform"),
 }
 
 

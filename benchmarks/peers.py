@@ -34,7 +34,7 @@ from clusterprune.budget.cost import CostModel
 from clusterprune.graph import ChannelGraph, Group, LayerCall
 from clusterprune.graph.program import Program
 from clusterprune.graph.walk import layer_of
-from clusterprune.merge.patches import Reader
+from clusterprune.merge.patches import PatchExtractor
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import bias_home, cutter, named_tensors
 
@@ -250,7 +250,7 @@ class _Pair:
         X is what the layer reads after pruning, Y what it made before without its bias; all are float64. Means are
         zero unless `centred`. Calls have to be asked for in the order in which the network runs them.
         """
-        reader = Reader.of(self.graph, call)
+        reader = PatchExtractor.of(self.graph, call)
         index = self._program.index[call.node]
         sums: list[Tensor] = []
         count = 0

@@ -26,7 +26,7 @@ from clusterprune import data, models, runs, studies
 from clusterprune.graph import ChannelGraph
 from clusterprune.methods.acp import ACP, clustered_widths
 from clusterprune.methods.acp_structures import macs_of
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups
 
 RESULTS = Path(__file__).parent / "results" / "published_eps.json"
 NETWORKS = ("resnet56", "vgg16")
@@ -42,7 +42,7 @@ def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     spec = models.resolve(network)
     model = models.build(network, weights=Path(options.weights) / f"{network}-jpeg.safetensors").eval()
     graph = cp.trace(model, spec.example())
-    graph = restrict(graph, inner_groups(graph))
+    graph = graph.only(inner_groups(graph))
     images = data.load(options.data, image_size=spec.input_shape[-1]).train
     rows = []
     for name in studies.names():

@@ -50,7 +50,7 @@ PLANNERS: dict[str, Callable[..., Any]] = {
     "oneshot": lambda graph, images=IMAGES, **more: cp.oneshot(graph, images, **{"keep_macs": 0.5} | more),
     "plan": lambda graph, images=IMAGES, **more: cp.cluster(graph, images, **{"keep_macs": 0.5} | more),
     "prune_by": lambda graph, images=IMAGES, **more: cp.prune_by(
-        graph, "l1", images=images, merge="least_squares", **{"keep_macs": 0.5} | more
+        graph, "l1", images=images, merging="least_squares", **{"keep_macs": 0.5} | more
     ),
 }
 LOADER = DataLoader(TensorDataset(IMAGES, torch.zeros(32)), batch_size=8)
@@ -115,7 +115,7 @@ def test_a_text_is_one_glob(graph: cp.ChannelGraph) -> None:
     for ignored in ("0", ["0"], ("0",), {"0"}):
         assert {m.group for m in cp.oneshot(graph, IMAGES, keep_macs=0.7, ignore=ignored).merges} == {"2"}
         assert [g.name for g in cp.trace(graph.model, IMAGES[:1], ignore=ignored).prunable] == ["2"]
-    assert [g.name for g in cp.restrict(graph, "2").prunable] == ["2"]
+    assert [g.name for g in graph.only("2").prunable] == ["2"]
 
 
 WITH_CP = {"config": cp.CP(), **STATISTICS}
@@ -144,15 +144,14 @@ CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.oneshot(s.graph, IMAGES, keep_macs=0.5, config="fast"), "config must be a OneShot"),
     (lambda s: cp.cluster(s.graph, IMAGES, similarity="filters"), "similarity must be FeatureMaps"),
     (lambda s: cp.cluster(s.graph, IMAGES, clustering="kmeans"), "clustering must be an object such as DBSCAN"),
-    (lambda s: cp.cluster(s.graph, IMAGES, merge="sum"), "merge must be one of"),
-    (lambda s: cp.cluster(s.graph, IMAGES, merge=["add"]), "merge must be one of"),
+    (lambda s: cp.cluster(s.graph, IMAGES, merging="sum"), "merging must be one of"),
+    (lambda s: cp.cluster(s.graph, IMAGES, merging=["add"]), "merging must be one of"),
     (lambda s: cp.prune_by(s.graph, "l3", keep_macs=0.5), "criterion must be one of"),
     (lambda s: cp.prune_by(s.graph, ["l1"], keep_macs=0.5), "criterion must be one of"),
     (lambda s: cp.prune_by(s.model, "l1", keep_macs=0.5), "trace the model first"),
     (lambda s: cp.prune_by(s.graph, "taylor", images=IMAGES, labels=[0], keep_macs=0.5), "labels must be a tensor"),
     (lambda s: cp.inner_groups(s.model), "trace the model first"),
-    (lambda s: cp.restrict(s.model, ["0"]), "trace the model first"),
-    (lambda s: cp.restrict(s.graph, "nothing"), "names=nothing cannot be cut"),
+    (lambda s: s.graph.only("nothing"), "names=nothing cannot be cut"),
     (lambda s: cp.icp(s.graph, split(), config=cp.ICP(eps=0.1), **STATISTICS), "the network is graph.model"),
     (lambda s: cp.icp(s.model, split(), config={"eps": 0.1}, **STATISTICS), "config must be of the type ICP"),
     (lambda s: cp.icp(s.model, LOADER, config=cp.ICP(eps=0.1), **STATISTICS), "train must be a Split"),
@@ -222,12 +221,12 @@ def test_notes_that_json_cannot_hold(graph: cp.ChannelGraph, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("move", [lambda g: pickle.loads(pickle.dumps(g)), copy.deepcopy])
 def test_a_graph_is_pickled_as_model_and_example(graph: cp.ChannelGraph, move: Callable[[Any], Any]) -> None:
-    chosen = cp.restrict(graph, ["2"])
+    chosen = graph.only(["2"])
     again = move(chosen)
     assert again.model is not graph.model
     assert str(again) == str(chosen)
     options: dict[str, Any] = {"keep_macs": 0.8, "similarity": Filters(), "clustering": KMeans(n_clusters=2)}
-    first, second = (cp.cluster(g, merge="drop", **options) for g in (chosen, again))
+    first, second = (cp.cluster(g, merging="drop", **options) for g in (chosen, again))
     assert first == second
     with torch.no_grad():
         assert torch.equal(cp.apply(again.model, first)(IMAGES), cp.apply(graph.model, first)(IMAGES))

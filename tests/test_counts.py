@@ -172,12 +172,12 @@ def test_halves_of_a_chunk_keep_equal_widths_and_the_model_its_class(shortcut: b
     if way in ("l1", "random"):
         plan = cp.prune_by(graph, way, scope="global", keep_macs=0.6)
     elif way in ("uniform", "fisher"):
-        plan = cp.oneshot(graph, x, keep_macs=0.6, config=cp.OneShot(price=way, refit=None))
+        plan = cp.oneshot(graph, x, keep_macs=0.6, config=cp.OneShot(sensitivity=way, refit=None))
     else:
         from clusterprune.clustering import DBSCAN, KMeans
 
         clustering = DBSCAN(eps=0.1, min_samples=2) if way == "clusters" else KMeans(n_clusters=4)
-        plan = cp.cluster(graph, x, clustering=clustering, merge="drop", keep_macs=0.6)
+        plan = cp.cluster(graph, x, clustering=clustering, merging="drop", keep_macs=0.6)
     widths = plan.widths
     assert len({widths.get(name, 12) for name in link}) == 1
     assert widths

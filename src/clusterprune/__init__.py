@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         inner_groups,
         oneshot,
         prune_by,
-        restrict,
     )
     from clusterprune.methods.acp import ACP, acp
     from clusterprune.methods.distil import Distil, distil
@@ -45,7 +44,6 @@ __all__ = [
     "load",
     "oneshot",
     "prune_by",
-    "restrict",
     "save",
     "trace",
 ]
@@ -71,7 +69,6 @@ _HOMES = {
     "load": "surgery.compact",
     "oneshot": "methods",
     "prune_by": "methods",
-    "restrict": "methods",
     "save": "surgery.compact",
     "trace": "graph",
 }

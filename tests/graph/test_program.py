@@ -136,7 +136,7 @@ def test_a_batch_that_cannot_be_followed_is_refused_not_guessed(model: nn.Module
     clusters = Agglomerative(n_clusters=2)
     for plan in (
         cp.oneshot(graph, images, keep_macs=0.7),
-        cp.cluster(graph, images, clustering=clusters, merge="refit"),
+        cp.cluster(graph, images, clustering=clusters, merging="refit"),
     ):
         small = cp.apply(model, plan, graph=graph)
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())

@@ -260,7 +260,7 @@ def calls(model: nn.Module) -> list[tuple[str, Callable[[], Any]]]:
     return [
         ("oneshot", lambda: cp.oneshot(graph, IMAGES, keep_macs=0.6)),
         ("without data", lambda: cp.oneshot(graph, keep_macs=0.6)),
-        ("plan", lambda: cp.cluster(graph, IMAGES, clustering=clusters, merge="refit")),
+        ("plan", lambda: cp.cluster(graph, IMAGES, clustering=clusters, merging="refit")),
         ("taylor", lambda: cp.prune_by(graph, "taylor", keep_macs=0.6, images=IMAGES, labels=torch.zeros(24).long())),
         ("hrank", lambda: cp.prune_by(graph, "hrank", keep_macs=0.6, images=IMAGES)),
         ("apply", lambda: cp.apply(model, plan, graph=graph)),

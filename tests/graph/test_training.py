@@ -76,7 +76,7 @@ def test_every_way_to_choose_copes_with_layers_that_are_never_measured() -> None
     model = Auxiliary().eval()
     graph = cp.trace(model, IMAGES[:1])
     clusters = Agglomerative(n_clusters=8)
-    plans = [cp.cluster(graph, IMAGES, clustering=clusters, merge=kind) for kind in ("scaled_add", "refit")]
+    plans = [cp.cluster(graph, IMAGES, clustering=clusters, merging=kind) for kind in ("scaled_add", "refit")]
     plans += [cp.oneshot(graph, images, keep_macs=0.5) for images in (IMAGES, None)]
     labels = torch.zeros(len(IMAGES), dtype=torch.long)
     plans += [

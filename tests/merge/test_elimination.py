@@ -6,50 +6,50 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError
-from clusterprune.merge.elimination import Path, Reading, eliminate
+from clusterprune.merge.elimination import LayerInput, RemovalOrder, eliminate
 from clusterprune.merge.elimination import refitted as snapshots
 
 
-def random_reading(channels: int, taps: int, outputs: int, seed: int = 0) -> tuple[Reading, Tensor]:
-    """Return a reading with the rows that its moments come from."""
+def random_input(channels: int, taps: int, outputs: int, seed: int = 0) -> tuple[LayerInput, Tensor]:
+    """Return a read with the rows that its moments come from."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(400, channels * taps, generator=generator, dtype=torch.float64)
     rows = rows @ torch.randn(channels * taps, channels * taps, generator=generator, dtype=torch.float64)
     weight = torch.randn(channels * taps, outputs, generator=generator, dtype=torch.float64)
-    return Reading(rows.T @ rows / len(rows), weight, taps), rows
+    return LayerInput(rows.T @ rows / len(rows), weight, taps), rows
 
 
-def refitted(reading: Reading, alive: list[int], damping: float) -> tuple[Tensor, float]:
+def refitted(read: LayerInput, alive: list[int], damping: float) -> tuple[Tensor, float]:
     """Solve the damped regression of what is read on the living channels by brute force; return it and its error."""
-    size = len(reading.moments)
-    damped = reading.moments + damping * reading.moments.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    inside = torch.tensor([c * reading.taps + t for c in alive for t in range(reading.taps)])
-    weight = torch.zeros_like(reading.weight)
-    weight[inside] = torch.linalg.solve(damped[inside][:, inside], damped[inside] @ reading.weight)
-    error = weight - reading.weight
+    size = len(read.moments)
+    damped = read.moments + damping * read.moments.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    inside = torch.tensor([c * read.taps + t for c in alive for t in range(read.taps)])
+    weight = torch.zeros_like(read.weight)
+    weight[inside] = torch.linalg.solve(damped[inside][:, inside], damped[inside] @ read.weight)
+    error = weight - read.weight
     return weight, float((error * (damped @ error)).sum())
 
 
-def alive_after(path: Path, removals: int, channels: int) -> list[int]:
+def alive_after(path: RemovalOrder, removals: int, channels: int) -> list[int]:
     return [c for c in range(channels) if c not in set(path.order[:removals].tolist())]
 
 
 @pytest.mark.parametrize(("taps", "outputs"), [(1, 5), (1, 40), (9, 4), (9, 70)])
 def test_losses_equal_the_errors_of_brute_force_regressions(taps: int, outputs: int):
-    reading, _ = random_reading(6, taps, outputs)
-    path = eliminate([reading], damping=1e-3)
+    read, _ = random_input(6, taps, outputs)
+    path = eliminate([read], damping=1e-3)
     for removals in range(6):
-        _, error = refitted(reading, alive_after(path, removals, 6), 1e-3)
+        _, error = refitted(read, alive_after(path, removals, 6), 1e-3)
         assert path.loss[removals] == pytest.approx(error, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("taps", [1, 9])
 def test_the_cheapest_channel_goes_first(taps: int):
-    reading, _ = random_reading(5, taps, 7, seed=3)
-    path = eliminate([reading], damping=1e-4)
+    read, _ = random_input(5, taps, 7, seed=3)
+    path = eliminate([read], damping=1e-4)
     alive = list(range(5))
     for gone in path.order:
-        errors = {c: refitted(reading, [a for a in alive if a != c], 1e-4)[1] for c in alive}
+        errors = {c: refitted(read, [a for a in alive if a != c], 1e-4)[1] for c in alive}
         assert min(errors, key=errors.__getitem__) == gone
         alive.remove(int(gone))
 
@@ -63,7 +63,7 @@ def test_a_linear_combination_goes_first_at_almost_no_cost(taps: int):
     # Only the combination is cheap, whatever the weights: all others are independent.
     weight = torch.randn(8 * taps, 6, generator=generator, dtype=torch.float64)
     weight.view(8, taps, 6)[[1, 3]] *= 10
-    path = eliminate([Reading(rows.T @ rows / 500, weight, taps)], damping=1e-9)
+    path = eliminate([LayerInput(rows.T @ rows / 500, weight, taps)], damping=1e-9)
     assert path.order[0] == 5
     assert path.loss[1] < 1e-6 * path.loss[-1]
     assert path.loss[2] > 1e-3 * path.loss[-1]
@@ -84,7 +84,7 @@ def test_losses_never_fall_and_every_channel_goes_once(channels: int, taps: int,
         min(rank, size), size, generator=generator
     )
     weight = torch.randn(size, outputs, generator=generator)
-    path = eliminate([Reading((rows.T @ rows).double(), weight.double(), taps)], keep=1)
+    path = eliminate([LayerInput((rows.T @ rows).double(), weight.double(), taps)], keep=1)
     assert len(set(path.order.tolist())) == len(path.order) == channels - 1
     assert path.loss[0] == 0
     assert np.isfinite(path.loss).all()
@@ -92,42 +92,42 @@ def test_losses_never_fall_and_every_channel_goes_once(channels: int, taps: int,
 
 
 def test_wide_groups_lose_several_at_once_and_still_end_right():
-    reading, _ = random_reading(150, 1, 8)
-    path = eliminate([reading], keep=3)
+    read, _ = random_input(150, 1, 8)
+    path = eliminate([read], keep=3)
     assert len(set(path.order.tolist())) == 147
-    weight, error = refitted(reading, alive_after(path, 147, 150), 1e-3)
+    weight, error = refitted(read, alive_after(path, 147, 150), 1e-3)
     assert path.loss[-1] == pytest.approx(error, rel=1e-5)
     assert (weight != 0).any(1).sum() == 3
-    expected, _ = refitted(reading, alive_after(path, 70, 150), 1e-3)
-    torch.testing.assert_close(snapshots([reading], path.order, [70])[70][0], expected, rtol=1e-6, atol=1e-8)
+    expected, _ = refitted(read, alive_after(path, 70, 150), 1e-3)
+    torch.testing.assert_close(snapshots([read], path.order, [70])[70][0], expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("taps", [1, 9])
 def test_snapshots_equal_brute_force_regressions(taps: int):
-    first, _ = random_reading(6, taps, 5, seed=1)
-    second, _ = random_reading(6, 1, 80, seed=2)
+    first, _ = random_input(6, taps, 5, seed=1)
+    second, _ = random_input(6, 1, 80, seed=2)
     path = eliminate([first, second])
     found = snapshots([first, second], path.order, [2, 4])
     assert sorted(found) == [2, 4]
     for removals, weights in found.items():
-        for reading, weight in zip((first, second), weights, strict=True):
-            expected, _ = refitted(reading, alive_after(path, removals, 6), 1e-3)
+        for read, weight in zip((first, second), weights, strict=True):
+            expected, _ = refitted(read, alive_after(path, removals, 6), 1e-3)
             torch.testing.assert_close(weight, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_the_losses_of_several_readings_add_up():
-    readings = [random_reading(6, taps, 5, seed=taps)[0] for taps in (1, 4)]
-    path = eliminate(readings)
+def test_the_losses_of_several_inputs_add_up():
+    inputs = [random_input(6, taps, 5, seed=taps)[0] for taps in (1, 4)]
+    path = eliminate(inputs)
     for removals in range(6):
-        errors = [refitted(reading, alive_after(path, removals, 6), 1e-3)[1] for reading in readings]
+        errors = [refitted(read, alive_after(path, removals, 6), 1e-3)[1] for read in inputs]
         assert path.loss[removals] == pytest.approx(sum(errors), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("per_block", [4, 120])
 def test_blocks_lose_equally_at_every_step(per_block: int):
-    reading, _ = random_reading(3 * per_block, 1, 4)
+    read, _ = random_input(3 * per_block, 1, 4)
     blocks = np.arange(3 * per_block) % 3
-    path = eliminate([reading], blocks=blocks, keep=1)
+    path = eliminate([read], blocks=blocks, keep=1)
     assert len(path.order) == 3 * (per_block - 1)
     for removals in range(0, len(path.order) + 1, 3):
         gone = np.bincount(blocks[path.order[:removals]], minlength=3)
@@ -135,19 +135,19 @@ def test_blocks_lose_equally_at_every_step(per_block: int):
 
 
 def test_dead_inputs_cost_nothing():
-    reading, rows = random_reading(4, 1, 3)
+    read, rows = random_input(4, 1, 3)
     rows[:, 2] = 0
-    path = eliminate([Reading(rows.T @ rows, reading.weight, 1)])
+    path = eliminate([LayerInput(rows.T @ rows, read.weight, 1)])
     assert path.order[0] == 2
     assert path.loss[1] <= 1e-2 * path.loss[2]
 
 
 def test_all_inputs_dead():
-    path = eliminate([Reading(torch.zeros(4, 4), torch.ones(4, 2), 1)])
+    path = eliminate([LayerInput(torch.zeros(4, 4), torch.ones(4, 2), 1)])
     assert len(path.order) == 3
     assert np.isfinite(path.loss).all()
 
 
 def test_moments_with_nan_are_refused():
     with pytest.raises(ArgumentError, match="NaN or infinity"):
-        eliminate([Reading(torch.full((4, 4), torch.nan), torch.ones(4, 2), 1)])
+        eliminate([LayerInput(torch.full((4, 4), torch.nan), torch.ones(4, 2), 1)])

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import clusterprune as cp
-from clusterprune.merge.patches import Reader
+from clusterprune.merge.patches import PatchExtractor
 
 
-def read(layer: nn.Module, x: torch.Tensor) -> tuple[Reader, torch.Tensor]:
+def read(layer: nn.Module, x: torch.Tensor) -> tuple[PatchExtractor, torch.Tensor]:
     graph = cp.trace(layer.eval(), x[:1])
-    return Reader.of(graph, graph.calls[0]), layer(x).detach()
+    return PatchExtractor.of(graph, graph.calls[0]), layer(x).detach()
 
 
 # PyTorch warns that it may copy the input when an even kernel is padded to "same".
@@ -131,7 +131,7 @@ def test_kernel_gradients_are_those_of_each_image(layer: nn.Conv2d):
     (call,) = (graph := cp.trace(model, x)).calls
     output = layer(x)
     gradient = torch.randn_like(output)
-    found = Reader.of(graph, call).kernel_gradients(x, gradient)
+    found = PatchExtractor.of(graph, call).kernel_gradients(x, gradient)
     assert found is not None
     for image in range(5):
         (expected,) = torch.autograd.grad(layer(x[image : image + 1]), layer.weight, gradient[image : image + 1])
@@ -145,4 +145,4 @@ def test_kernel_gradients_are_those_of_each_image(layer: nn.Conv2d):
 def test_kernel_gradients_are_left_to_cheaper_ways(layer: nn.Module, shape: tuple[int, ...]):
     x = torch.randn(shape)
     (call,) = (graph := cp.trace(nn.Sequential(layer), x)).calls
-    assert Reader.of(graph, call).kernel_gradients(x, layer(x).detach()) is None
+    assert PatchExtractor.of(graph, call).kernel_gradients(x, layer(x).detach()) is None

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import clusterprune as cp
 from clusterprune.merge.elimination import eliminate, refitted
-from clusterprune.merge.readings import consumers, kernel_change, reading
+from clusterprune.merge.layer_inputs import consumers, kernel_change, layer_input
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import input_moments, output_importance
 from clusterprune.surgery.apply import named_tensors
@@ -46,7 +46,7 @@ def test_the_price_is_the_divergence_of_the_prediction(size: int) -> None:
     importance = output_importance(graph, state, images, [call], **common)
     (consumer,) = consumers(graph, group, whole)
     weight = state["second.weight"]
-    read = [reading(consumer, weight, moments[call], importance[call])]
+    read = [layer_input(consumer, weight, moments[call], importance[call])]
     path = eliminate(
         read,
         blocks=group.blocks, damping=1e-9,

@@ -33,7 +33,7 @@ from clusterprune.methods.acp_structures import (
     plan_for_widths,
     reinitialise_,
 )
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups
 from clusterprune.models import ResNet
 from clusterprune.search import work
 from clusterprune.train import TrainConfig
@@ -84,7 +84,7 @@ def correct(model: nn.Module, split: Split) -> float:
 
 
 def test_the_search_starts_from_clusters_and_noise(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
-    inner = restrict(graph, inner_groups(graph))
+    inner = graph.only(inner_groups(graph))
     widths = clustered_widths(inner, images[:64], ACP(eps=0.2, min_samples=2))
     from sklearn.cluster import DBSCAN
 
@@ -106,7 +106,7 @@ def test_the_search_starts_from_clusters_and_noise(graph: cp.ChannelGraph, image
 
 
 def test_epsilon_is_solved_for_a_target(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
-    inner = restrict(graph, inner_groups(graph))
+    inner = graph.only(inner_groups(graph))
     widths = clustered_widths(inner, images[:64], ACP(keep_macs=0.5, min_samples=2))
     assert 0.4 < macs_of(inner, widths) / macs_of(inner, {}) <= 0.5
 
@@ -211,7 +211,7 @@ def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(evaluate, "accuracy", None)
     result = acp(graph.model, graph, *digits, config=config, training=FAST, mean=MEAN, std=STD, out=tmp_path)
-    inner = restrict(graph, inner_groups(graph))
+    inner = graph.only(inner_groups(graph))
     sample = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
     assert result.start == result.best == clustered_widths(inner, sample, config)
     assert result.plan.widths == {n: w for n, w in result.best.items() if w < graph.by_name[n].width}

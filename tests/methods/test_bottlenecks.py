@@ -17,7 +17,7 @@ from clusterprune.data import Split
 from clusterprune.methods.acp import ACP, acp
 from clusterprune.methods.acp_structures import WidthPlanner, macs_of, scaled_to
 from clusterprune.methods.icp import ICP, icp
-from clusterprune.methods.layers import inner_groups, published_layers, restrict, with_followers
+from clusterprune.methods.layers import inner_groups, published_layers, with_followers
 from clusterprune.plan import Plan
 from clusterprune.train import TrainConfig
 
@@ -77,7 +77,7 @@ def test_the_middle_convolution_says_how_wide_a_block_is(network: tuple, survivo
     model, graph, images = network
     eps = 0.3
     part = published_layers(graph)
-    plan = cp.cluster(part, images, clustering=DBSCAN(eps=eps, min_samples=2), merge="drop", survivors=survivors)
+    plan = cp.cluster(part, images, clustering=DBSCAN(eps=eps, min_samples=2), merging="drop", survivors=survivors)
     widths, maps = one_width(plan, part), {}
     hooks = [
         model.get_submodule(f"{block}.conv2").register_forward_hook(
@@ -108,7 +108,7 @@ def test_a_budget_is_met_with_one_width_a_block(network: tuple, clustering: Any)
 
 def test_elsewhere_each_convolution_has_its_own(network: tuple) -> None:
     _, graph, images = network
-    inner = restrict(graph, inner_groups(graph))
+    inner = graph.only(inner_groups(graph))
     assert not graph.leaders
     assert not inner.leaders
     plan = cp.cluster(inner, images, clustering=DBSCAN(eps=0.3, min_samples=2))

@@ -49,7 +49,7 @@ def test_identical_channels_are_found_and_added_without_loss(similarity: Filters
     model = plain()
     make_alike(model, 1.0)
     graph = cp.trace(model, X[:1])
-    plan = cp.cluster(graph, X, similarity=similarity, clustering=DBSCAN(eps=1e-5, min_samples=2), merge="add")
+    plan = cp.cluster(graph, X, similarity=similarity, clustering=DBSCAN(eps=1e-5, min_samples=2), merging="add")
     assert [(merge.group, len(merge.kept)) for merge in plan.merges] == [("1.0", 9)]
     assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
 
@@ -97,12 +97,12 @@ def test_equal_filters_are_one_channel_only_if_all_else_is_equal(kind: str) -> N
                 tensor[1] = tensor[0]  # channels 0 and 1 are the same
     graph = cp.trace(model, X[:1])
     settings = {"similarity": Filters(fold_batch_norm=True), "clustering": DBSCAN(eps=1e-6, min_samples=2)}
-    assert [len(m.kept) for m in cp.cluster(graph, merge="add", **settings).merges] == [7]
+    assert [len(m.kept) for m in cp.cluster(graph, merging="add", **settings).merges] == [7]
     with torch.no_grad():
         model.get_parameter(path)[0] -= 2
         model.get_parameter(path)[1] += 2
     graph = cp.trace(model, X[:1])
-    plan = cp.cluster(graph, merge="add", **settings)
+    plan = cp.cluster(graph, merging="add", **settings)
     assert not plan.merges
     assert difference(cp.apply(model, plan, graph=graph), model) < 1e-5
 
@@ -110,7 +110,7 @@ def test_equal_filters_are_one_channel_only_if_all_else_is_equal(kind: str) -> N
 def test_the_published_similarity_counts_biases_but_leaves_norms_out() -> None:
     torch.manual_seed(2)
     model = trained_statistics(conv_then(nn.BatchNorm2d(8)), X).eval()
-    settings = {"similarity": Filters(), "clustering": DBSCAN(eps=1e-6, min_samples=2), "merge": "drop"}
+    settings = {"similarity": Filters(), "clustering": DBSCAN(eps=1e-6, min_samples=2), "merging": "drop"}
     with torch.no_grad():
         model[0].weight[1], model[0].bias[1] = model[0].weight[0], model[0].bias[0]
     assert [len(m.kept) for m in cp.cluster(cp.trace(model, X[:1]), **settings).merges] == [7]
@@ -124,10 +124,10 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
     make_alike(model, 1.7)
     graph = cp.trace(model, X[:1])
     settings = {"similarity": Filters("cosine", fold_batch_norm=True), "clustering": DBSCAN(eps=1e-5, min_samples=2)}
-    lossless = cp.apply(model, cp.cluster(graph, X, merge="scaled_add", **settings), graph=graph)
+    lossless = cp.apply(model, cp.cluster(graph, X, merging="scaled_add", **settings), graph=graph)
     assert lossless[1][0].out_channels == 9
     assert difference(lossless, model) < 1e-4
-    assert difference(cp.apply(model, cp.cluster(graph, X, merge="add", **settings), graph=graph), model) > 1e-2
+    assert difference(cp.apply(model, cp.cluster(graph, X, merging="add", **settings), graph=graph), model) > 1e-2
 
 
 @pytest.mark.parametrize("merge", ["drop", "add", "scaled_add", "least_squares", "refit"])
@@ -139,7 +139,7 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
 def test_every_merge_meets_a_budget_with_every_counted_clustering(
     graph: cp.ChannelGraph, merge: str, clustering: KMeans
 ) -> None:
-    plan = cp.cluster(graph, X, clustering=clustering, merge=merge, keep_macs=0.6)
+    plan = cp.cluster(graph, X, clustering=clustering, merging=merge, keep_macs=0.6)
     small = cp.apply(graph.model, plan, graph=graph)
     share = evaluate.macs(small, X[:1]) / evaluate.macs(graph.model, X[:1])
     assert 0.5 < share <= 0.6 + 1e-9
@@ -171,8 +171,8 @@ def test_epsilon_is_solved_for(graph: cp.ChannelGraph) -> None:
 def test_the_released_rule_keeps_the_largest_filters(graph: cp.ChannelGraph) -> None:
     """Clusters plus noise say how many; the ℓ1 norm says which."""
     clustering = DBSCAN(eps=0.05, min_samples=2)
-    count = cp.cluster(graph, X, clustering=clustering, merge="drop").widths
-    plan = cp.cluster(graph, X, clustering=clustering, merge="drop", survivors="l1")
+    count = cp.cluster(graph, X, clustering=clustering, merging="drop").widths
+    plan = cp.cluster(graph, X, clustering=clustering, merging="drop", survivors="l1")
     assert plan.merges
     for merge in plan.merges:
         weight = dict(graph.model.named_parameters())[f"{merge.group}.weight"]
@@ -183,7 +183,7 @@ def test_the_released_rule_keeps_the_largest_filters(graph: cp.ChannelGraph) -> 
 def test_merging_loses_less_than_dropping(graph: cp.ChannelGraph) -> None:
     lost = {}
     for merge in ("drop", "least_squares", "refit"):
-        plan = cp.cluster(graph, X, clustering=Agglomerative(n_clusters=2), merge=merge, keep_macs=0.6)
+        plan = cp.cluster(graph, X, clustering=Agglomerative(n_clusters=2), merging=merge, keep_macs=0.6)
         with torch.no_grad():
             lost[merge] = float((cp.apply(graph.model, plan, graph=graph)(X) - graph.model(X)).square().mean())
     assert lost["refit"] < lost["least_squares"] < lost["drop"]
@@ -193,7 +193,7 @@ def test_grouped_convolutions_lose_the_same_number_in_every_group() -> None:
     torch.manual_seed(2)
     model = trained_statistics(Grouped(), X).eval()
     graph = cp.trace(model, X[:1])
-    plan = cp.cluster(graph, X, clustering=KMeans(n_clusters=2), merge="least_squares", keep_channels=0.5)
+    plan = cp.cluster(graph, X, clustering=KMeans(n_clusters=2), merging="least_squares", keep_channels=0.5)
     small = cp.apply(model, plan, graph=graph)
     assert small.b[0].out_channels % 3 == 0
     assert small.b[0].groups == 3
@@ -201,21 +201,21 @@ def test_grouped_convolutions_lose_the_same_number_in_every_group() -> None:
 
 
 def test_filters_need_no_images(graph: cp.ChannelGraph) -> None:
-    plan = cp.cluster(graph, similarity=Filters(), clustering=KMeans(n_clusters=6), merge="add")
+    plan = cp.cluster(graph, similarity=Filters(), clustering=KMeans(n_clusters=6), merging="add")
     assert {len(merge.kept) for merge in plan.merges} == {6}
 
 
 def test_a_seed_repeats_the_plan(graph: cp.ChannelGraph) -> None:
-    first, again = (cp.cluster(graph, X, clustering=KMeans(n_clusters=5), merge="refit", seed=7) for _ in range(2))
+    first, again = (cp.cluster(graph, X, clustering=KMeans(n_clusters=5), merging="refit", seed=7) for _ in range(2))
     assert first == again
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"merge": "glue"}, ArgumentError, "merge must be one of .*'glue'"),
+        ({"merging": "glue"}, ArgumentError, "merging must be one of .*'glue'"),
         ({"survivors": "best"}, ArgumentError, "survivors must be"),
-        ({"merge": "add", "survivors": "l1"}, ArgumentError, "survivors='l1'"),
+        ({"merging": "add", "survivors": "l1"}, ArgumentError, "survivors='l1'"),
         ({"images": None}, ArgumentError, "images=None does not go with"),
         ({"keep_macs": 0.5, "keep_params": 0.5}, ArgumentError, "at most one"),
         ({"keep_macs": 1.5}, ArgumentError, "keep_macs"),

@@ -202,7 +202,7 @@ def test_what_takes_over_comes_closer_than_what_drops() -> None:
     model, graph, images = ready(Plain())
     error = {}
     for merge in ("drop", "least_squares", "refit"):
-        small = cp.apply(model, prune_by(graph, "l1", images=images, keep_macs=0.6, merge=merge), graph=graph)
+        small = cp.apply(model, prune_by(graph, "l1", images=images, keep_macs=0.6, merging=merge), graph=graph)
         with torch.no_grad():
             error[merge] = float((small(images) - model(images)).norm())
     assert error["refit"] < error["least_squares"] < error["drop"]
@@ -228,8 +228,8 @@ def test_a_latency_target_is_handed_to_the_measured_search(monkeypatch: pytest.M
     [
         ({"criterion": "l3"}, "criterion='l3'"),
         ({"scope": "both"}, "scope='both'"),
-        ({"merge": "add"}, "merge='add'"),
-        ({"merge": "refit"}, "images=None"),
+        ({"merging": "add"}, "merging='add'"),
+        ({"merging": "refit"}, "images=None"),
         ({"criterion": "hrank"}, "images=None"),
         ({"criterion": "taylor"}, "images=None"),
         ({"criterion": "taylor", "images": torch.randn(4, 3, 12, 12)}, "labels=None"),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.layers import inner_groups, published_layers, restrict
+from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.models import ResNet, build
 
 INCEPTIONS = ("a3", "b3", "a4", "b4", "c4", "d4", "e4", "a5", "b5")
@@ -89,7 +89,7 @@ def test_restricted_to_some_groups_only_those_are_cut() -> None:
     model = Corners().eval()
     graph = cp.trace(model, torch.zeros(1, 3, 4, 4))
     images = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    plan = cp.oneshot(restrict(graph, inner_groups(graph)), images, keep_macs=0.7)
+    plan = cp.oneshot(graph.only(inner_groups(graph)), images, keep_macs=0.7)
     assert {merge.group for merge in plan.merges} <= {"first.0", "last.0"}
     assert cp.apply(model, plan)(images).shape == (32, 3)
     assert all(group.frozen is None for group in graph.prunable)
@@ -99,4 +99,4 @@ def test_restricted_to_some_groups_only_those_are_cut() -> None:
 def test_only_groups_that_can_be_cut_may_be_named(names: list[str], said: str) -> None:
     graph = cp.trace(Corners().eval(), torch.zeros(1, 3, 4, 4))
     with pytest.raises(ArgumentError, match=said):
-        restrict(graph, names)
+        graph.only(names)

@@ -99,10 +99,10 @@ def test_data_free_is_better_than_dropping(plain):
 @pytest.mark.parametrize(
     "config",
     [
-        cp.OneShot(price="error"),
-        cp.OneShot(price="uniform"),
+        cp.OneShot(sensitivity="error"),
+        cp.OneShot(sensitivity="uniform"),
         cp.OneShot(output_aware=False),
-        cp.OneShot(streams=False),
+        cp.OneShot(residual_streams=False),
         cp.OneShot(refit=None),
         cp.OneShot(whole_kernel_limit=0),
         cp.OneShot(refit=Refit(all_layers=False, through_additions=False)),
@@ -117,7 +117,7 @@ def test_every_setting_meets_the_budget(config: cp.OneShot):
     small = cp.apply(model, plan, graph=graph)
     assert evaluate.macs(small, images[:1]) <= 0.7 * evaluate.macs(model, images[:1])
     assert error_of(small, model, images) < 1
-    if not config.streams:
+    if not config.residual_streams:
         assert all(len(graph.by_name[m.group].producers) == 1 for m in plan.merges)
 
 
@@ -227,9 +227,9 @@ def test_bad_targets(plain, targets: dict, message: str):
         cp.oneshot(graph, images, **targets)
 
 
-def test_bad_price():
-    with pytest.raises(ArgumentError, match="price must be 'fisher', 'error' or 'uniform', but got price='best'"):
-        cp.OneShot(price="best")
+def test_bad_sensitivity():
+    with pytest.raises(ArgumentError, match=r"sensitivity must be .* but got sensitivity='best'"):
+        cp.OneShot(sensitivity="best")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
@@ -321,10 +321,10 @@ def test_latency_is_measured(plain, monkeypatch: pytest.MonkeyPatch):
         return evaluate.Latency(evaluate.macs(network, images[:1]) / whole * 10, 0.0, 1, 1)
 
     monkeypatch.setattr(evaluate, "latency", by_macs)
-    plan = cp.oneshot(graph, images, keep_latency=0.6, config=cp.OneShot(refit=None, price="error"))
+    plan = cp.oneshot(graph, images, keep_latency=0.6, config=cp.OneShot(refit=None, sensitivity="error"))
     assert 0.5 <= by_macs(cp.apply(model, plan, graph=graph)).median_ms / 10 <= 0.6
     with pytest.raises(BudgetError, match="was not reached: the fastest network tried takes"):
-        cp.oneshot(graph, images, keep_latency=1e-3, config=cp.OneShot(refit=None, price="error"))
+        cp.oneshot(graph, images, keep_latency=1e-3, config=cp.OneShot(refit=None, sensitivity="error"))
 
 
 def test_plans_survive_the_disk(plain, tmp_path):
@@ -352,6 +352,6 @@ def test_the_same_share_is_the_same_of_what_is_counted(quantity: str):
     torch.manual_seed(0)
     layers = [conv_norm(3, 48), conv_norm(48, 48, stride=4), conv_norm(48, 48), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     _, graph, images = ready(nn.Sequential(*layers, nn.Linear(48, 5)))
-    plan = cp.oneshot(graph, images, **{f"keep_{quantity}": 0.5}, config=cp.OneShot(price="uniform"))
+    plan = cp.oneshot(graph, images, **{f"keep_{quantity}": 0.5}, config=cp.OneShot(sensitivity="uniform"))
     shares = [plan.widths.get(group.name, group.width) / group.width for group in graph.prunable]
     assert max(shares) - min(shares) <= 0.1

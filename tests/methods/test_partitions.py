@@ -17,8 +17,8 @@ def images() -> torch.Tensor:
 def test_what_the_smallest_epsilon_leaves_of_the_budget_is_used(images: torch.Tensor, keep: float) -> None:
     model = build("resnet20", seed=0)
     graph = cp.trace(model, images[:1])
-    inner = cp.restrict(graph, cp.inner_groups(graph))
-    plan = cp.cluster(inner, images, clustering=DBSCAN(eps=0.02), merge="drop", keep_macs=keep)
+    inner = graph.only(cp.inner_groups(graph))
+    plan = cp.cluster(inner, images, clustering=DBSCAN(eps=0.02), merging="drop", keep_macs=keep)
     kept = evaluate.macs(cp.apply(model, plan, graph=graph), images[:1]) / evaluate.macs(model, images[:1])
     # One channel of the widest inner layer costs 0.3 % of this network.
     assert keep - 0.004 < kept <= keep

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -143,6 +143,34 @@ class ChannelGraph:
         if "batch_size" in vars(self):
             vars(frozen)["batch_size"] = self.batch_size  # found by an export, which need not be made again
         return frozen
+
+    def only(self, names: Collection[str]) -> "ChannelGraph":
+        """Return the same graph with every group frozen but those named.
+
+        Examples
+        --------
+        >>> import torch, clusterprune as cp
+        >>> from clusterprune.models import build
+        >>> graph = cp.trace(build("resnet20"), torch.zeros(1, 3, 32, 32))
+        >>> len(graph.only(cp.inner_groups(graph)).prunable)
+        9
+
+        Raises
+        ------
+        ArgumentError
+            If a name is not that of a group that may be cut, or there is none.
+        """
+        names = {names} if isinstance(names, str) else set(names)
+        known = {group.name for group in self.prunable}
+        if not names or not known.issuperset(names):
+            wrong = ", ".join(sorted(names - known)) or "nothing"
+            raise ArgumentError(
+                f"names={wrong} cannot be cut; name some of {', '.join(sorted(known)[:8]) or 'no group at all'}. "
+                "Print the graph to see all groups, and why some are frozen."
+            )
+        why = "outside the chosen layers"
+        groups = (g if g.frozen is not None or g.name in names else replace(g, frozen=why) for g in self.groups)
+        return replace(self, groups=tuple(groups))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""

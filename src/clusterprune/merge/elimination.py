@@ -21,7 +21,7 @@ from clusterprune.merge.least_squares import positive_factor
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class LayerInput:
     """What one consumer reads of a group.
 
     Attributes
@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class RemovalOrder:
     """An order of removal and what it costs.
 
     Attributes
@@ -59,17 +59,17 @@ class Path:
 
 
 def eliminate(
-    readings: list[Reading],
+    inputs: list[LayerInput],
     *,
     blocks: np.ndarray | None = None,
     keep: int = 1,
     damping: float = 1e-3,
-) -> Path:
+) -> RemovalOrder:
     """Remove channels, always those whose loss the others make good best.
 
     Parameters
     ----------
-    readings
+    inputs
         One per consumer of the group; their losses add up.
     blocks
         Block of each channel; all blocks lose channels in step.
@@ -78,10 +78,10 @@ def eliminate(
     damping
         Ridge added to every G, relative to its mean diagonal.
     """
-    channels = readings[0].moments.shape[0] // readings[0].taps
+    channels = inputs[0].moments.shape[0] // inputs[0].taps
     block = torch.zeros(channels, dtype=torch.long) if blocks is None else torch.from_numpy(blocks)
     n_blocks = int(block.max()) + 1
-    states = [_State(reading, damping) for reading in readings]
+    states = [_State(one, damping) for one in inputs]
     alive = torch.ones(channels, dtype=torch.bool)
     order: list[int] = []
     loss = [0.0]
@@ -101,7 +101,7 @@ def eliminate(
         order += gone.tolist()
         loss += [loss[-1] + rise * (i + 1) / len(gone) for i in range(len(gone))]
         alive[gone] = False
-    return Path(np.array(order, dtype=np.int64), np.array(loss))
+    return RemovalOrder(np.array(order, dtype=np.int64), np.array(loss))
 
 
 _LOOKS = 48
@@ -123,14 +123,14 @@ class _State:
     so much is gone that smaller matrices pay.
     """
 
-    def __init__(self, reading: Reading, damping: float) -> None:
-        moments, weight = reading.moments.double(), reading.weight.double()
+    def __init__(self, one: LayerInput, damping: float) -> None:
+        moments, weight = one.moments.double(), one.weight.double()
         size, outputs = weight.shape
-        self.inverse = torch.cholesky_inverse(positive_factor(moments, ridge_of(reading, damping)))
+        self.inverse = torch.cholesky_inverse(positive_factor(moments, ridge_of(one, damping)))
         # Only B Bᵀ matters for the costs, so a wide B may be exchanged for a square one with the same.
         self.weight = weight.clone() if outputs <= size else torch.linalg.qr(weight.T, mode="r").R.T
-        self.taps = reading.taps
-        self.channels = size // reading.taps
+        self.taps = one.taps
+        self.channels = size // one.taps
         self.inside = torch.arange(self.channels)
         self.alive = torch.ones(self.channels, dtype=torch.bool)
         self._error = 0.0
@@ -177,15 +177,15 @@ class _State:
         return (channels[:, None] * self.taps + torch.arange(self.taps)).reshape(-1)
 
 
-def ridge_of(reading: Reading, damping: float) -> Tensor:
+def ridge_of(one: LayerInput, damping: float) -> Tensor:
     """Return what is added to the diagonal of G, shape (channels · taps,).
 
     Beside `damping`, relative to the mean power of the inputs, as much again as moments from few rows leave open: n
     rows of p inputs that have nothing to do with each other show eigenvalues spread over sqrt(p / n) of their mean.
     """
-    moments = reading.moments.double()
+    moments = one.moments.double()
     size = len(moments)
-    uncertain = 0.0 if reading.rows is None else SHRINKAGE * size / max(reading.rows, 1)
+    uncertain = 0.0 if one.rows is None else SHRINKAGE * size / max(one.rows, 1)
     return ((damping + uncertain) * moments.diagonal().mean().clamp_min(1e-12)).expand(size)
 
 
@@ -194,13 +194,13 @@ SHRINKAGE = 0.1
 
 
 def refitted(
-    readings: list[Reading], order: np.ndarray, levels: Collection[int], *, damping: float = 1e-3
+    inputs: list[LayerInput], order: np.ndarray, levels: Collection[int], *, damping: float = 1e-3
 ) -> dict[int, list[Tensor]]:
-    """Return every reading's weights as the remaining channels would have them, after some numbers of removals.
+    """Return every input's weights as the remaining channels would have them, after some numbers of removals.
 
     Parameters
     ----------
-    readings
+    inputs
         One per consumer of the group; their moments may be of other images than those by which the order was found.
     order
         Channels in the order in which they go.
@@ -209,11 +209,11 @@ def refitted(
     """
     found: dict[int, list[Tensor]] = {}
     for level in sorted(set(levels)):
-        alive = torch.ones(readings[0].moments.shape[0] // readings[0].taps, dtype=torch.bool)
+        alive = torch.ones(inputs[0].moments.shape[0] // inputs[0].taps, dtype=torch.bool)
         alive[torch.from_numpy(order[:level])] = False
         channels = alive.nonzero().squeeze(1)
         found[level] = []
-        for one in readings:
+        for one in inputs:
             inside = (channels[:, None] * one.taps + torch.arange(one.taps)).reshape(-1)
             moments, original, ridge = one.moments.double(), one.weight.double(), ridge_of(one, damping)
             factor = positive_factor(moments[inside][:, inside], ridge[inside])

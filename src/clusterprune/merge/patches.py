@@ -13,11 +13,11 @@ from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.export import named_arguments
 
 _WORTH_IT = 48
-"""Output positions from which on :meth:`Reader.kernel_gradients` is cheaper than to run a layer a few times."""
+"""Output positions from which on :meth:`PatchExtractor.kernel_gradients` is cheaper than to run a layer a few times."""
 
 
 @dataclass(frozen=True)
-class Reader:
+class PatchExtractor:
     """How one layer call reads its input.
 
     `taps` is the number of kernel positions; a row of patches has (channels · taps) entries, channel by
@@ -33,7 +33,7 @@ class Reader:
     """Padding at the far end beyond `padding` ("same" with an even kernel pads one more there)."""
 
     @classmethod
-    def of(cls, graph: ChannelGraph, call: LayerCall) -> "Reader":
+    def of(cls, graph: ChannelGraph, call: LayerCall) -> "PatchExtractor":
         """Read a layer call's geometry off the graph."""
         node = next(node for node in graph.fx.nodes if node.name == call.node)
         a = named_arguments(node)
@@ -73,7 +73,7 @@ class Reader:
             return rows.reshape(-1, x.shape[-1])
         if len(self.kernel) == 1:
             k, s, p, d, b = self.kernel, self.stride, self.padding, self.dilation, self.behind
-            one = Reader(self.call, (1, *k), (1, *s), (0, *p), (1, *d), (0, *b))
+            one = PatchExtractor(self.call, (1, *k), (1, *s), (0, *p), (1, *d), (0, *b))
             return one.inputs(x.unsqueeze(2), positions)
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
         bh, bw = self.behind

@@ -23,7 +23,7 @@ from clusterprune.graph.export import named_arguments
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import Survivors, rewrite
 from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
-from clusterprune.merge.patches import Reader
+from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.statistics import (
     Images,
     Progress,
@@ -158,7 +158,7 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     for call in graph.calls:
         started = started or call.weight in touched
         plain = call.groups == 1 and call.kind in ("conv", "linear") and not call.computed
-        solvable = (plain and Reader.of(graph, call).refittable) or _by_channel(graph, call)
+        solvable = (plain and PatchExtractor.of(graph, call).refittable) or _by_channel(graph, call)
         # A layer applied twice would need both of its inputs at once; its mixing matrices stand.
         wanted = started if options.all_layers else call.weight in touched
         if solvable and wanted and times[call.weight] == 1:
@@ -258,7 +258,9 @@ class _Pair:
             if kept is not None:
                 self._rows[call.node] = torch.from_numpy(kept)
 
-    def observe(self, target: _Target, reader: Reader, limit: int, generator: torch.Generator) -> Iterator[_Rows]:
+    def observe(
+        self, target: _Target, reader: PatchExtractor, limit: int, generator: torch.Generator
+    ) -> Iterator[_Rows]:
         """Run both networks up to a call; yield, batch by batch, rows of its input and of the output it should have.
 
         At most `limit` positions are taken of each image, before anything else is done with them.
@@ -334,7 +336,7 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:
     """Return the refitted kernel (inputs · taps, outputs) and the change of the bias (outputs,), float64."""
     call = target.call
-    reader = Reader.of(network.graph, call)
+    reader = PatchExtractor.of(network.graph, call)
     weight = network.state[call.weight]
     constant = home is not None
     unknowns = weight[0].numel()

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program, computed_kernels
-from clusterprune.merge.elimination import Path
-from clusterprune.merge.patches import Reader
-from clusterprune.merge.readings import consumers, kernel_change
+from clusterprune.merge.elimination import RemovalOrder
+from clusterprune.merge.layer_inputs import consumers, kernel_change
+from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.statistics import Images, Progress, as_inputs, layer_gradients
 
 _LEVELS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.88)
@@ -75,7 +75,7 @@ def fisher_losses(
                 weight = kernels.get(node, state[consumer.use.path]).cpu()
                 kernel, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
                 changed.setdefault(node, []).append(_Change(group.name, level, kernel, bias))
-    readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in changed}
+    readers = {call.node: PatchExtractor.of(graph, call) for call in graph.calls if call.node in changed}
     total: dict[tuple[str, int], float] = {}
     count, done = len(as_inputs(images)[0]), 0
     for read, gradients in layer_gradients(
@@ -108,7 +108,7 @@ class _Change:
 
 
 def _scores(
-    program: Program, reader: Reader, x: Tensor, gradient: Tensor, entries: list[_Change]
+    program: Program, reader: PatchExtractor, x: Tensor, gradient: Tensor, entries: list[_Change]
 ) -> Tensor | list[Tensor]:
     """Return ⟨g, δ⟩ of every change for every image: (changes, images)."""
     kernel_gradients = reader.kernel_gradients(x, gradient)
@@ -141,7 +141,7 @@ def _apply(program: Program, node: str, x: Tensor, weight: Tensor, bias: Tensor)
     return step.target(*args, **{k: v for k, v in step.kwargs.items() if k != "bias"})
 
 
-def calibrated(path: Path, measured: Mapping[int, float]) -> np.ndarray:
+def calibrated(path: RemovalOrder, measured: Mapping[int, float]) -> np.ndarray:
     """Scale a path's own loss so that it passes through the measured points (ratio interpolated in logarithm)."""
     if not measured:
         return path.loss

@@ -14,7 +14,7 @@ from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
 from clusterprune.merge.divergence import score
-from clusterprune.merge.patches import Reader
+from clusterprune.merge.patches import PatchExtractor
 
 Images = Tensor | tuple[Tensor, ...]
 Progress = Callable[[str, int, int], None]
@@ -198,7 +198,7 @@ def input_moments(
         By node name: float64 matrix (length + 1, length + 1).
     """
     program = Program(graph, changes)
-    readers = {call.node: Reader.of(graph, call) for call in graph.calls if call.node in whole_kernel}
+    readers = {call.node: PatchExtractor.of(graph, call) for call in graph.calls if call.node in whole_kernel}
     order = sorted(readers, key=program.index.__getitem__)
     weights = program.weights(state)
     count, done = len(as_inputs(images)[0]), 0

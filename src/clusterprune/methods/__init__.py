@@ -7,7 +7,7 @@ from clusterprune.methods.clustered import cluster
 from clusterprune.methods.cp import CP, ClusterPruning, CPResult, cluster_prune
 from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.icp import ICP, ICPResult, ICPStep, icp
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.soft_pruning import SoftPruning
 
@@ -26,5 +26,4 @@ __all__ = [
     "inner_groups",
     "oneshot",
     "prune_by",
-    "restrict",
 ]

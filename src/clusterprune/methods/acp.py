@@ -274,7 +274,7 @@ def clustered_widths(
     else:
         clustering = DBSCAN(eps=0.02 if config.eps is None else config.eps, min_samples=config.min_samples)
         plan = cluster(
-            graph, images, clustering=clustering, merge="drop", survivors="l1", keep_macs=config.keep_macs,
+            graph, images, clustering=clustering, merging="drop", survivors="l1", keep_macs=config.keep_macs,
             progress=progress,
         )  # fmt: skip
     kept = {merge.group: len(merge.kept) for merge in plan.merges}

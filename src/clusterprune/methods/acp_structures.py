@@ -12,7 +12,7 @@ from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import device_of
 from clusterprune.graph import ChannelGraph
-from clusterprune.merge.elimination import Path
+from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.refit import refit
 from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_size_for, whole_batches
 from clusterprune.methods.criteria import Handover, best, hand_over, scores
@@ -110,7 +110,7 @@ class WidthPlanner:
         return {name: score.cpu().numpy() for name, score in scores(self.graph, "l1").items()}
 
     @cached_property
-    def _order(self) -> tuple[Measured, dict[str, Path]]:
+    def _order(self) -> tuple[Measured, dict[str, RemovalOrder]]:
         """What was measured on the images, and by it the order of the channels of each group."""
         groups, options = list(self.graph.prunable), OneShot(refit=None)
         generator = torch.Generator().manual_seed(self.seed)

@@ -30,7 +30,7 @@ from clusterprune.merge.statistics import (
 )
 from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.made_by import filter_vectors
-from clusterprune.methods.partitions import Compared, partition
+from clusterprune.methods.partitions import ChannelPoints, partition
 from clusterprune.methods.targets import check_images, check_plan
 from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
@@ -45,7 +45,7 @@ def cluster(
     *,
     similarity: FeatureMaps | Filters | None = None,
     clustering: Clustering | None = None,
-    merge: MergeKind = "least_squares",
+    merging: MergeKind = "least_squares",
     survivors: Literal["medoid", "l1"] = "medoid",
     keep_channels: float | None = None,
     keep_macs: float | None = None,
@@ -68,7 +68,7 @@ def cluster(
         How channels are compared: `FeatureMaps` (ACP Eq. 1) or `Filters` (CP). Default: cosine feature maps.
     clustering
         Who belongs with whom. Default: the papers' `DBSCAN(eps=0.02, min_samples=5)`.
-    merge
+    merging
         What the survivors take over.
     survivors
         "medoid": one channel per cluster, the most central. "l1": only the *number* of clusters is used
@@ -106,7 +106,7 @@ def cluster(
             f"clustering must be an object such as DBSCAN(eps=0.02), but got clustering={shown(clustering)}; "
             "clusterprune.clustering.create(name) makes one by its name"
         )
-    _check(images, similarity, merge, survivors)
+    _check(images, similarity, merging, survivors)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
     groups = list(graph.prunable)
@@ -118,16 +118,16 @@ def cluster(
     labels = partition(graph, compared, clustering, given, limits)
     moments = (
         channel_moments(graph, groups, images, generator, progress)
-        if images is not None and merge in ("scaled_add", "least_squares", "refit")
+        if images is not None and merging in ("scaled_add", "least_squares", "refit")
         else {}
     )
     merges = tuple(
         made
         for c in compared
-        if (made := _merge(graph, c, labels[c.group.name], merge, survivors, moments)) is not None
+        if (made := _merge(graph, c, labels[c.group.name], merging, survivors, moments)) is not None
     )
     result = Plan.of(graph, merges)
-    if merge == "refit" and merges and images is not None:
+    if merging == "refit" and merges and images is not None:
         result = refit(graph, result, images, batch_size=batch_size_for(graph), generator=generator, progress=progress)
     for quantity, keep in given.items():
         if quantity != "channels":
@@ -136,7 +136,7 @@ def cluster(
         "method": "clustering",
         "similarity": repr(similarity),
         "clustering": repr(clustering),
-        "merge": merge,
+        "merging": merging,
         "survivors": survivors,
         "seed": seed,
         **{f"keep_{k}": v for k, v in given.items()},
@@ -144,24 +144,24 @@ def cluster(
     return replace(result, notes=notes)
 
 
-def _check(images: Images | None, similarity: object, merge: str, survivors: str) -> None:
+def _check(images: Images | None, similarity: object, merging: str, survivors: str) -> None:
     if not isinstance(similarity, FeatureMaps | Filters):
         raise ArgumentError(f"similarity must be FeatureMaps() or Filters(), but got similarity={shown(similarity)}")
     kinds = ("drop", "add", "scaled_add", "least_squares", "refit")
-    if merge not in kinds:
-        raise ArgumentError(f"merge must be one of {', '.join(kinds)}, but got merge={merge!r}")
+    if merging not in kinds:
+        raise ArgumentError(f"merging must be one of {', '.join(kinds)}, but got merging={merging!r}")
     if survivors not in ("medoid", "l1"):
         raise ArgumentError(f"survivors must be 'medoid' or 'l1', but got survivors={survivors!r}")
-    if survivors == "l1" and merge in ("add", "scaled_add"):
+    if survivors == "l1" and merging in ("add", "scaled_add"):
         raise ArgumentError(
-            f"merge={merge!r} hands each channel to the survivor of its cluster, but survivors='l1' keeps channels "
-            "regardless of clusters; use survivors='medoid', or merge='drop' or 'least_squares'"
+            f"merging={merging!r} hands each channel to the survivor of its cluster, but survivors='l1' keeps channels "
+            "regardless of clusters; use survivors='medoid', or merging='drop' or 'least_squares'"
         )
-    needs = isinstance(similarity, FeatureMaps) or merge in ("scaled_add", "least_squares", "refit")
+    needs = isinstance(similarity, FeatureMaps) or merging in ("scaled_add", "least_squares", "refit")
     if images is None and needs:
         raise ArgumentError(
-            f"images=None does not go with similarity={type(similarity).__name__} and merge={merge!r}, which look at "
-            "feature maps; give images, or use Filters with merge='drop' or 'add'"
+            f"images=None does not go with similarity={type(similarity).__name__} and merging={merging!r}, which look "
+            "at feature maps; give images, or use Filters with merging='drop' or 'add'"
         )
 
 
@@ -171,7 +171,7 @@ def _compare(
     images: Images | None,
     similarity: FeatureMaps | Filters,
     progress: Progress | None,
-) -> list[Compared]:
+) -> list[ChannelPoints]:
     """Turn every group's channels into points; a channel that several layers make is one long point."""
     tensors = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     if isinstance(similarity, Filters):
@@ -186,7 +186,7 @@ def _compare(
             for use in group.producers
         )
         distances = pairwise_distances(vectors, similarity.metric)
-        compared.append(Compared(group, vectors, distances, torch.as_tensor(norms).cpu().numpy()))
+        compared.append(ChannelPoints(group, vectors, distances, torch.as_tensor(norms).cpu().numpy()))
     return compared
 
 
@@ -236,7 +236,12 @@ def _mean_maps(
 
 
 def _merge(
-    graph: ChannelGraph, compared: Compared, labels: np.ndarray, kind: str, survivors: str, moments: dict[str, Tensor]
+    graph: ChannelGraph,
+    compared: ChannelPoints,
+    labels: np.ndarray,
+    kind: str,
+    survivors: str,
+    moments: dict[str, Tensor],
 ) -> Merge | None:
     """Choose the survivors of one group and what they take over at each consumer."""
     group = compared.group

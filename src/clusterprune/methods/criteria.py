@@ -97,7 +97,7 @@ def prune_by(
     keep_params: float | None = None,
     keep_latency: float | None = None,
     scope: Scope = "local",
-    merge: Handover = "drop",
+    merging: Handover = "drop",
     round_to: int = 1,
     min_width: int = 1,
     ignore: Sequence[str] = (),
@@ -113,7 +113,7 @@ def prune_by(
     scope
         ``"local"``: every group keeps the same fraction. ``"global"``: one order over all groups, of the scores
         divided by their mean in the group.
-    merge
+    merging
         What the kept channels take over: nothing, as published (``"drop"``), or what ``"least_squares"`` or
         ``"refit"`` finds from the images.
 
@@ -129,10 +129,12 @@ def prune_by(
     check_progress(progress)
     if scope not in get_args(Scope):
         raise ArgumentError(f"scope must be 'local' or 'global', but got scope={scope!r}")
-    if merge not in get_args(Handover):
-        raise ArgumentError(f"merge must be one of {', '.join(get_args(Handover))}, but got merge={merge!r}")
-    if merge != "drop" and images is None:
-        raise ArgumentError(f"merge={merge!r} looks at feature maps, but images=None; give images or use merge='drop'")
+    if merging not in get_args(Handover):
+        raise ArgumentError(f"merging must be one of {', '.join(get_args(Handover))}, but got merging={merging!r}")
+    if merging != "drop" and images is None:
+        raise ArgumentError(
+            f"merging={merging!r} looks at feature maps, but images=None; give images or use merging='drop'"
+        )
     target, keep = read_target(keep_macs, keep_params, keep_latency)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
@@ -148,7 +150,7 @@ def prune_by(
     def plan_at(fraction: float, quantity: Quantity) -> Plan:
         widths = share(cost, found if scope == "global" else None, quantity, fraction, limits)
         kept = {g.name: best(g, found[g.name], widths[g.name]) for g in graph.prunable}
-        return hand_over(graph, kept, merge, images, generator, progress)
+        return hand_over(graph, kept, merging, images, generator, progress)
 
     if target == "latency":
         plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
@@ -158,7 +160,7 @@ def prune_by(
         "method": "criterion",
         "criterion": criterion,
         "scope": scope,
-        "merge": merge,
+        "merging": merging,
         "seed": seed,
         f"keep_{target}": keep,
     }

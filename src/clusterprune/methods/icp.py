@@ -348,7 +348,7 @@ class _Run:
                 images,
                 similarity=FeatureMaps(),
                 clustering=DBSCAN(eps=0.5 if config.eps is None else config.eps, min_samples=config.min_samples),
-                merge=config.merge,
+                merging=config.merge,
                 survivors=config.survivors,
                 keep_macs=keep_macs,
                 seed=config.seed,

@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor, fx
 
 from clusterprune.arguments import check_graph
-from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.surgery.apply import named_tensors
 
@@ -55,7 +54,7 @@ def published_layers(graph: ChannelGraph) -> ChannelGraph:
         If there is no inner group.
     """
     names = inner_groups(graph)
-    return replace(restrict(graph, names), bound=_bottlenecks(graph, names))
+    return replace(graph.only(names), bound=_bottlenecks(graph, names))
 
 
 def with_followers(graph: ChannelGraph, widths: Mapping[str, int]) -> dict[str, int]:
@@ -84,39 +83,6 @@ def _bottlenecks(graph: ChannelGraph, names: Collection[str]) -> tuple[tuple[str
         if points == [True, False, True] and joins and alike:
             found.append((middle.name, first.name))
     return tuple(found)
-
-
-def restrict(graph: ChannelGraph, names: Collection[str]) -> ChannelGraph:
-    """Return the same graph with every group frozen but those named, for :func:`plan` or :func:`oneshot`.
-
-    Examples
-    --------
-    >>> import torch, clusterprune as cp
-    >>> from clusterprune.models import build
-    >>> model = build("resnet20")
-    >>> graph = cp.trace(model, torch.zeros(1, 3, 32, 32))
-    >>> len(restrict(graph, inner_groups(graph)).prunable)
-    9
-
-    Raises
-    ------
-    ArgumentError
-        If a name is not that of a group that may be cut, or there is none.
-    """
-    check_graph(graph)
-    names = {names} if isinstance(names, str) else names
-    known = {group.name for group in graph.prunable}
-    if not names or not known.issuperset(names):
-        wrong = ", ".join(sorted(set(names) - known)) or "nothing"
-        raise ArgumentError(
-            f"names={wrong} cannot be cut; name some of {', '.join(sorted(known)[:8]) or 'no group at all'}. "
-            "Print the graph to see all groups, and why some are frozen."
-        )
-    groups = (
-        group if group.frozen is not None or group.name in names else replace(group, frozen="outside the chosen layers")
-        for group in graph.groups
-    )
-    return replace(graph, groups=tuple(groups))
 
 
 def _added(graph: ChannelGraph) -> np.ndarray:

@@ -32,8 +32,8 @@ from clusterprune.graph.rewrite import rewrite
 from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
 from clusterprune.merge.data_free import batch_statistics, noise_images
 from clusterprune.merge.divergence import divergence
-from clusterprune.merge.elimination import Path, Reading, eliminate, refitted
-from clusterprune.merge.readings import consumers, folds, mixing_for, reading
+from clusterprune.merge.elimination import LayerInput, RemovalOrder, eliminate, refitted
+from clusterprune.merge.layer_inputs import consumers, folds, layer_input, mixing_for
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import (
@@ -62,13 +62,13 @@ class OneShot:
     ----------
     output_aware
         Weight each layer's outputs by their Fisher information when channels are ordered.
-    price
-        "fisher": a path costs what it costs the network's loss. "error": it costs its own squared error.
+    sensitivity
+        "fisher": an order of removal costs what it costs the network's loss. "error": its own squared error.
         "uniform": every group keeps the same fraction.
     temperature
         Softens the predictions whose Fisher information is taken. At 1 a few images that the network is unsure
         of decide everything; 2 listens to more of them, and orders and prices with less noise.
-    streams
+    residual_streams
         Also cut groups that several layers make together (residual streams).
     refit
         How kernels are solved anew, or None to leave it at mixing matrices.
@@ -88,9 +88,9 @@ class OneShot:
     """
 
     output_aware: bool = True
-    price: str = "fisher"
+    sensitivity: str = "fisher"
     temperature: float = 2.0
-    streams: bool = True
+    residual_streams: bool = True
     refit: Refit | None = field(default_factory=Refit)
     whole_kernel_limit: int = 1200
     damping: float = 1e-3
@@ -100,9 +100,11 @@ class OneShot:
     compare: bool = True
 
     def __post_init__(self) -> None:
-        """Check the price and the temperature."""
-        if self.price not in ("fisher", "error", "uniform"):
-            raise ArgumentError(f"price must be 'fisher', 'error' or 'uniform', but got price={self.price!r}")
+        """Check the sensitivity and the temperature."""
+        if self.sensitivity not in ("fisher", "error", "uniform"):
+            raise ArgumentError(
+                f"sensitivity must be 'fisher', 'error' or 'uniform', but got sensitivity={self.sensitivity!r}"
+            )
         if not self.temperature > 0:
             raise ArgumentError(f"temperature must be positive, but got temperature={self.temperature!r}")
 
@@ -213,7 +215,7 @@ def oneshot(
     check_seed(seed)
     check_progress(progress)
     if config is not None and not isinstance(config, OneShot):
-        raise ArgumentError(f"config must be a OneShot, but got config={shown(config)}; write OneShot(price='fisher')")
+        raise ArgumentError(f"config must be a OneShot, but got config={shown(config)}; write OneShot(damping=1e-3)")
     config = config or OneShot()
     quantity, keep = read_target(keep_macs, keep_params, keep_latency)
     limits = Limits(round_to, min_width)
@@ -228,7 +230,7 @@ def oneshot(
         seconds[phase] = round(now - clock, 3)
         clock = now
 
-    groups = [g for g in graph.prunable if config.streams or len(g.producers) == 1]
+    groups = [g for g in graph.prunable if config.residual_streams or len(g.producers) == 1]
     if not groups:
         raise BudgetError("no group of this model may be cut; print the graph to see why each is frozen")
     cost = CostModel(graph)
@@ -323,7 +325,7 @@ def _choose(
         plan = plan_for_budget(cost, quantity, keep, lambda fraction: plan_at(fraction, quantity))
     lap("budget")
     facts: dict[str, Any] = {"few_rows": few_rows(graph, groups, measured), "shared_by": chosen}
-    if config.price == "fisher":
+    if config.sensitivity == "fisher":
         gone = {merge.group: graph.by_name[merge.group].width - len(merge.kept) for merge in plan.merges}
         facts["predicted_loss"] = float(sum(paths[name].loss[count] for name, count in gone.items()))
     return plan, facts
@@ -442,9 +444,9 @@ def _outputs(graph: ChannelGraph, node: str) -> int:
 
 def order_channels(
     graph: ChannelGraph, groups: list[Group], measured: Measured, config: OneShot, progress: Progress | None
-) -> dict[str, Path]:
+) -> dict[str, RemovalOrder]:
     """Step 2: an order of removal for every group."""
-    read = _Readings(graph, measured)
+    read = _LayerInputs(graph, measured)
     paths = {}
     for number, group in enumerate(groups):
         paths[group.name] = eliminate(
@@ -455,7 +457,7 @@ def order_channels(
     return paths
 
 
-class _Readings:
+class _LayerInputs:
     """What the consumers of a group read, by one estimate of its moments or another."""
 
     def __init__(self, graph: ChannelGraph, measured: Measured) -> None:
@@ -463,9 +465,9 @@ class _Readings:
         self._state = {path: tensor.detach().cpu() for path, tensor in named_tensors(graph).items()}
         self._kernels = {node: k.cpu() for node, k in computed_kernels(graph, named_tensors(graph)).items()}
 
-    def of(self, group: Group, moments: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[Reading]:
+    def of(self, group: Group, moments: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[LayerInput]:
         return [
-            reading(
+            layer_input(
                 c,
                 self._kernels.get(c.call.node, self._state[c.use.path]),
                 moments[c.call.node],
@@ -478,19 +480,19 @@ class _Readings:
 
 def _price(
     graph: ChannelGraph,
-    paths: dict[str, Path],
+    paths: dict[str, RemovalOrder],
     measured: Measured,
     config: OneShot,
     *,
     data_free: bool,
     generator: torch.Generator,
     progress: Progress | None,
-) -> dict[str, Path]:
+) -> dict[str, RemovalOrder]:
     """Step 3: what every path costs the network, on images that its kernels were not fitted on."""
-    if config.price != "fisher":
+    if config.sensitivity != "fisher":
         return paths
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
-    read = _Readings(graph, measured)
+    read = _LayerInputs(graph, measured)
     groups = [group for group in graph.groups if group.name in paths]
     count = 6 if CostModel(graph).total("macs") / example_batch(graph) < 1e9 else 3
     total: dict[tuple[str, int], float] = {}
@@ -539,24 +541,26 @@ Curves = dict[str, np.ndarray]
 """Loss after 0, 1, 2, … removals, by group."""
 
 
-def _hypotheses(cost: CostModel, paths: dict[str, Path], config: OneShot, quantity: Quantity) -> dict[str, Curves]:
+def _hypotheses(
+    cost: CostModel, paths: dict[str, RemovalOrder], config: OneShot, quantity: Quantity
+) -> dict[str, Curves]:
     """Return the loss curves by which a budget may be shared, by name; the first is the one that was measured.
 
     The others keep the same share of every group, or of those alone that one layer makes: a price that was measured on
     a few images may be wrong, and the same share never is by much.
     """
     same = _same_share(cost, paths, quantity)
-    if config.price == "uniform":
+    if config.sensitivity == "uniform":
         return {"same share": same}
     priced = {name: path.loss for name, path in paths.items()}
-    if config.price != "fisher" or not config.compare:
+    if config.sensitivity != "fisher" or not config.compare:
         return {"priced": priced}
     inside = {name: curve for name, curve in same.items() if len(cost.graph.by_name[name].producers) == 1}
     found = {"priced": priced, "same share": same, "same share inside blocks": inside}
     return found if 0 < len(inside) < len(same) else {name: found[name] for name in ("priced", "same share")}
 
 
-def _same_share(cost: CostModel, paths: dict[str, Path], quantity: Quantity) -> Curves:
+def _same_share(cost: CostModel, paths: dict[str, RemovalOrder], quantity: Quantity) -> Curves:
     """Return curves that all rise alike per fraction of the cost, so that every group keeps the same fraction."""
     groups = cost.graph.by_name
     index = {group.name: i for i, group in enumerate(cost.graph.groups)}
@@ -569,7 +573,7 @@ def _same_share(cost: CostModel, paths: dict[str, Path], quantity: Quantity) -> 
 def _best(
     graph: ChannelGraph,
     shares: dict[str, Curves],
-    paths: dict[str, Path],
+    paths: dict[str, RemovalOrder],
     measured: Measured,
     cost: CostModel,
     target: tuple[Target, float],
@@ -647,7 +651,7 @@ def _outputs_of(program: Program, state: Mapping[str, Tensor], images: Images, s
 
 def merges_for(
     graph: ChannelGraph,
-    paths: dict[str, Path],
+    paths: dict[str, RemovalOrder],
     widths: dict[str, int],
     measured: Measured,
     moments: Mapping[str, Tensor] | None = None,

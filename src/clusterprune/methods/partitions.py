@@ -14,7 +14,7 @@ from clusterprune.graph import ChannelGraph, Group
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class ChannelPoints:
     """A group's channels as points: vectors for clustering, distances, and ℓ1 norms of their filters."""
 
     group: Group
@@ -24,7 +24,7 @@ class Compared:
 
 
 def partition(
-    graph: ChannelGraph, compared: list[Compared], clustering: Clustering, given: dict[str, float], limits: Limits
+    graph: ChannelGraph, compared: list[ChannelPoints], clustering: Clustering, given: dict[str, float], limits: Limits
 ) -> dict[str, np.ndarray]:
     """Return a partition (labels from 0, no noise) of every group's channels."""
     names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def partition(
 class _Clustered:
     """Partitions by a clustering that finds its own number: of leaders, whose followers take theirs."""
 
-    def __init__(self, graph: ChannelGraph, compared: list[Compared], limits: Limits) -> None:
+    def __init__(self, graph: ChannelGraph, compared: list[ChannelPoints], limits: Limits) -> None:
         self.graph, self.compared, self.limits = graph, compared, limits
         self._followed: dict[tuple[str, int], np.ndarray] = {}
 
@@ -75,7 +75,7 @@ class _Clustered:
         # Channels that are equal to one another cannot be told apart by clustering, but split.
         return _even(self.graph, self.compared, led | followed, self.limits)
 
-    def _into(self, compared: Compared, count: int) -> np.ndarray:
+    def _into(self, compared: ChannelPoints, count: int) -> np.ndarray:
         """Return a follower's channels in as many clusters as its leader has."""
         key = compared.group.name, count
         if key not in self._followed:
@@ -85,7 +85,7 @@ class _Clustered:
 
 
 def _even(
-    graph: ChannelGraph, compared: list[Compared], labels: dict[str, np.ndarray], limits: Limits
+    graph: ChannelGraph, compared: list[ChannelPoints], labels: dict[str, np.ndarray], limits: Limits
 ) -> dict[str, np.ndarray]:
     """Split clusters of groups with linked widths until all of these have as many as the one that has most."""
     by_name = {c.group.name: c for c in compared}
@@ -101,7 +101,7 @@ def _even(
     return labels
 
 
-def _partition(compared: Compared, clustering: Clustering, limits: Limits) -> np.ndarray:
+def _partition(compared: ChannelPoints, clustering: Clustering, limits: Limits) -> np.ndarray:
     """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
     group = compared.group
     labels = np.empty(group.width, dtype=np.int64)
@@ -140,7 +140,7 @@ def _spread(part: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def _bisect_eps(
-    cost: CostModel, compared: list[Compared], clustering: Clustering, quantity: str, keep: float, limits: Limits
+    cost: CostModel, compared: list[ChannelPoints], clustering: Clustering, quantity: str, keep: float, limits: Limits
 ) -> dict[str, np.ndarray]:
     """Find the smallest ε, the same for all groups, at which the target is met; then use up what it leaves."""
 
@@ -173,7 +173,7 @@ def _bisect_eps(
 
 def _use_up(
     graph: ChannelGraph,
-    compared: list[Compared],
+    compared: list[ChannelPoints],
     labels: dict[str, np.ndarray],
     limits: Limits,
     affordable: Callable[[dict[str, np.ndarray]], bool],
@@ -197,7 +197,7 @@ def _use_up(
     return labels
 
 
-def _widen(compared: Compared, part: np.ndarray, limits: Limits) -> np.ndarray | None:
+def _widen(compared: ChannelPoints, part: np.ndarray, limits: Limits) -> np.ndarray | None:
     """Return a partition of the next width that the limits allow, equally many clusters in each block."""
     group = compared.group
     wider = [k for k in limits.choices(group.width, group.n_blocks) if k > part.max() + 1]

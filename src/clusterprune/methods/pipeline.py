@@ -29,7 +29,7 @@ from clusterprune.merge.statistics import Progress as Report
 from clusterprune.methods.cp import cluster_prune, for_macs, without_batch_norm
 from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.icp import icp
-from clusterprune.methods.layers import inner_groups, restrict
+from clusterprune.methods.layers import inner_groups
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.settings import METHODS, TRAINED, read_method
 from clusterprune.methods.soft_pruning import SoftPruning
@@ -240,11 +240,11 @@ def _cut(call: _Call, method: str) -> Outcome:
             name: getattr(settings, name)
             for name in ("keep_macs", "keep_params", "keep_latency", "round_to", "min_width", "ignore")
         }
-        part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
+        part = graph.only(inner_groups(graph)) if settings.layers == "inner" else graph
         common |= {"seed": call.seed, "progress": call.report}
         if method == "oneshot":
             return oneshot(part, images, **common)
-        more = {"scope": settings.scope, "merge": settings.merge}
+        more = {"scope": settings.scope, "merging": settings.merge}
         return prune_by(part, method, images=images, labels=labels, **more, **common)  # type: ignore[arg-type]
 
     plan = _kept(call, choose)
@@ -260,7 +260,7 @@ def _sfp(call: _Call) -> Outcome:
     settings, _ = call.read("sfp")
     network = _network(call, scratch=settings.scratch)
     graph = trace(network, call.task.example, approximate=call.task.approximate)
-    part = restrict(graph, inner_groups(graph)) if settings.layers == "inner" else graph
+    part = graph.only(inner_groups(graph)) if settings.layers == "inner" else graph
     hook = SoftPruning(
         part, keep_macs=settings.keep_macs, keep_params=settings.keep_params, round_to=settings.round_to,
         min_width=settings.min_width, ignore=settings.ignore,

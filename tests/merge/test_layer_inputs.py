@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import clusterprune as cp
-from clusterprune.merge import readings
-from clusterprune.merge.readings import consumers, folds, mixing_for, reading
+from clusterprune.merge import layer_inputs
+from clusterprune.merge.layer_inputs import consumers, folds, layer_input, mixing_for
 from clusterprune.merge.statistics import input_moments
 from clusterprune.surgery.apply import named_tensors
 
@@ -39,7 +39,7 @@ def test_folded_moments_give_the_same_mixing(monkeypatch: pytest.MonkeyPatch):
     assert not consumer.folded
     assert len(moments) == 8 * 36 + 1
     wanted = mixing_for(consumer, moments, kept, offset=True)
-    monkeypatch.setattr(readings, "_FOLD", 200)
+    monkeypatch.setattr(layer_inputs, "_FOLD", 200)
     weight, moments, consumer = measured(images)
     assert consumer.folded
     assert len(moments) == 8 + 1
@@ -48,7 +48,7 @@ def test_folded_moments_give_the_same_mixing(monkeypatch: pytest.MonkeyPatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     # What the costs depend on, B Bᵀ, is that of the whole kernel.
     importance = torch.rand(20, dtype=torch.float64)
-    factor = reading(consumer, weight, moments, importance).weight
+    factor = layer_input(consumer, weight, moments, importance).weight
     by_channel = (weight.double() * importance.sqrt()[:, None]).view(20, 8, 36).permute(1, 0, 2).flatten(1)
     torch.testing.assert_close(factor @ factor.T, by_channel @ by_channel.T, rtol=1e-6, atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_one_shot_of_a_folded_network(monkeypatch: pytest.MonkeyPatch, keep: flo
     fresh = torch.randn(500, 3, 8, 8)
     errors = []
     for limit in (4096, 200):
-        monkeypatch.setattr(readings, "_FOLD", limit)
+        monkeypatch.setattr(layer_inputs, "_FOLD", limit)
         graph = cp.trace(model, images[:1])
         plan = cp.oneshot(graph, images, keep_macs=keep, config=cp.OneShot(compare=False))
         small = cp.apply(model, plan, graph=graph)

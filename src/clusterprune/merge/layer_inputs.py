@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use
 from clusterprune.merge.assign import drop
-from clusterprune.merge.elimination import Reading
+from clusterprune.merge.elimination import LayerInput
 from clusterprune.merge.least_squares import mixing_matrix, positive_factor
-from clusterprune.merge.patches import Reader
+from clusterprune.merge.patches import PatchExtractor
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Consumer:
 
     use: Use
     call: LayerCall
-    reader: Reader
+    reader: PatchExtractor
     whole_kernel: bool
     folded: bool = False
 
@@ -36,7 +36,7 @@ def consumers(graph: ChannelGraph, group: Group, whole_kernel: Mapping[str, bool
     flattened = folds(graph)
     for use in group.consumers:
         found += [
-            Consumer(use, call, Reader.of(graph, call), whole_kernel[call.node], call.node in flattened)
+            Consumer(use, call, PatchExtractor.of(graph, call), whole_kernel[call.node], call.node in flattened)
             for call in graph.calls
             if call.weight == use.path and call.node in whole_kernel
         ]
@@ -86,9 +86,9 @@ def kernel_rows(weight: Tensor, consumer: Consumer) -> Tensor:
     return whole
 
 
-def reading(
+def layer_input(
     consumer: Consumer, weight: Tensor, moments: Tensor, importance: Tensor, rows: int | None = None
-) -> Reading:
+) -> LayerInput:
     """Return what a consumer reads of a group, with the mean taken out (the bias makes it good).
 
     Parameters
@@ -118,14 +118,14 @@ def reading(
             part = weight[:, place].double() * scale[:, None]
             product += part.T @ part
         ridge = 1e-9 * product.diagonal().mean().clamp_min(1e-12)
-        return Reading(centred, positive_factor(product, ridge.expand(len(product))), 1, rows)
+        return LayerInput(centred, positive_factor(product, ridge.expand(len(product))), 1, rows)
     kernel = kernel_rows(weight, consumer)[:, positions.reshape(-1)].double() * scale[:, None, None]
     if consumer.whole_kernel:
         index = (positions[:, :, None] * taps + torch.arange(taps)).reshape(-1)
-        return Reading(centred[index][:, index], kernel.flatten(1).T.contiguous(), taps * multiplicity, rows)
+        return LayerInput(centred[index][:, index], kernel.flatten(1).T.contiguous(), taps * multiplicity, rows)
     index = positions.reshape(-1)
     by_channel_ = kernel.permute(1, 0, 2).flatten(1)
-    return Reading(centred[index][:, index], by_channel_.contiguous(), multiplicity, rows)
+    return LayerInput(centred[index][:, index], by_channel_.contiguous(), multiplicity, rows)
 
 
 def kernel_change(
@@ -156,7 +156,7 @@ def kernel_change(
 
 
 def _folded_change(consumer: Consumer, weight: Tensor, refitted: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the change for a layer whose reading was a factor only: its kernel is mixed at every place alike."""
+    """Return the change for a layer of which only a factor was kept: its kernel is mixed at every place alike."""
     kept = refitted.abs().sum(1).nonzero().squeeze(1).numpy()
     mixing, offset = mixing_matrix(moments, by_channel(consumer.use), kept, offset=True)
     if not consumer.use.mixable:
