@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune import plan
 from clusterprune.errors import PlanError, WeightsError
 from clusterprune.files.reading import seal, sha256_of
+from clusterprune.plan import rebuild_example
 
 Change = Callable[[dict[str, Any]], Any]
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -142,7 +142,7 @@ def test_plans_that_make_no_sense(sealed: bool, traced: tuple[cp.ChannelGraph, c
         change_file(path, change, sealed=sealed)
         try:
             found = cp.Plan.load(tmp_path / "plan")
-            plan.rebuild_example(found.example)
+            rebuild_example(found.example)
             cp.apply(graph.model, found, graph=graph)
         except PlanError as error:
             lengths = sorted([*lengths, len(str(error))])
@@ -371,4 +371,4 @@ class TestWeights:
 
 def test_an_example_too_large_to_be_one() -> None:
     with pytest.raises(PlanError, match="too large"):
-        plan.rebuild_example(({"keyword": None, "shape": [10**6, 10**6], "dtype": "float32"},))
+        rebuild_example(({"keyword": None, "shape": [10**6, 10**6], "dtype": "float32"},))

@@ -84,7 +84,7 @@ class TestMeasure:
             order.append(model)
             return Latency(float(len(order)), 0.5, runs, len(images))
 
-        monkeypatch.setattr(runs.evaluate, "latency", time_one)
+        monkeypatch.setattr("clusterprune.runs.measurement.evaluate.latency", time_one)
         one, other = runs.time_in_turns(["a", "b"], self.example, batch=4, rounds=3)
 
         assert order == ["a", "b"] * 3
