@@ -125,7 +125,7 @@ def test_what_is_finished_is_not_done_again(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("done again")
 
-    for name in ("train.fit", "run.measure", "compress"):
+    for name in ("train.fit", "runs.measure", "compress"):
         monkeypatch.setattr(reproduction, name, fail) if "." not in name else monkeypatch.setattr(
             f"clusterprune.{name}", fail
         )
