@@ -37,6 +37,7 @@ import clusterprune as cp
 from clusterprune import data, evaluate, train
 from clusterprune.budget.allocation import CostModel, reachable
 from clusterprune.errors import BudgetError
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "approximate_norms.json"
@@ -88,7 +89,7 @@ def rows(kind: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, 
     config = TrainConfig(
         epochs=arguments.epochs, batch_size=64, lr=0.05, augment="none", precision="float32", device="cpu", seed=seed
     )
-    train.fit(model, images, config=config, mean=mean, std=std)
+    train.fit(model, Classification(images, mean=mean, std=std), config)
     model.eval()
     whole = evaluate.accuracy(model, test, mean=mean, std=std).top1
     sample = data.normalize(data.sample(images, min(512, len(images)), seed).images(), mean, std)

@@ -58,7 +58,7 @@ def torch_pruning(task: Task, test: data.Split, keep_macs: float, training: Trai
     where: dict[str, Any] = {"mean": task.mean, "std": task.std}
     cut = evaluate.accuracy(small, test, **where, topk=(1,)).top1
     config = TrainConfig(**{**training.model_dump(), "seed": seed})
-    train.fit(small, task.train, task.validation, config=config, out=path / "training", resume=True, **where)
+    train.fit(small, task.purpose, config, out=path / "training", resume=True)
     accuracy = evaluate.accuracy(small.eval(), test, **where, topk=(1,)).top1
     size = evaluate.params(small), evaluate.macs(small, task.example)
     entry = Entry(THEIRS, seed, *size, cut, accuracy, round(time.perf_counter() - began, 1))

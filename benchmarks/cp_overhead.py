@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import clusterprune
 from clusterprune import models, train
 from clusterprune.methods.cp import CP, ClusterPruning
+from clusterprune.tasks import Classification
 
 RESULTS = Path(__file__).parent / "results" / "cp_overhead.json"
 CIFAR_STEPS = 391  # ⌈50,000 / 128⌉
@@ -64,7 +65,7 @@ def measure(network: str, steps: int, epochs: int) -> dict[str, object]:
     model = models.build(network, seed=0)
     hook = Timed(ClusterPruning(clusterprune.trace(model, torch.zeros(1, 3, 32, 32)), CP()))
     config = train.TrainConfig(epochs=epochs, batch_size=BATCH, lr=0.01, device="cpu", precision="float32")
-    done = train.fit(model, (pixels, labels), config=config, mean=(0.5,) * 3, std=(0.25,) * 3, hook=hook)
+    done = train.fit(model, Classification((pixels, labels), mean=(0.5,) * 3, std=(0.25,) * 3), config, hook=hook)
     with_hook = [record["seconds"] for record in done.history]
     stepping = [whole - clustering for whole, clustering in zip(with_hook, hook.seconds, strict=True)][1:]
     epoch = statistics.median(stepping) / steps * CIFAR_STEPS

@@ -52,6 +52,7 @@ from clusterprune.methods.acp import ACP, FITNESS_TRAINING, RETRAINING, Structur
 from clusterprune.methods.acp_structures import macs_of
 from clusterprune.methods.trainings import FINE_TUNING
 from clusterprune.surgery.apply import apply
+from clusterprune.tasks import Classification
 
 RESULTS = Path(__file__).parent / "results" / "fitness_rank.json"
 NETWORK = "resnet20"
@@ -172,7 +173,7 @@ class Bench:
         else:
             small = acp_structures.from_random(graph, plan, factory=self.factory, seed=seed)
         config = train.TrainConfig(**{**(self.tune if inherit else self.long).model_dump(), "seed": seed})
-        train.fit(small, self.own, config=config, **self.where)
+        train.fit(small, Classification(self.own, **self.where), config)
         return evaluate.accuracy(small.eval(), self.test, **self.where, topk=(1,)).top1
 
 

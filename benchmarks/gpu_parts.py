@@ -32,6 +32,7 @@ from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters
 from clusterprune.surgery.apply import masked_state
+from clusterprune.tasks import Classification
 from clusterprune.train import Guidance, TrainConfig
 
 T = TypeVar("T")
@@ -432,7 +433,7 @@ def narrow() -> nn.Module:
 def part_fit(place: Place) -> Iterator[Row]:
     """Train in every precision, compiled, averaged, guided and streamed; twice on the device, and once on the CPU."""
     images_, held_out = digits()
-    common = {"mean": MEAN, "std": STD}
+    task = Classification(images_, held_out, mean=MEAN, std=STD)
     ways: dict[str, dict[str, Any]] = {
         "float32": {},
         "crop_flip, clip, average": {"augment": "crop_flip", "clip_norm": 1.0, "ema_decay": 0.9},
@@ -447,7 +448,7 @@ def part_fit(place: Place) -> Iterator[Row]:
         on_cpu = {**changes, "compile": False}
         on_cpu |= {"precision": "bfloat16"} if changes.get("precision") == "float16" else {}  # which the CPU has not
         losses = [
-            train.fit(model, images_, held_out, config=config, **common).history[-1]["loss"]
+            train.fit(model, task, config).history[-1]["loss"]
             for model, config in (
                 (here, training(None, **on_cpu)),
                 (first, training(place, **changes)),
@@ -457,17 +458,15 @@ def part_fit(place: Place) -> Iterator[Row]:
         yield Row(f"fit {name}: loss", text(losses[0]), text(losses[1]), abs(losses[0] / losses[1] - 1), 0.05)
         yield same_models(f"fit {name}, twice on the device", first, second)
     guided = [
-        train.fit(
-            narrow(), images_, held_out, config=training(where), loss=Guidance(narrow(), stages=["first"]), **common
-        ).history[-1]["loss"]
+        train.fit(narrow(), task, training(where), loss=Guidance(narrow(), task, stages=["first"])).history[-1]["loss"]
         for where in (None, place)
     ]
     yield Row("fit guided: loss", *map(text, guided), abs(guided[0] / guided[1] - 1), 0.05)
     pixels, labels = images_.load()
     there = narrow()
-    train.fit(there, (pixels.to(place.device), labels.to(place.device)), held_out, config=training(place), **common)
+    train.fit(there, task.on((pixels.to(place.device), labels.to(place.device)), held_out), training(place))
     again = narrow()
-    train.fit(again, images_, held_out, config=training(place), **common)
+    train.fit(again, task, training(place))
     yield same_models("fit: tensors from the device", again, there)
 
 
@@ -479,8 +478,8 @@ def train_for_long(place: Place, *, resume: bool) -> nn.Module:
     """Train with a checkpoint after every step, slowly enough to be killed on the way."""
     model = narrow()
     train.fit(
-        model, *digits(), config=training(place, epochs=EPOCHS, checkpoint_minutes=1e-9), mean=MEAN, std=STD,
-        out=place.folder / "victim", resume=resume,
+        model, Classification(*digits(), mean=MEAN, std=STD),
+        training(place, epochs=EPOCHS, checkpoint_minutes=1e-9), out=place.folder / "victim", resume=resume,
     )  # fmt: skip
     return model
 
@@ -508,7 +507,7 @@ def both(place: Place, run: Callable[[nn.Module, TrainConfig], nn.Module], name:
     """Run a method that trains in both places; compare what it leaves, and what is loaded from disk on the CPU."""
     images_, held_out = digits()
     trained = narrow()
-    train.fit(trained, images_, config=training(None, epochs=4), mean=MEAN, std=STD)
+    train.fit(trained, Classification(images_, mean=MEAN, std=STD), training(None, epochs=4))
     trained.eval()
     example = torch.zeros(1, 1, 8, 8)
     made = []
@@ -604,7 +603,7 @@ def part_cp_and_sfp(place: Place) -> Iterator[Row]:
     def soft(model: nn.Module, config: TrainConfig) -> nn.Module:
         network = copy.deepcopy(model)
         hook = SoftPruning(cp.trace(network, torch.zeros(1, 1, 8, 8)), keep_macs=0.6)
-        train.fit(network, images_, held_out, config=config, hook=hook, **common)
+        train.fit(network, Classification(images_, held_out, **common), config, hook=hook)
         return cp.apply(network.eval(), hook.finish())
 
     for kind in ("tied", "removed"):
@@ -616,7 +615,7 @@ def part_measure(place: Place) -> Iterator[Row]:
     """Evaluate, count and time."""
     images_, _ = digits()
     model = narrow()
-    train.fit(model, images_, config=training(None, epochs=4), mean=MEAN, std=STD)
+    train.fit(model, Classification(images_, mean=MEAN, std=STD), training(None, epochs=4))
     test = data.load("digits", image_size=8).splits["test"]
     there = copy.deepcopy(model).to(place.device)
     right = [evaluate.accuracy(m, test, mean=MEAN, std=STD, batch_size=100).top1 for m in (model, there)]

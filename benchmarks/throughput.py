@@ -35,7 +35,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from clusterprune import data, models, runs, train
-from clusterprune.train.augment import augment, padding_for
+from clusterprune.data.augment import augment, padding_for
+from clusterprune.tasks import Classification
 from clusterprune.train.config import resolve_precision
 from clusterprune.train.images import source
 
@@ -50,10 +51,10 @@ def ours(options: argparse.Namespace, split: data.Split, model: nn.Module | None
             epochs=options.epochs, batch_size=options.batch, lr=0.01, precision=options.precision,
             memory_limit_gib=limit,
         )  # fmt: skip
-        done = train.fit(model, split, config=config, mean=spec.mean, std=spec.std)
+        done = train.fit(model, Classification(split, mean=spec.mean, std=spec.std), config)
         return [record["seconds"] for record in done.history[1:]]
     device = runs.pick_device(None)
-    images = source(split, name="train", channels=3, device=device, limit=limit * 2**30)
+    images = source(split, split.labels.__getitem__, name="train", channels=3, device=device, limit=limit * 2**30)
     seconds = []
     for epoch in range(options.epochs):
         generator = torch.Generator().manual_seed(epoch)

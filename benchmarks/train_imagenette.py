@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from clusterprune import data, evaluate, models
 from clusterprune.data.crops import DRAWS, SMALLEST_AREA, mirrored, windows
+from clusterprune.tasks import Classification
 from clusterprune.train import Progress, TrainConfig, fit
 
 EPOCHS = {"resnet18": 9, "mobilenet_v2": 16}
@@ -126,11 +127,8 @@ def main() -> None:
     model = Windowed(spec.build(len(test.classes), seed=arguments.seed), steps)
     fit(
         model,
-        train,
-        data.sample(test, min(VALIDATED, len(test)), seed=0),
-        config=config,
-        mean=spec.mean,
-        std=spec.std,
+        Classification(train, data.sample(test, min(VALIDATED, len(test)), seed=0), mean=spec.mean, std=spec.std),
+        config,
         out=arguments.out / arguments.network,
         resume=True,
         progress=report,

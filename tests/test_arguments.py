@@ -19,6 +19,7 @@ from clusterprune.clustering import KMeans
 from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError, PlanError
 from clusterprune.models import load_weights
 from clusterprune.similarity import Filters
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig, fit
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -161,9 +162,10 @@ CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.acp(s.model, s.graph, split(), split(), config="fast", **STATISTICS), "config must be of the type"),
     (lambda s: cp.cluster_prune(s.graph, split(), train_config=TrainConfig(), **WITH_CP), "graph.model"),
     (lambda s: cp.cluster_prune(s.model, split(), train_config={}, **WITH_CP), "train_config must be"),
-    (lambda s: fit("model", split(), config=TrainConfig(), **STATISTICS), "model must be"),
-    (lambda s: fit(s.model, split(), config={"epochs": 1}, **STATISTICS), "config must be of the type TrainConfig"),
-    (lambda s: fit(s.model, split(), config=TrainConfig(), mean="imagenet", std=(1,) * 3), "mean must have one number"),
+    (lambda s: fit("model", Classification(split(), **STATISTICS), TrainConfig()), "model must be"),
+    (lambda s: fit(s.model, Classification(split(), **STATISTICS), {"epochs": 1}), "must be of the type TrainConfig"),
+    (lambda s: fit(s.model, split(), TrainConfig()), "task must be a task with images to train on"),
+    (lambda s: Classification(split(), mean="imagenet", std=(1,) * 3), "mean must have one number"),
     (lambda s: evaluate.macs(s.graph, IMAGES), "the network is graph.model"),
     (lambda s: evaluate.macs(s.model, 32), "example must be a tensor"),
     (lambda s: evaluate.params(s.graph), "the network is graph.model"),

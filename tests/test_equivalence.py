@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import clusterprune as cp
-from clusterprune import train
+from clusterprune import tasks, train
 from clusterprune.errors import ModelError, UntrainableWarning
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.throwaway import duplicate
@@ -332,8 +332,9 @@ def test_a_head_that_could_not_be_cut_is_named_and_training_is_refused() -> None
     with pytest.warns(UntrainableWarning, match="second"):
         small = cp.apply(model, plan, graph=graph)
     images = (torch.zeros(8, 3, 12, 12, dtype=torch.uint8), torch.zeros(8, dtype=torch.long))
+    task = tasks.Classification(images, mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(ModelError, match="second"):
-        train.fit(small, images, config=train.TrainConfig(epochs=1), mean=[0.5] * 3, std=[0.5] * 3)
+        train.fit(small, task, train.TrainConfig(epochs=1))
 
 
 class Remembering(Block):

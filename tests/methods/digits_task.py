@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from clusterprune import data, train
 from clusterprune.methods.pipeline import Task
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 MEAN, STD = (0.3,), (0.4,)
@@ -37,5 +38,5 @@ def make_task() -> Task:
     images, held_out = data.holdout(data.sample(data.load("digits", image_size=8).train, 320, 0), 0.2)
     torch.manual_seed(0)
     model = Narrow()
-    train.fit(model, images, config=FAST.model_copy(update={"epochs": 4}), mean=MEAN, std=STD)
+    train.fit(model, Classification(images, mean=MEAN, std=STD), FAST.model_copy(update={"epochs": 4}))
     return Task(model.eval(), torch.zeros(1, 1, 8, 8), images, held_out, MEAN, STD, Narrow)

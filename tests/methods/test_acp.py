@@ -36,6 +36,7 @@ from clusterprune.methods.acp_structures import (
 from clusterprune.methods.layers import inner_groups
 from clusterprune.models import ResNet
 from clusterprune.search import work
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 MEAN, STD = (0.3,), (0.4,)
@@ -65,7 +66,7 @@ def graph(digits: tuple[Split, Split]) -> cp.ChannelGraph:
     torch.manual_seed(0)
     model = Small()
     config = FAST.model_copy(update={"epochs": 6, "schedule": "cosine"})
-    train.fit(model, digits[0], config=config, mean=MEAN, std=STD)
+    train.fit(model, Classification(digits[0], mean=MEAN, std=STD), config)
     return cp.trace(model.eval(), torch.zeros(1, 1, 8, 8))
 
 
@@ -277,7 +278,7 @@ def test_the_published_fitness_trains_every_structure(graph: cp.ChannelGraph, di
     fitness = evaluated[0]
     plan = plan_for_widths(graph, fitness.widths, merge="drop")
     small = from_random(graph, plan)
-    trained = train.fit(small, *digits, config=FAST, mean=MEAN, std=STD)
+    trained = train.fit(small, Classification(*digits, mean=MEAN, std=STD), FAST)
     assert trained.history[-1]["validation_accuracy"] == fitness.values[0]
 
 
@@ -289,7 +290,7 @@ def test_candidates_may_inherit(graph: cp.ChannelGraph, digits: tuple[Split, Spl
         plan = fitness.plan(fitness.start)
         small = cp.apply(graph.model, plan, graph=graph) if inherits else from_random(graph, plan)
         values[inherits] = fitness(fitness.start)
-        trained = train.fit(small, *digits, config=FAST, mean=MEAN, std=STD)
+        trained = train.fit(small, Classification(*digits, mean=MEAN, std=STD), FAST)
         assert values[inherits] == trained.history[-1]["validation_accuracy"]
     assert values[True] > values[False]
 

@@ -19,6 +19,7 @@ from clusterprune.methods.acp_structures import WidthPlanner, macs_of, scaled_to
 from clusterprune.methods.icp import ICP, icp
 from clusterprune.methods.layers import inner_groups, published_layers, with_followers
 from clusterprune.plan import Plan
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 BLOCKS = ("first", "second")
@@ -149,7 +150,7 @@ def trained(digits: tuple[Split, Split]) -> nn.Module:
 
     torch.manual_seed(0)
     model = Narrow(1)
-    train.fit(model, digits[0], config=FAST.model_copy(update={"epochs": 3}), **GREY)
+    train.fit(model, Classification(digits[0], **GREY), FAST.model_copy(update={"epochs": 3}))
     return model.eval()
 
 

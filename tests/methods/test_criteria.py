@@ -19,6 +19,7 @@ from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.methods.criteria import Criterion, prune_by, scores
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.models import build
+from clusterprune.tasks import Classification
 
 CRITERIA = get_args(Criterion)
 FILTERS = torch.tensor([[3.0, -4.0], [1.0, 0.0], [0.0, 2.0]])
@@ -306,7 +307,7 @@ def test_soft_pruning_goes_along_with_training_also_after_a_stop(tmp_path: Path)
         hook = SoftPruning(graph, keep_macs=0.5)
         normal = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
         with contextlib.suppress(KeyboardInterrupt):
-            train.fit(model, (pixels, labels), config=config, **normal, out=out, hook=hook, **given)
+            train.fit(model, Classification((pixels, labels), **normal), config, out=out, hook=hook, **given)
         return model.eval(), hook
 
     def stop(event: train.Progress) -> None:

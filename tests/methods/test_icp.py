@@ -29,6 +29,7 @@ from clusterprune.methods.criteria import scores
 from clusterprune.methods.icp import ICP, TRAINING, ICPResult, icp
 from clusterprune.models import ResNet
 from clusterprune.plan import Plan
+from clusterprune.tasks import Classification
 from clusterprune.train import Progress, TrainConfig
 
 module = importlib.import_module("clusterprune.methods.icp")
@@ -53,7 +54,7 @@ def splits() -> tuple[Split, Split]:
 def teacher(images: Split) -> nn.Module:
     torch.manual_seed(0)
     model = Small()
-    train.fit(model, images, config=FAST.model_copy(update={"epochs": 4}), mean=MEAN, std=STD)
+    train.fit(model, Classification(images, mean=MEAN, std=STD), FAST.model_copy(update={"epochs": 4}))
     return model.eval()
 
 
@@ -182,7 +183,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     config = ICP(**TWO_STEPS)
     with monkeypatch.context() as patch:
         if place == "second cut":
-            patch.setattr(module.checkpoint, "save", failing_after(1))
+            patch.setattr(module.compact, "save", failing_after(1))
         with pytest.raises(StopError):
             run(config=config, out=tmp_path, progress=stop)
     for _ in range(2):  # the second time everything is done
@@ -285,7 +286,7 @@ def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless
     fit = train.fit
 
     def spy(network: nn.Module, *args: Any, **kwargs: Any) -> train.TrainResult:
-        calls.append({**kwargs, "shapes": {name: p.shape for name, p in network.named_parameters()}})
+        calls.append({**kwargs, "config": args[1], "shapes": {name: p.shape for name, p in network.named_parameters()}})
         return fit(network, *args, **kwargs)
 
     monkeypatch.setattr(module, "fit", spy)
@@ -296,7 +297,7 @@ def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless
     for call in calls:
         guidance = call["loss"]
         assert (guidance.temperature, guidance.alpha, guidance.beta) == (5.0, 0.4, 2.0)
-        assert same(guidance._teacher, trained)
+        assert same(guidance._teacher.network, trained)
     assert calls[0]["momentum"] == {}
     momentum = calls[1]["momentum"]
     if not carry:

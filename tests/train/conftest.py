@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterprune import train
+from clusterprune import tasks, train
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -35,14 +35,15 @@ def fit(worker: ModuleType) -> Callable[..., train.TrainResult]:
         # `momentum` is also an argument of fit: buffers by name.
         settings = [key for key in given if key in train.TrainConfig.model_fields and not isinstance(given[key], dict)]
         changes = {key: given.pop(key) for key in settings}
-        arguments = {
+        config = given.pop("config", train.TrainConfig(**{**worker.CONFIG.model_dump(), **changes}))
+        usual = {
             "train": worker.images(),
             "validation": worker.images(50, seed=1),
-            "config": train.TrainConfig(**{**worker.CONFIG.model_dump(), **changes}),
             "mean": worker.MEAN,
             "std": worker.STD,
         }
-        return train.fit(worker.network() if model is None else model, **{**arguments, **given})
+        task = tasks.Classification(**{name: given.pop(name, value) for name, value in usual.items()})
+        return train.fit(worker.network() if model is None else model, task, config, **given)
 
     return call
 
@@ -52,14 +53,7 @@ def finished(worker: ModuleType) -> dict[str, Tensor]:
     """The weights at the end of the worker's run when nothing stops it."""
     torch.set_num_threads(1)
     model = worker.network()
-    train.fit(
-        model,
-        worker.images(),
-        worker.images(50, seed=1),
-        config=worker.CONFIG,
-        mean=worker.MEAN,
-        std=worker.STD,
-    )
+    train.fit(model, worker.task(), worker.CONFIG)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clusterprune import data, train
+from clusterprune import data, tasks, train
 
 CONFIG = train.TrainConfig(
     epochs=3,
@@ -47,10 +47,8 @@ def run(folder: Path, norm: str, stop: int, seed: int = 0) -> tuple[nn.Module, t
 
     # 7 steps per epoch, the last with 25 images: 13 for one process and 12 for the other.
     training, held_out = dataset.splits["train"].subset(torch.arange(601)), dataset.splits["test"]
-    mean, std = (0.3,), (0.35,)
-    result = train.fit(
-        model, training, held_out, config=CONFIG, mean=mean, std=std, out=folder, resume=True, progress=progress
-    )
+    task = tasks.Classification(training, held_out, mean=(0.3,), std=(0.35,))
+    result = train.fit(model, task, CONFIG, out=folder, resume=True, progress=progress)
     return model, result
 
 

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from clusterprune import train
+from clusterprune.data.augment import augment, padding_for
 from clusterprune.errors import ArgumentError
-from clusterprune.train.augment import padding_for
 from clusterprune.train.config import Augmentation
 
 
@@ -48,11 +47,11 @@ def test_each_image_becomes_one_of_its_windows(
     shape = (count, channels, height, width)
     images = torch.randint(256, shape, generator=generator(seed)).to(dtype)
     before = images.clone()
-    out = train.augment(images, kind, generator(seed))
+    out = augment(images, kind, generator(seed))
     assert out.shape == images.shape
     assert out.dtype == images.dtype
     assert torch.equal(images, before)
-    assert torch.equal(out, train.augment(images, kind, generator(seed)))
+    assert torch.equal(out, augment(images, kind, generator(seed)))
     for image, result in zip(images, out, strict=True):
         possible = [image] if kind == "none" else windows(image, kind == "crop_flip")
         assert any(torch.equal(result, window) for window in possible)
@@ -62,7 +61,7 @@ def test_each_image_becomes_one_of_its_windows(
 def test_images_draw_every_window_evenly_and_each_for_itself(kind: Augmentation, flips: bool) -> None:
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 8, 8)
     possible = windows(image, flips)
-    out = train.augment(image.repeat(3600, 1, 1, 1), kind, generator())
+    out = augment(image.repeat(3600, 1, 1, 1), kind, generator())
     counts = torch.stack([(out == window).flatten(1).all(1).sum() for window in possible])
     assert counts.sum() == 3600
     expected = 3600 / len(possible)
@@ -76,7 +75,7 @@ def test_padding_is_four_at_32_pixels_and_in_proportion(size: int, padding: int)
 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(ArgumentError, match="'crop', 'resized_crop_flip' or 'none', but got 'rotate'"):
-        train.augment(torch.zeros(1, 1, 4, 4), "rotate", generator())  # pyright: ignore[reportArgumentType]
+        augment(torch.zeros(1, 1, 4, 4), "rotate", generator())  # pyright: ignore[reportArgumentType]
 
 
 def ramp(size: int) -> Tensor:
@@ -87,7 +86,7 @@ def ramp(size: int) -> Tensor:
 
 def test_a_resized_crop_is_a_window_of_the_image_stretched_to_its_size() -> None:
     size = 64
-    out = train.augment(ramp(size).expand(400, 2, size, size), "resized_crop_flip", generator())
+    out = augment(ramp(size).expand(400, 2, size, size), "resized_crop_flip", generator())
     x, y = out[:, 0].diff(dim=2), out[:, 1].diff(dim=1)
     inside = slice(1, -1)  # the outermost pixel may lie beyond the last centre
     across, down = x[:, :, inside].mean((1, 2)) * size / 2, y[:, inside].mean((1, 2)) * size / 2
@@ -104,11 +103,11 @@ def test_a_resized_crop_is_a_window_of_the_image_stretched_to_its_size() -> None
 
 def test_resized_crops_are_drawn_per_image_and_alike_in_every_process() -> None:
     images = torch.randint(256, (8, 3, 16, 16), generator=generator(1)).to(torch.uint8)
-    whole = train.augment(images, "resized_crop_flip", generator(3))
+    whole = augment(images, "resized_crop_flip", generator(3))
     assert whole.dtype == torch.uint8
-    assert torch.equal(whole, train.augment(images, "resized_crop_flip", generator(3)))
+    assert torch.equal(whole, augment(images, "resized_crop_flip", generator(3)))
     for rank in range(2):
         share = slice(rank, 8, 2)
-        mine = train.augment(images[share], "resized_crop_flip", generator(3), 8, share)
+        mine = augment(images[share], "resized_crop_flip", generator(3), 8, share)
         assert torch.equal(mine, whole[share])
-    assert len(train.augment(images[:0], "resized_crop_flip", generator())) == 0
+    assert len(augment(images[:0], "resized_crop_flip", generator())) == 0

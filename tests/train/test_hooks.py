@@ -91,20 +91,20 @@ def test_a_weight_that_it_spoils_stops_the_run(fit: Fit, worker: ModuleType) -> 
 
 def test_a_resume_with_another_loss_or_hook_is_refused(tmp_path: Path, fit: Fit, worker: ModuleType) -> None:
     fit(out=tmp_path, epochs=2)
-    with pytest.raises(ArgumentError, match=r"loss='CrossEntropy\(label_smoothing=0.1\)'.*has 'CrossEntropy"):
-        fit(out=tmp_path, epochs=2, resume=True, loss=train.CrossEntropy(0.1))
+    with pytest.raises(ArgumentError, match=r"loss='TaskLoss\(.*smoothing=0.1\)'.*has 'TaskLoss"):
+        fit(out=tmp_path, epochs=2, resume=True, loss=train.TaskLoss(worker.task(), 0.1))
     with pytest.raises(ArgumentError, match=r"Guidance\(teacher=<Sequential [0-9a-f]{16}>, .*beta=1.0"):
-        fit(out=tmp_path, epochs=2, resume=True, loss=train.Guidance(worker.network()))
+        fit(out=tmp_path, epochs=2, resume=True, loss=train.Guidance(worker.network(), worker.task()))
     with pytest.raises(ArgumentError, match=r"hook='Nudge' \(the checkpoint has None\)"):
         fit(out=tmp_path, epochs=2, resume=True, hook=Nudge())
     # A loss that says the same is the same.
-    fit(out=tmp_path, epochs=2, resume=True, loss=train.CrossEntropy())
+    fit(out=tmp_path, epochs=2, resume=True, loss=train.TaskLoss(worker.task()))
 
 
-def test_a_function_is_known_by_its_name_not_its_place(tmp_path: Path, fit: Fit) -> None:
+def test_a_function_is_known_by_its_name_not_its_place(tmp_path: Path, fit: Fit, worker: ModuleType) -> None:
     def halved() -> train.Loss:
         def half(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            loss, logits = train.CrossEntropy()(model, images, labels)
+            loss, logits = train.TaskLoss(worker.task())(model, images, labels)
             return loss / 2, logits
 
         return half
@@ -118,7 +118,7 @@ def test_a_checkpoint_from_before_these_settings_can_be_resumed(tmp_path: Path, 
     result = fit(out=tmp_path, epochs=2)
     path = tmp_path / checkpoint.FILE_NAME
     tensors, header = checkpoint.read(path)
-    new = {"loss", "hook", "ema_decay", "compile"}
+    new = {"hook", "ema_decay", "compile"}
     header = header.model_copy(
         update={
             "config": {name: value for name, value in header.config.items() if name not in new},
@@ -131,8 +131,8 @@ def test_a_checkpoint_from_before_these_settings_can_be_resumed(tmp_path: Path, 
     assert len(events) == 1
 
 
-def test_settings_that_would_have_no_effect_are_refused(fit: Fit) -> None:
+def test_settings_that_would_have_no_effect_are_refused(fit: Fit, worker: ModuleType) -> None:
     with pytest.raises(ArgumentError, match=r"label_smoothing=0\.1 belongs to the loss"):
-        fit(label_smoothing=0.1, loss=train.CrossEntropy())
+        fit(label_smoothing=0.1, loss=train.TaskLoss(worker.task()))
     with pytest.raises(ArgumentError, match=r"ema_decay=0\.9 would average away"):
         fit(ema_decay=0.9, hook=Nudge())

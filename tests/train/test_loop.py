@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterprune import data, evaluate, train
+from clusterprune.data.augment import augment
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.train import loop
 from clusterprune.train.prepare import Run
@@ -120,9 +121,7 @@ def test_random_windows_are_those_that_augment_draws(
     whole = batches()
     run, (images, _) = seen[0][0], worker.images()
     order = torch.randperm(330, generator=run.generator(0)).split(32)
-    expected = [
-        train.augment(images[mine], "resized_crop_flip", run.generator(0, step)) for step, mine in enumerate(order)
-    ]
+    expected = [augment(images[mine], "resized_crop_flip", run.generator(0, step)) for step, mine in enumerate(order)]
     streamed = batches(train=data.Split.from_tensors(*worker.images()), memory_limit_gib=0)
 
     def stop(event: train.Progress) -> None:

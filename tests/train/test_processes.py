@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clusterprune.data.augment import augment
 from clusterprune.errors import ArgumentError
-from clusterprune.train import Processes, TrainConfig, augment, loop
+from clusterprune.train import Processes, TrainConfig, loop
 from clusterprune.train.processes import join
 
 SCRIPT = Path(__file__).with_name("parallel_worker.py")
@@ -60,7 +61,8 @@ def test_a_lone_process_has_it_all() -> None:
     part, size = Processes().shares(order, 3)
     assert part is order
     assert size == 3
-    assert Processes().sum(order) is order
+    rows = torch.rand(3, 2)
+    assert Processes().gather(rows) is rows
 
 
 def test_the_draws_of_a_share_are_those_of_the_whole() -> None:

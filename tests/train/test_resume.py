@@ -158,7 +158,7 @@ def test_other_arguments_are_named(tmp_path: Path, worker: ModuleType, fit: Fit)
     with pytest.raises(ArgumentError) as caught:
         fit(out=tmp_path, resume=True, epochs=3, lr=0.01)
     assert "epochs=3 (the checkpoint has 2), lr=0.01 (the checkpoint has 0.05);" in str(caught.value)
-    with pytest.raises(ArgumentError, match=r"arguments.* train='331 images of 1x8x8, labels"):
+    with pytest.raises(ArgumentError, match=r"arguments.* train='331 images of 1x8x8, targets"):
         fit(out=tmp_path, resume=True, epochs=2, train=worker.images(331))
     with pytest.raises(ArgumentError, match=r"validation=None"):
         fit(out=tmp_path, resume=True, epochs=2, validation=None)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterprune import train
+from clusterprune import tasks, train
 from clusterprune.train.stuck import StuckTrainingWarning, warn_if_stuck
 
 Fit = Callable[..., train.TrainResult]
@@ -43,8 +43,9 @@ def test_nor_of_a_training_too_short_to_tell(fit: Fit) -> None:
 
 @pytest.mark.parametrize(("right", "stuck"), [(90.0, True), (90.1, True), (91.0, False)])
 def test_guessing_is_the_largest_class(right: float, stuck: bool) -> None:
-    labels = torch.tensor([0] * 9 + [1])
+    images = torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.tensor([0] * 9 + [1])
+    guess = tasks.Classification(images, mean=[0.5], std=[0.25]).guess
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        warn_if_stuck(train.TrainConfig(epochs=100), labels, 10, right)
+        warn_if_stuck(train.TrainConfig(epochs=100), guess, 10, right)
     assert bool(found) == stuck

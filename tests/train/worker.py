@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from clusterprune import train
+from clusterprune import tasks, train
 
 MEAN, STD = (0.5,), (0.25,)
 CONFIG = train.TrainConfig(epochs=5, batch_size=32, lr=0.05, warmup_epochs=1, device="cpu")
@@ -43,6 +43,11 @@ def images(count: int = 330, seed: int = 0) -> tuple[Tensor, Tensor]:
     return pixels.to(torch.uint8), labels
 
 
+def task() -> tasks.Classification:
+    """Return the task of the runs."""
+    return tasks.Classification(images(), images(50, seed=1), mean=MEAN, std=STD)
+
+
 def main(folder: str, minutes: str) -> None:
     """Train slowly, and say on standard output what is done."""
     torch.set_num_threads(1)
@@ -55,11 +60,8 @@ def main(folder: str, minutes: str) -> None:
 
     train.fit(
         network(),
-        images(),
-        images(50, seed=1),
-        config=CONFIG.model_copy(update={"checkpoint_minutes": float(minutes)}),
-        mean=MEAN,
-        std=STD,
+        task(),
+        CONFIG.model_copy(update={"checkpoint_minutes": float(minutes)}),
         out=folder,
         resume=True,
         progress=progress,

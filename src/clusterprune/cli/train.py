@@ -125,7 +125,7 @@ def train(
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train with stochastic gradient descent on cross entropy, and test the last epoch's weights once."""
+    """Train with stochastic gradient descent, and test the last epoch's weights once."""
     from clusterprune import runs
     from clusterprune.cli.console import console, duration, single
     from clusterprune.cli.progress import Display
@@ -201,7 +201,7 @@ def _run(
         "command": "train",
         "trained": measured.to_dict(),
         "epochs": trained.epochs,
-        "validation_accuracy": trained.history[-1]["validation_accuracy"] if trained.history else None,
+        "validation_accuracy": trained.validation,
         "seconds": timeline.seconds,
         "seed": wanted["seed"],
         **runs.environment(subject.example.device),
@@ -247,14 +247,13 @@ def _fit(
 ) -> "TrainResult":
     from clusterprune import train
     from clusterprune.cli.watching import Watch
+    from clusterprune.tasks import Classification
 
     watch = Watch(display)
     return train.fit(
         subject.model,
-        *parts,
-        config=settings,
-        mean=subject.spec.mean,
-        std=subject.spec.std,
+        Classification(*parts, mean=subject.spec.mean, std=subject.spec.std),
+        settings,
         out=folder,
         resume=resume,
         progress=functools.partial(watch, "train"),

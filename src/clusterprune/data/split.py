@@ -215,6 +215,12 @@ class Split:
             parts.pop()
         return self._iterate(parts, size, crops)
 
+    def numbered(self) -> "Split":
+        """Return the same images with their positions in this split in place of labels."""
+        where = torch.full((len(self._store),), -1)
+        where[self._numbers] = torch.arange(len(self))
+        return Split(self._store, where, image_size=self.image_size, numbers=self._numbers)
+
     def subset(self, indices: Indices) -> "Split":
         """Split of the images at ``indices``, sharing pixels with this one."""
         numbers = self._numbers[self._positions(indices)]

@@ -10,9 +10,37 @@ Ordering and pricing need the same measure to second order, which is half the Fi
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from clusterprune.errors import ModelError
+
+
+class Divergence(Protocol):
+    """How far a network's outputs are from the original's; tasks have one of their own."""
+
+    def divergence(self, expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Tensor:
+        """Return how far outputs are from the original's, image by image, (n,); see :func:`divergence`."""
+        ...
+
+    def score(self, outputs: Sequence[Tensor], temperature: float, generator: torch.Generator) -> Tensor:
+        """Return a random function of the outputs that goes with it; see :func:`score`."""
+        ...
+
+
+class ByKind:
+    """The divergence that this module describes: for logits Kullback and Leibler's, for all else a relative square."""
+
+    def divergence(self, expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Tensor:
+        """Return :func:`divergence`."""
+        return divergence(expected, actual)
+
+    def score(self, outputs: Sequence[Tensor], temperature: float, generator: torch.Generator) -> Tensor:
+        """Return :func:`score`."""
+        return score(outputs, temperature, generator)
 
 
 def is_logits(output: Tensor) -> bool:
@@ -88,7 +116,34 @@ def divergence(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Tensor:
             before, after = (t.double().log_softmax(1) for t in (wanted, got))
             found = (before.exp() * (before - after)).sum(1)
         else:
-            difference = (got.double() - wanted.double()) / deviations(wanted)
-            found = 0.5 * difference.square().flatten(1).mean(1) if wanted.ndim > 1 else 0.5 * difference.square()
+            found = relative(wanted.double(), got.double())
         total += found.cpu().nan_to_num(nan=torch.inf, posinf=torch.inf)
     return total
+
+
+def relative(expected: Tensor, actual: Tensor) -> Tensor:
+    """Return half the mean squared difference of an output, image by image, in units of the original's deviations."""
+    difference = 0.5 * ((actual - expected) / deviations(expected)).square()
+    return difference.flatten(1).mean(1) if expected.ndim > 1 else difference
+
+
+def distillation(logits: Tensor, guide: Tensor, temperature: float) -> Tensor:
+    """Return τ²·KL( softmax(z_T/τ) ‖ softmax(z_S/τ) ): summed over classes, averaged over the batch.
+
+    Parameters
+    ----------
+    logits, guide
+        Of the student and of the teacher, (n, classes).
+
+    Raises
+    ------
+    ModelError
+        They have different numbers of classes.
+    """
+    if logits.shape != guide.shape:
+        raise ModelError(
+            f"the teacher returns logits of shape {tuple(guide.shape)}, the model {tuple(logits.shape)}; "
+            "take a teacher of the same classes"
+        )
+    own, guides = (functional.log_softmax(z.float() / temperature, dim=1) for z in (logits, guide))
+    return temperature**2 * functional.kl_div(own, guides, reduction="batchmean", log_target=True)

@@ -37,6 +37,7 @@ from clusterprune.search import Evaluation, ParticleSwarmSampler, search
 from clusterprune.search.settings import SamplerName
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import first_widths, plural
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig, TrainResult, fit
 from clusterprune.train.config import resolve_precision
 
@@ -361,8 +362,8 @@ class StructureFitness:
         if self.config.fitness == "merge":
             common = {"mean": self.mean, "std": self.std, "topk": (1,)}
             return evaluate.accuracy(small, self.validation, dtype=self._precision, **common).top1
-        trained = fit(small, self.train, self.validation, config=self.training, mean=self.mean, std=self.std)
-        return trained.history[-1]["validation_accuracy"]
+        task = Classification(self.train, self.validation, mean=self.mean, std=self.std)
+        return fit(small, task, self.training).validation or 0.0
 
 
 def retrain_epochs(original: int, before_macs: float, after_macs: float) -> int:
@@ -414,7 +415,6 @@ def retrain(
     if equal_macs:
         before, after = evaluate.macs(graph.model, graph.example), evaluate.macs(small, graph.example)
         training = TrainConfig(**{**training.model_dump(), "epochs": retrain_epochs(training.epochs, before, after)})
-    trained = fit(
-        small, train, validation, config=training, mean=mean, std=std, out=out, resume=resume, progress=progress
-    )
+    task = Classification(train, validation, mean=mean, std=std)
+    trained = fit(small, task, training, out=out, resume=resume, progress=progress)
     return small.eval(), trained

@@ -47,6 +47,7 @@ from clusterprune.methods.cp_rates import (
 from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import network_of, plural
+from clusterprune.tasks import Classification
 
 __all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]
 
@@ -188,11 +189,8 @@ def cluster_prune(
     pruning = ClusterPruning(graph, config)
     trained = training.fit(
         network,
-        train,
-        validation,
-        config=train_config,
-        mean=mean,
-        std=std,
+        Classification(train, validation, mean=mean, std=std),
+        train_config,
         out=out,
         resume=resume,
         progress=progress,

@@ -32,7 +32,7 @@ from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.targets import check_images, plan_for_budget, plan_for_latency, read_target
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import named_tensors
-from clusterprune.train.losses import logits_of
+from clusterprune.tasks.classification import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)

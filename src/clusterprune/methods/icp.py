@@ -40,6 +40,7 @@ from clusterprune.similarity import FeatureMaps
 from clusterprune.surgery import compact
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import network_of, plural
+from clusterprune.tasks import Classification
 from clusterprune.train import Guidance, Progress, TrainConfig, carry_momentum, fit
 from clusterprune.train.config import resolve_device
 
@@ -239,12 +240,12 @@ def icp(
     images = data.normalize(pixels, mean, std).to(device)
     example = images[:1]
     original = copy.deepcopy(model).eval().to(device)
+    task = Classification(train, validation, mean=mean, std=std)
     guidance = Guidance(
-        original, temperature=config.temperature, alpha=config.alpha, beta=config.beta, stages=config.stages
+        original, task, temperature=config.temperature, alpha=config.alpha, beta=config.beta, stages=config.stages
     )
     with alone(out), run_folder(out) as folder:
-        where = tuple(mean), tuple(std)
-        run = _Run(config, training, train, validation, *where, original, guidance, folder, progress, report)
+        run = _Run(config, training, task, original, guidance, folder, progress, report)
         run.begin(resume=resume)
         network, momentum, steps = original, {}, [run.measure_original(example)]
         for number in range(1, config.steps + 1):
@@ -265,10 +266,7 @@ class _Run:
 
     config: ICP
     training: TrainConfig
-    train: Split
-    validation: Split | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    task: Classification
     original: nn.Module
     guidance: Guidance
     folder: Path
@@ -281,8 +279,8 @@ class _Run:
         asked = {
             **asdict(self.config),
             "training": self.training.model_dump(mode="json", exclude=_FREE),
-            "mean": self.mean,
-            "std": self.std,
+            "mean": self.task.mean,
+            "std": self.task.std,
             "guidance": repr(self.guidance),  # with a digest of the original's weights
         }
         found = begun_with(path, asked)
@@ -376,11 +374,8 @@ class _Run:
 
         result = fit(
             network,
-            self.train,
-            self.validation,
-            config=TrainConfig(**fields),
-            mean=self.mean,
-            std=self.std,
+            self.task,
+            TrainConfig(**fields),
             out=self.folder / f"step-{number}" / "training",
             resume=True,
             progress=report,
@@ -401,9 +396,10 @@ class _Run:
 
     def accuracy(self, network: nn.Module) -> float | None:
         """Return the validation accuracy in percent."""
-        if self.validation is None:
+        task = self.task
+        if task.validation is None:
             return None
-        return evaluate.accuracy(network, self.validation, mean=self.mean, std=self.std, topk=(1,)).top1
+        return evaluate.accuracy(network, task.validation, mean=task.mean, std=task.std, topk=(1,)).top1
 
 
 def _check_split(name: str, split: Any, *, optional: bool = False) -> None:

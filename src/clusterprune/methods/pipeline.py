@@ -13,6 +13,7 @@ schedule. Whoever writes Python calls the methods themselves.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from clusterprune.plan import Plan
 from clusterprune.surgery import compact
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 RECORD_NAME = "method.json"
@@ -74,6 +76,11 @@ class Task:
     factory: Callable[[], nn.Module]
     whole: Split | None = None
     approximate: bool = False
+
+    @cached_property
+    def purpose(self) -> Classification:
+        """What the network is for, with its data."""
+        return Classification(self.train, self.validation, mean=self.mean, std=self.std, whole=self.whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +160,8 @@ class _Call:
             return []
         task = self.task
         return train.fit(
-            model, task.train, task.validation, config=self.training, mean=task.mean, std=task.std,
-            out=self.folder / "training", resume=True, progress=self.watching(phase), **more,
+            model, task.purpose, self.training, out=self.folder / "training", resume=True,
+            progress=self.watching(phase), **more,
         ).history  # fmt: skip
 
 

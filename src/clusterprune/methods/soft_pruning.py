@@ -41,7 +41,7 @@ class SoftPruning:
     Examples
     --------
     >>> hook = SoftPruning(graph, keep_macs=0.5)                                # doctest: +SKIP
-    >>> train.fit(model, images, config=config, mean=mean, std=std, hook=hook)  # doctest: +SKIP
+    >>> train.fit(model, task, config, hook=hook)                         # doctest: +SKIP
     >>> small = clusterprune.apply(model, hook.finish())                        # doctest: +SKIP
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, models, runs, train
+from clusterprune import data, models, runs, tasks, train
 from clusterprune.budget.allocation import CostModel, solve
 from clusterprune.data import Dataset
 from clusterprune.files.writing import atomic_folder
@@ -241,8 +241,9 @@ def _train(
         if event.kind != "note":
             report("train", (event.epoch - 1) * event.steps + event.step, event.epochs * event.steps)
 
+    task = tasks.Classification(dataset.train, mean=spec.mean, std=spec.std)
     with timeline.phase("train", announce=False):
-        result = train.fit(model, dataset.train, config=config, mean=spec.mean, std=spec.std, progress=watch)
+        result = train.fit(model, task, config, progress=watch)
     return [{"event": "epoch", **record} for record in result.history]
 
 

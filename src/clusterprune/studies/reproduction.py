@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterprune import data, models, runs, train
+from clusterprune import data, models, runs, tasks, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files.locking import alone
@@ -180,10 +180,8 @@ class _Work:
         elif not trained:
             config = self._training(self.recipe.baseline, self.recipe.seeds[0])
             with self.timeline.phase("baseline", announce=False):
-                train.fit(
-                    model, self.images, config=config, mean=self.spec.mean, std=self.spec.std, out=folder, resume=True,
-                    progress=self._watch_baseline,
-                )  # fmt: skip
+                task = tasks.Classification(self.images, mean=self.spec.mean, std=self.spec.std)
+                train.fit(model, task, config, out=folder, resume=True, progress=self._watch_baseline)
             runs.write_weights(folder, model)
         return model.eval(), self._measured(folder, model, "test of the baseline")
 

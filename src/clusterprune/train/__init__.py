@@ -1,11 +1,10 @@
-"""Training: the loop, losses, learning rate schedules, augmentation and checkpoints."""
+"""Training: the loop, losses, learning rate schedules and checkpoints."""
 
-from clusterprune.train.augment import augment
 from clusterprune.train.config import TrainConfig
 from clusterprune.train.guidance import Guidance
 from clusterprune.train.hooks import EpochHook
 from clusterprune.train.loop import fit
-from clusterprune.train.losses import CrossEntropy, Loss
+from clusterprune.train.losses import Loss, TaskLoss
 from clusterprune.train.momentum import carry_momentum
 from clusterprune.train.processes import Processes
 from clusterprune.train.result import Progress, TrainResult
@@ -13,16 +12,15 @@ from clusterprune.train.schedules import learning_rate
 from clusterprune.train.stuck import StuckTrainingWarning
 
 __all__ = [
-    "CrossEntropy",
     "EpochHook",
     "Guidance",
     "Loss",
     "Processes",
     "Progress",
     "StuckTrainingWarning",
+    "TaskLoss",
     "TrainConfig",
     "TrainResult",
-    "augment",
     "carry_momentum",
     "fit",
     "learning_rate",

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from clusterprune.data.augment import Augmentation
 from clusterprune.errors import ArgumentError
 
 Schedule = Literal["cosine", "step", "onecycle", "constant"]
-Augmentation = Literal["crop_flip", "crop", "resized_crop_flip", "none"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class TrainConfig(BaseModel):
-    """How to train: stochastic gradient descent on cross entropy.
+    """How to train: stochastic gradient descent on the loss of a task.
 
     The defaults are the usual CIFAR recipe of the pruning literature: Nesterov momentum 0.9, weight
     decay 5e-4, batches of 128, 200 epochs from a rate of 0.1.
@@ -39,7 +39,7 @@ class TrainConfig(BaseModel):
     warmup_epochs
         Length of the linear warm-up; part of `epochs`, may be a fraction.
     label_smoothing
-        Share of the target spread evenly over all classes (Szegedy et al. 2016, §7).
+        Of classification: share of the target spread evenly over all classes (Szegedy et al. 2016, §7).
     clip_norm
         Largest ℓ2 norm of the whole gradient; none when None.
     ema_decay
@@ -47,7 +47,7 @@ class TrainConfig(BaseModel):
         what validation measures and what the model holds at the end.
     augment
         ``"crop_flip"``, ``"crop"`` (for images whose mirror image means something else, such as
-        digits), ``"resized_crop_flip"`` (for ImageNet) or ``"none"``; see :func:`clusterprune.train.augment`.
+        digits), ``"resized_crop_flip"`` (for ImageNet) or ``"none"``; see :func:`clusterprune.data.augment.augment`.
         Resized crops are of whole files, which are therefore read again in every epoch.
     precision
         ``"bfloat16"`` runs the forward pass in bfloat16 autocast; weights stay as they are.

@@ -1,11 +1,8 @@
 """Training under the guidance of the network before it was cut (ICP): distillation and attention transfer."""
 
-import copy
-import hashlib
 import math
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,30 +10,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.train.losses import CrossEntropy, logits_of
+from clusterprune.tasks import Task
+from clusterprune.tasks.reference import Reference
 from clusterprune.train.stages import Call, Reader, calls_of, check_stages, find_stages, reader
 
 
 class Guidance:
-    """A loss that holds a student to its labels and to a teacher, on the same images.
+    """A loss that holds a student to its task and to a teacher, on the same images.
 
     ::
 
-        L = α·τ²·KL( softmax(z_T/τ) ‖ softmax(z_S/τ) ) + (1 − α)·CE(z_S, y) + β·Σ_k mean( (A(F_S^k) − A(F_T^k))² )
+        L = α·D_τ(z_S, z_T) + (1 − α)·loss(z_S, y) + β·Σ_k mean( (A(F_S^k) − A(F_T^k))² )
 
-    (Hinton et al. 2015; Zagoruyko and Komodakis 2017.) KL is summed over classes and averaged over
-    the batch; A is :func:`attention`. The student's auxiliary classifiers, where it has any, count
-    in CE as :class:`CrossEntropy` counts them, and the teacher's are not asked.
+    (Hinton et al. 2015; Zagoruyko and Komodakis 2017.) The task says what D and the loss are: of classification,
+    D_τ = τ²·KL( softmax(z_T/τ) ‖ softmax(z_S/τ) ), summed over classes and averaged over the batch, and the cross
+    entropy. A is :func:`attention`.
 
     Parameters
     ----------
     teacher
         Copied; the copy is in evaluation mode, is never changed, and follows the images from device
         to device.
+    task
+        What the networks are for.
     temperature
         τ; above 0.
     alpha
-        α, from 0 (labels alone) to 1 (teacher alone).
+        α, from 0 (the task's loss alone) to 1 (teacher alone).
     beta
         β, 0 or more. Without it no stage is looked for; with α = 0 as well, the teacher is not run.
     stages
@@ -61,6 +61,7 @@ class Guidance:
     def __init__(
         self,
         teacher: nn.Module,
+        task: Task,
         *,
         temperature: float = 20.0,
         alpha: float = 0.3,
@@ -79,103 +80,65 @@ class Guidance:
         self.alpha = alpha
         self.beta = beta
         self.stages: tuple[str, ...] | Literal["auto"] = "auto" if stages == "auto" else tuple(stages)
-        self._teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self._device: torch.device | None = None
+        self._task, self._teacher = task, Reference(teacher)
         self._calls: list[Call] = []
         self._readers: WeakKeyDictionary[nn.Module, tuple[Reader, Reader]] = WeakKeyDictionary()
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss (scalar, float32) and the student's logits (n, classes).
+    def __call__(self, model: nn.Module, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Return the loss (scalar, float32) and the student's outputs.
 
         Raises
         ------
         ArgumentError
             A stage is no feature map of the teacher, or the student is compiled.
         ModelError
-            The student lacks a stage, or its maps or logits have other sizes than the teacher's.
+            The student lacks a stage, or its maps or outputs have other sizes than the teacher's.
         """
         if self.alpha == self.beta == 0:
-            return CrossEntropy()(model, images, labels)
-        self._follow(images.device)
+            outputs = model(images)
+            return self._task.loss(outputs, images, targets), outputs
+        if self._teacher.follow(images.device):
+            self._readers.clear()
         if self.beta == 0:
             outputs, maps = model(images), []
-            with torch.no_grad():
-                guide, guide_maps = self._teacher(images), []
+            guide, guide_maps = self._teacher(images), []
         else:
             read_student, read_teacher = self._readers_for(model, images)
             outputs, maps = read_student(model, images)
             with torch.no_grad():
-                guide, guide_maps = read_teacher(self._teacher, images)
-        outputs = logits_of(outputs)
+                guide, guide_maps = read_teacher(self._teacher.network, images)
         loss = torch.zeros((), device=images.device)
         if self.alpha < 1:
-            loss = loss + (1 - self.alpha) * CrossEntropy().of(outputs, labels)
+            loss = loss + (1 - self.alpha) * self._task.loss(outputs, images, targets)
         if self.alpha > 0:
-            loss = loss + self.alpha * distillation(outputs[0], logits_of(guide)[0], self.temperature)
+            loss = loss + self.alpha * self._task.distillation(outputs, guide, self.temperature)
         for own, guides in zip(maps, guide_maps, strict=True):
             loss = loss + self.beta * (attention(own) - attention(_same_size(guides, own))).square().mean()
-        return loss, outputs[0]
+        return loss, outputs
 
     def __repr__(self) -> str:
         """Name the settings, and the teacher by its class and a digest of its weights."""
         return (
-            f"Guidance(teacher=<{type(self._teacher).__name__} {self._digest}>, temperature={self.temperature}, "
+            f"Guidance(teacher={self._teacher!r}, task={self._task!r}, temperature={self.temperature}, "
             f"alpha={self.alpha}, beta={self.beta}, stages={self.stages!r})"
         )
-
-    @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in self._teacher.state_dict().items():
-            if isinstance(tensor, Tensor):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
-
-    def _follow(self, device: torch.device) -> None:
-        if self._device != device:
-            self._teacher.to(device)
-            self._device = device
-            self._readers.clear()
 
     def _readers_for(self, model: nn.Module, images: Tensor) -> tuple[Reader, Reader]:
         """Return how to read the stages of student and teacher; found on a student's first batch."""
         if model._compiled_call_impl is not None:
             raise ArgumentError("compile=True leaves no stages to compare; pass compile=False, or beta=0 to Guidance")
         if model not in self._readers:
-            calls = self._calls = self._calls or calls_of(self._teacher, images)
+            calls = self._calls = self._calls or calls_of(self._teacher.network, images)
             if self.stages == "auto":
-                stages = find_stages(self._teacher, model, calls)
+                stages = find_stages(self._teacher.network, model, calls)
             else:
                 stages = self.stages
             check_stages(stages, calls)
             self._readers[model] = (
                 reader(model, stages, calls, images),
-                reader(self._teacher, stages, calls, images),
+                reader(self._teacher.network, stages, calls, images),
             )
         return self._readers[model]
-
-
-def distillation(logits: Tensor, guide: Tensor, temperature: float) -> Tensor:
-    """Return τ²·KL( softmax(z_T/τ) ‖ softmax(z_S/τ) ): summed over classes, averaged over the batch.
-
-    Parameters
-    ----------
-    logits, guide
-        Of the student and of the teacher, (n, classes).
-
-    Raises
-    ------
-    ModelError
-        They have different numbers of classes.
-    """
-    if logits.shape != guide.shape:
-        raise ModelError(
-            f"the teacher returns logits of shape {tuple(guide.shape)}, the model {tuple(logits.shape)}; "
-            "take a teacher of the same classes"
-        )
-    own, guides = (functional.log_softmax(z.float() / temperature, dim=1) for z in (logits, guide))
-    return temperature**2 * functional.kl_div(own, guides, reduction="batchmean", log_target=True)
 
 
 def attention(maps: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """Where batches of images come from: the device's memory, or a split read again in every epoch."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from clusterprune.data import Split
 from clusterprune.data.crops import resized_crop
 from clusterprune.errors import ArgumentError
 
-Images = Split | tuple[Tensor, Tensor]
+Targets = Callable[[Tensor], Any]
+"""Puts the targets of a batch together, from the images' positions; see :meth:`clusterprune.tasks.Task.targets`."""
 
 
 class Source(Protocol):
@@ -18,17 +20,20 @@ class Source(Protocol):
 
     Attributes
     ----------
-    labels
-        Class of each image, int64 (n,).
+    count
+        How many there are.
     shape
         Channels, height and width.
+    targets
+        Puts the targets of a batch together, on the CPU.
     """
 
-    labels: Tensor
+    count: int
     shape: tuple[int, int, int]
+    targets: Targets
 
-    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order.
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yield images (b, c, h, w) uint8 and their targets on the device, in this order.
 
         With the draws of a :func:`clusterprune.data.crops.resized_crop` for each, (n, 5), a window of each.
         """
@@ -41,46 +46,43 @@ class InMemory:
     Files that cannot be read are replaced as `Split.images` does.
     """
 
-    def __init__(self, split: Split, labels: Tensor, device: torch.device) -> None:
+    def __init__(self, split: Split, targets: Targets, device: torch.device) -> None:
         self._images = split.images().to(device)
-        self._labels = labels.to(device)
-        self.labels = labels
-        self.shape = split.shape
+        self.count, self.shape, self.targets = len(split), split.shape, targets
 
-    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order."""
-        for number, indices in enumerate(order.to(self._labels.device).split(batch_size)):
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yield images (b, c, h, w) uint8 and their targets on the device, in this order."""
+        device = self._images.device
+        there = order.to(device).split(batch_size)
+        for number, (positions, indices) in enumerate(zip(order.split(batch_size), there, strict=True)):
             images = self._images[indices]
             if crops is not None:
                 start = number * batch_size
                 images = resized_crop(images, crops[start : start + len(indices)])
-            yield images, self._labels[indices]
+            yield images, _moved(self.targets(positions), device)
 
 
 class Streamed:
     """Images of a split, decoded anew in every pass. Files that cannot be read are left out."""
 
-    def __init__(self, split: Split, labels: Tensor, device: torch.device) -> None:
-        self._split = split
+    def __init__(self, split: Split, targets: Targets, device: torch.device) -> None:
+        self._split = split.numbered()
         self._device = device
-        self.labels = labels
-        self.shape = split.shape
+        self.count, self.shape, self.targets = len(split), split.shape, targets
 
-    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (b, c, h, w) uint8 and labels (b,) on the device, in this order."""
-        for images, labels in self._split.subset(order).batches(batch_size, crops=crops):
-            yield images.to(self._device), labels.to(self._device)
+    def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Any]]:
+        """Yield images (b, c, h, w) uint8 and their targets on the device, in this order."""
+        for images, positions in self._split.subset(order).batches(batch_size, crops=crops):
+            yield images.to(self._device), _moved(self.targets(positions), self._device)
 
 
 def source(
-    images: Images, *, name: str, channels: int, device: torch.device, limit: float, crops: bool = False
+    split: Split, targets: Targets, *, name: str, channels: int, device: torch.device, limit: float, crops: bool = False
 ) -> Source:
-    """Return `images` as a source: in memory when they take at most `limit` bytes and may stay as they are.
+    """Return a split as a source: in memory when it takes at most `limit` bytes and may stay as it is.
 
     Parameters
     ----------
-    images
-        A split with labels, or a pair of uint8 images (n, c, h, w) and integer labels (n,).
     name
         The argument that errors name.
     channels
@@ -91,14 +93,8 @@ def source(
     Raises
     ------
     ArgumentError
-        `images` are not uint8 images with a label each, or have another number of channels.
+        The images have another number of channels.
     """
-    split = _as_split(images, name)
-    labels = split.labels
-    if labels is None:
-        raise ArgumentError(f"{name} has no labels; training needs a class for every image")
-    if len(split) == 0:
-        raise ArgumentError(f"{name} holds no images")
     size = torch.Size(split.shape).numel() * len(split)
     if split.shape[0] not in (1, channels):
         raise ArgumentError(
@@ -106,20 +102,8 @@ def source(
             "values; pass one value per channel"
         )
     streamed = size > limit or (crops and split.in_files)
-    return (Streamed if streamed else InMemory)(split, labels, device)
+    return (Streamed if streamed else InMemory)(split, targets, device)
 
 
-def _as_split(images: Images, name: str) -> Split:
-    if isinstance(images, Split):
-        return images
-    try:
-        pixels, labels = images
-        # Narrower integers are as good; Split refuses what is no integer.
-        whole = not (labels.is_floating_point() or labels.is_complex())
-        return Split.from_tensors(pixels, labels.to(torch.int64) if whole else labels)
-    except ArgumentError as error:
-        raise ArgumentError(f"{name}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ArgumentError(
-            f"{name} must be a Split or a pair of image and label tensors, but got {type(images).__name__}"
-        ) from error
+def _moved(targets: Any, device: torch.device) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), targets)

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from clusterprune.data.crops import DRAWS
 from clusterprune.errors import TrainingError
 from clusterprune.files.locking import alone
-from clusterprune.train.augment import augment
+from clusterprune.tasks import Task
 from clusterprune.train.checkpoint import Tally
 from clusterprune.train.config import TrainConfig
 from clusterprune.train.hooks import EpochHook
-from clusterprune.train.images import Images, Source
-from clusterprune.train.losses import Loss, logits_of
+from clusterprune.train.images import Source
+from clusterprune.train.losses import Loss
 from clusterprune.train.momentum import momentum_of
 from clusterprune.train.prepare import Run, begin, compiled, machine, prepare, seed_everything
 from clusterprune.train.processes import averaged_buffers
@@ -29,12 +30,9 @@ from clusterprune.train.stuck import warn_if_stuck
 
 def fit(
     model: nn.Module,
-    train: Images,
-    validation: Images | None = None,
-    *,
+    task: Task,
     config: TrainConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
+    *,
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -53,10 +51,9 @@ def fit(
 
     Parameters
     ----------
-    train, validation
-        A split, or a pair of uint8 images (n, c, h, w) and integer labels (n,).
-    mean, std
-        Per channel, of images in [0, 1].
+    task
+        What the network is for, with the images to train on and those held out, such as
+        ``tasks.Classification(train, validation, mean=mean, std=std)``.
     out
         Folder for the checkpoint and ``log.jsonl``, one line per epoch. Nothing is written when
         None.
@@ -65,8 +62,7 @@ def fit(
     progress
         Called with a `Progress`.
     loss
-        What to minimise; cross entropy with the config's label smoothing when None. The run is
-        known by its text (`repr`).
+        What to minimise; the task's own when None. The run is known by its text (`repr`).
     hook
         Called after every epoch; may change weights in place.
     momentum
@@ -79,7 +75,7 @@ def fit(
     ArgumentError
         An argument does not fit, or differs from that of the run being resumed.
     ModelError
-        The model does not return logits.
+        The model does not return what the task needs.
     OutputError
         `out` cannot be written, is in use by another process, or holds a checkpoint and `resume` is False.
     WeightsError
@@ -92,9 +88,7 @@ def fit(
         second later, does not wait for that. The last checkpoint stays.
     """
     folder = check_folder(out, resume)
-    run = prepare(
-        train, validation, model, config, mean=mean, std=std, folder=folder, progress=progress, loss=loss, hook=hook
-    )
+    run = prepare(model, task, config, folder=folder, progress=progress, loss=loss, hook=hook)
     with alone(folder if run.processes.is_main else None), run.interrupts, machine(run, model):
         state = begin(run, model, momentum, resume=resume)
         with compiled(model, wanted=config.compile):
@@ -104,7 +98,8 @@ def fit(
             state.average.write_to(model)
     run.processes.wait()  # whoever reads the folder next finds the last checkpoint
     seconds = sum(record["seconds"] for record in state.history)
-    return TrainResult(state.history, len(state.history), seconds, momentum_of(state.optimizer, model))
+    last = state.history[-1][f"validation_{task.metrics[0]}"]
+    return TrainResult(state.history, len(state.history), seconds, last, momentum_of(state.optimizer, model))
 
 
 def _run_epoch(run: Run, state: TrainState) -> None:
@@ -114,16 +109,16 @@ def _run_epoch(run: Run, state: TrainState) -> None:
     began = time.perf_counter() - state.tally.seconds
     every = _steps_between_reads(run.device)
     unread: list[tuple[Tensor, Tensor, int]] = []
-    order = torch.randperm(len(run.train.labels), generator=run.generator(state.epoch))[: run.steps * size]
+    order = torch.randperm(run.train.count, generator=run.generator(state.epoch))[: run.steps * size]
     mine, own_size = run.processes.shares(order[state.step * size :], size)
-    crops = _crops(run, state, len(order)) if config.augment == "resized_crop_flip" else None
+    crops = _crops(run, state, len(order)) if run.task.crops_files(config.augment) else None
     if state.step:
         _set_rate(run, state, state.step - 1)  # of an epoch that is gone on with, it may be the last step's
-    for pixels, labels in run.train.batches(mine, own_size, crops):
+    for pixels, targets in run.train.batches(mine, own_size, crops):
         _set_rate(run, state, state.step)
         planned = min(size, len(order) - state.step * size)
         state.step += 1
-        unread.append(_gradients(run, state, pixels, labels, planned))
+        unread.append(_gradients(run, state, pixels, targets, planned))
         if len(unread) == every:
             _read(run, state, unread)
         _update(run, state)
@@ -167,31 +162,30 @@ def _steps_between_reads(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 20
 
 
-def _gradients(run: Run, state: TrainState, pixels: Tensor, labels: Tensor, planned: int) -> tuple[Tensor, Tensor, int]:
+def _gradients(run: Run, state: TrainState, pixels: Tensor, targets: Any, planned: int) -> tuple[Tensor, Tensor, int]:
     """Run the model forward and backward on this process's part of a batch of `planned` images.
 
     Returns
     -------
     The batch's mean loss, how many of its images were right, and how many there were.
     """
-    model, processes = state.model, run.processes
+    model, processes, task = state.model, run.processes, run.task
     draws = run.generator(state.epoch, state.step - 1)
-    kind = "none" if run.config.augment == "resized_crop_flip" else run.config.augment  # cropped where it comes from
-    if processes.alone:
-        inputs = run.inputs(augment(pixels, kind, draws))
-    else:
-        inputs = run.inputs(augment(pixels, kind, draws, planned, processes.share(planned)))
+    kind = "none" if task.crops_files(run.config.augment) else run.config.augment  # cropped where it comes from
+    pixels, targets = task.augment(pixels, targets, kind, draws, planned, processes.share(planned))
+    inputs = run.inputs(pixels)
+    if not processes.alone:
         # One generator for all would drop the same units in every process, and only one is saved.
         seed_everything(run.seed(state.epoch, state.step - 1, processes.rank), run.device)
     state.optimizer.zero_grad()
     with run.autocast():
-        loss, logits = run.loss(model, inputs, labels)
-    right = (logits.argmax(1) == labels).sum()
+        loss, outputs = run.loss(model, inputs, targets)
+    right = torch.zeros((), device=loss.device) if task.guess is None else task.right(outputs, targets)
     if processes.alone:
         state.scaler.scale(loss).backward()
-        return loss.detach(), right, len(labels)
+        return loss.detach(), right, len(pixels)
     # The mean over the batch is the mean over the processes of losses weighted by their shares.
-    loss = loss * (len(labels) * processes.count / planned)
+    loss = loss * (len(pixels) * processes.count / planned)
     state.scaler.scale(loss).backward()
     loss, right = loss.detach(), right.to(loss.dtype)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -219,28 +213,30 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
             raise _diverged(run, state, f"{type(run.hook).__name__} left a weight that is not finite")
     tally = state.tally
     last = state.optimizer.param_groups[0]["lr"]
-    accuracy = None
+    worth = None
     if run.validation is not None:
         try:
-            accuracy = _accuracy(run, state, run.validation)
+            worth = _validate(run, state, run.validation)
         except _Asked:
             _save_inside(run, state, began)
-            accuracy = _accuracy(run, state, run.validation)  # whoever was told did not want to stop after all
+            worth = _validate(run, state, run.validation)  # whoever was told did not want to stop after all
+    right = None if run.task.guess is None else 100 * tally.correct / tally.images
+    metric = run.task.metrics[0]
     state.epoch += 1
     state.step = 0
     state.tally = Tally()
     record = {
         "epoch": state.epoch,
         "loss": tally.loss / tally.images,
-        "train_accuracy": 100 * tally.correct / tally.images,
-        "validation_accuracy": accuracy,
+        f"train_{metric}": right,
+        f"validation_{metric}": worth,
         "learning_rate": last,
         "seconds": round(time.perf_counter() - began, 3),
     }
     state.history.append(record)
     run.recorder.save(state)
-    if run.processes.is_main:
-        warn_if_stuck(run.config, run.train.labels, state.epoch, record["train_accuracy"])
+    if run.processes.is_main and run.task.guess is not None and right is not None:
+        warn_if_stuck(run.config, run.task.guess, state.epoch, right)
     run.report(
         Progress(
             "epoch",
@@ -257,29 +253,28 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
         run.interrupts.deliver()
 
 
-def _accuracy(run: Run, state: TrainState, images: Source) -> float:
-    """Return the percentage of `images` that the model, or its average, classifies correctly."""
+def _validate(run: Run, state: TrainState, images: Source) -> float | None:
+    """Return the first metric of the model, or of its average, on `images`."""
     if state.average is None:
-        return _percent_right(run, state.model, images)
+        return _worth(run, state.model, images)
     with state.average.in_place_of(state.model):
-        return _percent_right(run, state.model, images)
+        return _worth(run, state.model, images)
 
 
 @torch.no_grad()
-def _percent_right(run: Run, model: nn.Module, images: Source) -> float:
+def _worth(run: Run, model: nn.Module, images: Source) -> float | None:
     model.eval()
-    counts = torch.zeros(2, dtype=torch.long, device=run.device)
-    mine = torch.arange(len(images.labels))[run.processes.share(len(images.labels))]
-    for pixels, labels in images.batches(mine, run.config.batch_size):
+    rows = [torch.zeros(0, 0, device=run.device)]
+    mine = torch.arange(images.count)[run.processes.share(images.count)]
+    for pixels, targets in images.batches(mine, run.config.batch_size):
         # A hook has changed the weights by now, and would again if the epoch's end were gone on with.
         if run.interrupts.asked and run.hook is None:
             raise _Asked
         with run.autocast():
-            logits = logits_of(model(run.inputs(pixels)))[0]
-        counts[0] += (logits.argmax(1) == labels).sum()
-        counts[1] += len(labels)
-    correct, total = run.processes.sum(counts).tolist()
-    return 100 * correct / total
+            inputs = run.inputs(pixels)
+            rows.append(run.task.observe(model(inputs), inputs, targets).to(run.device))
+    found = run.processes.gather(torch.cat(rows[1:] or rows))
+    return run.task.summarise(found)[run.task.metrics[0]]
 
 
 class _Asked(Exception):  # noqa: N818 (it is no error)

@@ -3,23 +3,26 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from clusterprune.arguments import check_instance, check_model, check_statistics
-from clusterprune.data import normalize
+from clusterprune.arguments import check_instance, check_model, type_name
+from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.surgery.history import why_untrainable
+from clusterprune.tasks import Task
 from clusterprune.train.average import WeightAverage
 from clusterprune.train.config import TrainConfig, resolve_precision
 from clusterprune.train.hooks import EpochHook
-from clusterprune.train.images import Images, Source, source
+from clusterprune.train.images import Source, source
 from clusterprune.train.interrupts import Interrupts
-from clusterprune.train.losses import CrossEntropy, Loss, logits_of, name_of
+from clusterprune.train.losses import Loss, TaskLoss, name_of
 from clusterprune.train.momentum import set_momentum
 from clusterprune.train.processes import Processes, join
 from clusterprune.train.record import Recorder
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 class Run:
     """What stays as it is through a run."""
 
+    task: Task
     config: TrainConfig
     device: torch.device
     precision: torch.dtype
@@ -42,8 +46,6 @@ class Run:
     train: Source
     validation: Source | None
     steps: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     recorder: Recorder
     interrupts: Interrupts
     progress: Callable[[Progress], None] | None
@@ -59,7 +61,7 @@ class Run:
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 images, in the memory format that convolutions are fastest in."""
-        images = normalize(pixels, self.mean, self.std)
+        images = self.task.normalize(pixels)
         return images.contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> torch.autocast:
@@ -81,13 +83,10 @@ class Run:
 
 
 def prepare(
-    train: Images,
-    validation: Images | None,
     model: nn.Module,
+    task: Task,
     config: TrainConfig,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     folder: Path | None,
     progress: Callable[[Progress], None] | None,
     loss: Loss | None,
@@ -96,29 +95,27 @@ def prepare(
     """Check all that can be checked before anything changes."""
     check_model(model)
     check_instance("config", config, TrainConfig, "write TrainConfig(epochs=10)")
-    mean, std = check_statistics(mean, std)
-    if not mean or len(mean) != len(std) or min(std) <= 0:
+    if not isinstance(getattr(task, "train", None), Split):
         raise ArgumentError(
-            f"mean and std must have one value per channel, those of std above 0, but got mean={mean}, std={std}"
+            f"task must be a task with images to train on, but got task={type_name(task)}; write "
+            "clusterprune.tasks.Classification(train, validation, mean=mean, std=std)"
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError("model has no parameter to train; set requires_grad on some")
     if (why := why_untrainable(model)) is not None:
         raise ModelError(f"model={type(model).__name__} cannot be trained after its cut: {why}")
     _check_together(config, loss, hook)
-    loss = CrossEntropy(config.label_smoothing) if loss is None else loss
+    loss = TaskLoss(task, config.label_smoothing) if loss is None else loss
     processes, device = join(config)
     precision = resolve_precision(config.precision, device)
-    limit = config.memory_limit_gib * 2**30
-    trained = source(
-        train, name="train", channels=len(mean), device=device, limit=limit,
-        crops=config.augment == "resized_crop_flip",
-    )  # fmt: skip
+    common: dict[str, Any] = {"channels": len(task.mean), "device": device, "limit": config.memory_limit_gib * 2**30}
+    crops = task.crops_files(config.augment)
+    trained = source(task.train, task.targets(task.train), name="train", crops=crops, **common)
     validated = None
-    if validation is not None:
-        validated = source(validation, name="validation", channels=len(mean), device=device, limit=limit)
+    if task.validation is not None:
+        validated = source(task.validation, task.targets(task.validation), name="validation", **common)
     # Batch norm has no variance of a single image: a last batch of one in any process is left out.
-    full, rest = divmod(len(trained.labels), config.batch_size)
+    full, rest = divmod(trained.count, config.batch_size)
     steps = full + (rest >= 2 * processes.count or full == 0)
     if full == 0 and not processes.alone and rest < 2 * processes.count:
         raise ArgumentError(f"train has {rest} images, too few for {processes.count} processes; start fewer")
@@ -130,8 +127,8 @@ def prepare(
             "hook": None if hook is None else type(hook).__qualname__,
         },
         data={
-            "mean": list(mean),
-            "std": list(std),
+            "mean": list(task.mean),
+            "std": list(task.std),
             "train": _fingerprint(trained),
             "validation": _fingerprint(validated),
         },
@@ -146,21 +143,9 @@ def prepare(
     )
     interrupts = Interrupts(hold=folder is not None and processes.alone)
     return Run(
-        config,
-        device,
-        precision,
-        processes,
-        loss,
-        hook,
-        trained,
-        validated,
-        steps,
-        mean,
-        std,
-        recorder,
-        interrupts,
+        task, config, device, precision, processes, loss, hook, trained, validated, steps, recorder, interrupts,
         progress,
-    )
+    )  # fmt: skip
 
 
 def _check_together(config: TrainConfig, loss: Loss | None, hook: EpochHook | None) -> None:
@@ -176,12 +161,14 @@ def _check_together(config: TrainConfig, loss: Loss | None, hook: EpochHook | No
 
 
 def _fingerprint(images: Source | None) -> str | None:
-    """Return a text that tells sets of images apart by their number, shape and labels."""
+    """Return a text that tells sets of images apart by their number, shape and targets."""
     if images is None:
         return None
-    digest = hashlib.sha256(images.labels.cpu().long().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for leaf in pytree.tree_leaves(images.targets(torch.arange(images.count))):
+        digest.update(leaf.cpu().contiguous().numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf).encode())
     shape = "x".join(str(length) for length in images.shape)
-    return f"{len(images.labels)} images of {shape}, labels {digest[:16]}"
+    return f"{images.count} images of {shape}, targets {digest.hexdigest()[:16]}"
 
 
 @contextlib.contextmanager
@@ -274,19 +261,14 @@ def begin(run: Run, model: nn.Module, momentum: Mapping[str, Tensor] | None, *, 
 
 @torch.no_grad()
 def _check_outputs(run: Run, model: nn.Module) -> None:
-    """Find a model that cannot take the images or labels before the first step."""
+    """Find a model that does not fit the images or the task before the first step."""
     model.eval()
     shape = run.train.shape
     try:
-        outputs = model(run.inputs(torch.zeros(1, *shape, dtype=torch.uint8, device=run.device)))
+        images = run.inputs(torch.zeros(1, *shape, dtype=torch.uint8, device=run.device))
+        outputs = model(images)
     except RuntimeError as error:
         raise ModelError(
             f"the model cannot take images of shape {shape} ({error}); pass images of the size that it was built for"
         ) from error
-    classes = logits_of(outputs)[0].shape[1]
-    for name, images in (("train", run.train), ("validation", run.validation)):
-        if images is not None and int(images.labels.max()) >= classes:
-            raise ArgumentError(
-                f"{name} has labels up to {int(images.labels.max())}, but the model has {classes} "
-                f"outputs; build it with num_classes={int(images.labels.max()) + 1}"
-            )
+    run.task.check(outputs, images)

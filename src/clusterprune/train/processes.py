@@ -63,12 +63,18 @@ class Processes:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum over the processes."""
-        if not self.alone:
-            tensor = tensor.clone()
-            distributed.all_reduce(tensor)
-        return tensor
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows (r, k) of all processes one below the other; each has any number r, also none, of them."""
+        if self.alone:
+            return rows
+        shapes = [torch.zeros(2, dtype=torch.long, device=rows.device) for _ in range(self.count)]
+        distributed.all_gather(shapes, torch.tensor(rows.shape, device=rows.device))
+        counts = [int(count) for count, _ in shapes]
+        padded = rows.new_zeros(max(counts), max(int(width) for _, width in shapes))
+        padded[: len(rows), : rows.shape[1]] = rows
+        found = [torch.empty_like(padded) for _ in range(self.count)]
+        distributed.all_gather(found, padded)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
 
     def copy_from_main_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the main process's."""

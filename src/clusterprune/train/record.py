@@ -12,7 +12,6 @@ from clusterprune.errors import ArgumentError, OutputError, TrainingError
 from clusterprune.files.writing import replace_file
 from clusterprune.train import checkpoint
 from clusterprune.train.config import TrainConfig
-from clusterprune.train.losses import CrossEntropy, name_of
 from clusterprune.train.state import TrainState
 
 LOG_NAME = "log.jsonl"
@@ -208,9 +207,7 @@ class Recorder:
     def _check_same(self, header: checkpoint.Header) -> None:
         asked = {**self.config, **self.data}
         # What an older checkpoint does not mention was not a choice yet.
-        smoothing = header.config.get("label_smoothing", 0.0)
-        usual = {**TrainConfig().model_dump(mode="json"), "loss": name_of(CrossEntropy(smoothing)), "hook": None}
-        before = {**usual, **header.config, **header.data}
+        before = {**TrainConfig().model_dump(mode="json"), "hook": None, **header.config, **header.data}
         differences = [
             f"{name}={asked.get(name)!r} (the checkpoint has {before.get(name)!r})"
             for name in sorted((asked.keys() | before.keys()) - _FREE_FIELDS)

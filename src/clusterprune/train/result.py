@@ -44,14 +44,16 @@ class TrainResult:
     Attributes
     ----------
     history
-        One record per epoch: ``epoch`` (from 1), ``loss`` (mean over the images),
-        ``train_accuracy`` (percent, of the augmented images while training on them),
-        ``validation_accuracy`` (percent; None without validation images), ``learning_rate`` (of the
-        last step) and ``seconds``.
+        One record per epoch: ``epoch`` (from 1), ``loss`` (mean over the images), ``learning_rate`` (of the
+        last step), ``seconds``, and two by the name of the task's first metric, such as ``train_accuracy`` (percent
+        right of the augmented images while training on them; None where no image is right or wrong by itself) and
+        ``validation_accuracy`` (None without validation images).
     epochs
         Number of epochs.
     seconds
         Time of all epochs, those before a resume included.
+    validation
+        The task's first metric on the validation images after the last epoch; None without them.
     momentum
         The optimizer's momentum buffers at the end, by parameter name, on the CPU. To train on
         from where this run ended, pass them to the next.
@@ -60,6 +62,7 @@ class TrainResult:
     history: list[dict[str, Any]]
     epochs: int
     seconds: float
+    validation: float | None = None
     momentum: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:

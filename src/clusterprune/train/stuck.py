@@ -3,8 +3,6 @@
 import math
 import warnings
 
-from torch import Tensor
-
 from clusterprune.train.config import TrainConfig
 
 FEWEST_EPOCHS = 10
@@ -17,7 +15,7 @@ class StuckTrainingWarning(UserWarning):
     """Training has learnt nothing in a tenth of its epochs."""
 
 
-def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: float) -> None:
+def warn_if_stuck(config: TrainConfig, guess: float, epoch: int, right: float) -> None:
     """Warn, after a tenth of the epochs and not again, if guessing is about as good.
 
     A deep network may stay at the loss of guessing for long when its rate is high from the first step on, and any
@@ -25,20 +23,19 @@ def warn_if_stuck(config: TrainConfig, labels: Tensor, epoch: int, accuracy: flo
 
     Parameters
     ----------
-    labels
-        (n,) of the training images.
+    guess
+        Percent of the training images that guessing gets right.
     epoch
         How many are done.
-    accuracy
+    right
         Percent of the training images that were right in the last one.
     """
     if config.epochs < FEWEST_EPOCHS or epoch != max(2, math.ceil(config.epochs / 10)):
         return
-    guessing = 100 * labels.bincount().max().item() / len(labels)
-    if accuracy < guessing + LEARNT * (100 - guessing):
+    if right < guess + LEARNT * (100 - guess):
         warnings.warn(
-            f"after {epoch} of {config.epochs} epochs {accuracy:.1f} % of the training images are classified right, "
-            f"and {guessing:.1f} % would be by always guessing the largest class; it may still begin to learn, but a "
+            f"after {epoch} of {config.epochs} epochs {right:.1f} % of the training images are right, "
+            f"and {guess:.1f} % would be by always guessing the same; it may still begin to learn, but a "
             f"longer warm-up (warmup_epochs={config.warmup_epochs:g}) or another rate (lr={config.lr:g}) is surer",
             StuckTrainingWarning,
             stacklevel=4,

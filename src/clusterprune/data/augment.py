@@ -1,12 +1,15 @@
 """Random crops and flips of a whole batch at once, each image with its own draw."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.data.crops import DRAWS, resized_crop
 from clusterprune.errors import ArgumentError
-from clusterprune.train.config import Augmentation
+
+Augmentation = Literal["crop_flip", "crop", "resized_crop_flip", "none"]
 
 
 def padding_for(size: int) -> int:

@@ -1,0 +1,11 @@
+"""What a network is for: its data, targets, augmentation, loss, metrics, and how far two networks' outputs are apart.
+
+A :class:`Task` is what training, methods, searches and studies ask about a network instead of assuming a classifier.
+"""
+
+from clusterprune.tasks._base import Task
+from clusterprune.tasks._registry import TASKS
+from clusterprune.tasks.classification import Classification
+from clusterprune.tasks.plain import Plain
+
+__all__ = ["TASKS", "Classification", "Plain", "Task"]

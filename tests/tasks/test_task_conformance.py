@@ -1,0 +1,170 @@
+"""What every registered task fulfils; a new one gets an entry in `CASES`."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clusterprune import data, train
+from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.merge.divergence import ByKind
+from clusterprune.tasks import TASKS, Task
+
+STATISTICS: dict[str, Any] = {"mean": (0.3,), "std": (0.35,)}
+CONFIG = train.TrainConfig(epochs=3, batch_size=32, lr=0.05, augment="crop", device="cpu", precision="float32")
+
+
+def network(classes: int = 10, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 16, classes)
+    )
+
+
+def digits() -> tuple[data.Split, data.Split]:
+    return data.holdout(data.sample(data.load("digits", image_size=8).train, 320, 0), 0.2)
+
+
+def _plain() -> Task:
+    """A task on images without labels."""
+    taken, held_out = (data.Split.from_tensors(split.images()) for split in digits())
+    return TASKS["plain"](taken, held_out, reference=network(seed=1), **STATISTICS)
+
+
+CASES: dict[str, Callable[[], Task]] = {
+    "classification": lambda: TASKS["classification"](*digits(), **STATISTICS),
+    "plain": _plain,
+}
+
+
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> Task:
+    return CASES[request.param]()
+
+
+def batch(task: Task, count: int = 64) -> tuple[Tensor, Any]:
+    positions = torch.arange(count)
+    return task.normalize(task.train.images(positions)), task.targets(task.train)(positions)
+
+
+def outputs_of(task: Task, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor, Any]:
+    images, targets = batch(task)
+    return network(seed=seed).to(dtype)(images.to(dtype)), images, targets
+
+
+def test_training_lowers_the_loss_and_raises_the_metric_that_decides(task: Task) -> None:
+    model = network()
+    result = train.fit(model, task, CONFIG)
+    first, last = result.history[0], result.history[-1]
+    assert last["loss"] < first["loss"]
+    metric = task.metrics[0]
+    assert last[f"validation_{metric}"] > first[f"validation_{metric}"]
+    assert result.validation == last[f"validation_{metric}"]
+    assert (last[f"train_{metric}"] is None) == (task.guess is None)
+
+
+def test_training_is_guided_and_can_be_resumed(task: Task, tmp_path: Any) -> None:
+    def stop(event: train.Progress) -> None:
+        if event.kind == "step" and (event.epoch, event.step) == (2, 3):
+            raise KeyboardInterrupt
+
+    teacher, whole, resumed = network(seed=3), network(), network()
+    settings: dict[str, Any] = {"alpha": 0.5, "stages": ["0"]}
+    train.fit(whole, task, CONFIG, loss=train.Guidance(teacher, task, **settings))
+    often = CONFIG.model_copy(update={"checkpoint_minutes": 1e-9})
+    for progress in (stop, None):
+        guidance = train.Guidance(teacher, task, **settings)
+        model, config = (network(), often) if progress else (resumed, CONFIG)
+        try:
+            train.fit(model, task, config, loss=guidance, out=tmp_path, resume=progress is None, progress=progress)
+        except KeyboardInterrupt:
+            assert progress is stop
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_outputs_are_no_way_from_themselves_and_some_way_from_others(task: Task) -> None:
+    one, other = network()(batch(task)[0]), network(seed=5)(batch(task)[0])
+    assert task.divergence([one], [one]).tolist() == [0.0] * len(one)
+    assert (task.divergence([one], [other]) > 0).all()
+    assert task.distillation(one, one, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert task.distillation(one, other, 4.0) > 0
+
+
+def test_the_score_has_the_divergence_as_its_second_moment(task: Task) -> None:
+    torch.manual_seed(0)
+    one = torch.randn(1, 5)
+    outputs = one.expand(4000, -1).clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(task.score([outputs], 1.0, torch.Generator().manual_seed(0)), [outputs])
+    change = 0.01 * torch.randn(1, 5)
+    predicted = 0.5 * (gradient * change).sum(1).square().mean()
+    assert float(predicted) == pytest.approx(float(task.divergence([one], [one + change])[0]), rel=0.15)
+
+
+def test_metrics_are_those_that_are_announced_and_do_not_depend_on_the_batches(task: Task) -> None:
+    outputs, images, targets = outputs_of(task)
+    rows = task.observe(outputs, images, targets)
+    assert rows.dtype == torch.float32
+    metrics = task.summarise(rows)
+    assert tuple(metrics) == tuple(task.metrics) == tuple(task.summarise(rows[:0]))
+    assert all(value is None for value in task.summarise(rows[:0]).values())
+    parts, collate = [], task.targets(task.train)
+    for positions in torch.arange(64).split(24):
+        taken = task.normalize(task.train.images(positions))
+        parts.append(task.observe(network()(taken), taken, collate(positions)))
+    assert task.summarise(torch.cat(parts)) == pytest.approx(metrics)
+
+
+def test_it_works_in_double_precision_and_in_halves(task: Task) -> None:
+    outputs, images, targets = outputs_of(task)
+    double, _, _ = outputs_of(task, dtype=torch.float64)
+    loss = task.loss(outputs, images, targets)
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
+    assert task.loss(double, images, targets).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert task.loss(outputs.bfloat16(), images, targets).dtype == torch.float32
+    assert task.summarise(task.observe(double, images, targets)) == pytest.approx(
+        task.summarise(task.observe(outputs, images, targets)), rel=1e-5
+    )
+
+
+def test_what_does_not_fit_is_refused_by_name(task: Task) -> None:
+    images, _ = batch(task, 1)
+    task.check(network()(images), images)
+    with pytest.raises((ArgumentError, ModelError), match=r"10|outputs"):
+        task.check(network(classes=3)(images), images)
+    with pytest.raises((ArgumentError, ModelError)):
+        train.fit(network(classes=3), task, CONFIG)
+    with pytest.raises(ArgumentError, match="train holds no images"):
+        task.on(task.train.subset([]))
+    with pytest.raises(ArgumentError, match="train must be a Split"):
+        task.on(torch.zeros(4))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_same_task_on_other_images(task: Task) -> None:
+    few = task.train.subset(torch.arange(20))
+    other = task.on(few)
+    assert other.train is few
+    assert other.validation is None
+    assert task.validation is not None
+    assert repr(copy.copy(other)) == repr(task)  # which says what is aimed at, not on which images
+
+
+def test_augmentation_is_what_one_process_or_several_would_draw(task: Task) -> None:
+    pixels, targets = task.train.images(torch.arange(9)), task.targets(task.train)(torch.arange(9))
+    whole, _ = task.augment(pixels, targets, "crop", torch.Generator().manual_seed(3))
+    assert whole.shape == pixels.shape
+    assert not torch.equal(whole, pixels)
+    for rank in range(2):
+        mine = slice(rank, 9, 2)
+        share = task.targets(task.train)(torch.arange(9)[mine])
+        part, _ = task.augment(pixels[mine], share, "crop", torch.Generator().manual_seed(3), 9, mine)
+        assert torch.equal(part, whole[mine])
+
+
+def test_the_usual_divergence_is_by_kind_of_output() -> None:
+    one, other = torch.randn(4, 5), torch.randn(4, 5)
+    assert torch.equal(CASES["plain"]().divergence([one], [other]), ByKind().divergence([one], [other]))
