@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from clusterprune.arguments import globs
 from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group, find_links, made_and_read, size_of
+from clusterprune.graph.ops.norm import BatchNorm, find_batch_norms
 from clusterprune.graph.walk import LayerCall, Walk, layer_of
 from clusterprune.tables import few, html_lines, html_part, html_table, plural
 
@@ -71,6 +72,31 @@ class ChannelGraph:
     def by_name(self) -> dict[str, Group]:
         """The groups by name."""
         return {group.name: group for group in self.groups}
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """The nodes of the exported graph by name."""
+        return {node.name: node for node in self.fx.nodes}
+
+    @cached_property
+    def call_of(self) -> dict[str, LayerCall]:
+        """The layer calls by the names of their nodes."""
+        return {call.node: call for call in self.calls}
+
+    @cached_property
+    def batch_norms(self) -> tuple[BatchNorm, ...]:
+        """The batch norms in order of execution."""
+        return tuple(find_batch_norms(self.fx, self.inputs))
+
+    @cached_property
+    def norm_behind(self) -> dict[str, BatchNorm]:
+        """The batch norm that alone reads a node's value, by the node's name."""
+        return {norm.input.name: norm for norm in self.batch_norms if norm.alone}
+
+    def norms_of(self, group: Group) -> list[BatchNorm]:
+        """Return the batch norms that carry the channels of a group, in order of execution."""
+        carried = {use.path for use in group.carriers}
+        return [norm for norm in self.batch_norms if carried.intersection(norm.paths)]
 
     @cached_property
     def links(self) -> tuple[frozenset[str], ...]:
@@ -336,7 +362,6 @@ def frozen_layers(graph: ChannelGraph) -> tuple[int, list[FrozenLayers]]:
 
 def _rows_of(graph: ChannelGraph, layer: str, weight: str) -> Tensor:
     """Return the label of every channel that a layer makes."""
-    kind = next(call.kind for call in graph.calls if call.layer == layer)
-    dim = 1 if kind in ("conv_transpose", "matmul") else 0
+    dim = next(call.row_dim for call in graph.calls if call.layer == layer)
     known = graph.walk.slices.get((weight, dim))
     return known.labels if known is not None else torch.empty(0, dtype=torch.int64)

@@ -1,6 +1,7 @@
 """What a trace collects while it walks through the exported graph, and what the rules may say to it."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,34 @@ from clusterprune.graph.labels import LabelSpace, collapse, spread
 from clusterprune.graph.stored import Stored
 
 Kind = Literal["conv", "conv_transpose", "conv_deformable", "linear", "matmul"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the channels of a kind of layer lie.
+
+    Attributes
+    ----------
+    row_dim
+        Dimension of the weight along the channels that the layer makes.
+    channel_dim
+        Dimension of input and output along the channels.
+    slides
+        Whether it multiplies patches of its input, one for each place of its output.
+    """
+
+    row_dim: int
+    channel_dim: int
+    slides: bool = False
+
+
+LAYOUTS: dict[Kind, Layout] = {
+    "conv": Layout(0, 1, slides=True),
+    "conv_transpose": Layout(1, 1),
+    "conv_deformable": Layout(0, 1),
+    "linear": Layout(0, -1),
+    "matmul": Layout(1, -1),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,30 @@ class LayerCall:
     def layer(self) -> str:
         """Path of the module (or the bare parameter) that the call applies."""
         return layer_of(self.weight)
+
+    @property
+    def row_dim(self) -> int:
+        """Dimension of the weight that runs along the channels which the layer makes."""
+        return LAYOUTS[self.kind].row_dim
+
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of what the layer reads and makes along which its channels run: 1, or -1 for the last."""
+        return LAYOUTS[self.kind].channel_dim
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the layer multiplies every row of its input by one matrix, and so knows no space."""
+        return self.channel_dim == -1
+
+    @property
+    def slides(self) -> bool:
+        """Whether the layer multiplies patches of its input, one for each place of its output."""
+        return LAYOUTS[self.kind].slides
+
+    def places(self, shape: Sequence[int]) -> int:
+        """Return at how many places the layer makes its channels in one image, by the shape of what it makes."""
+        return math.prod(shape[1:-1] if self.by_row else shape[2:])
 
 
 def layer_of(path: str) -> str:

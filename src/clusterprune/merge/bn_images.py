@@ -16,19 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.arguments import check_graph, check_progress, check_seed
 from clusterprune.budget.allocation import CostModel, example_batch
 from clusterprune.errors import ModelError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.program import Program
 from clusterprune.merge.data_free import noise_images
 from clusterprune.merge.divergence import is_logits
 from clusterprune.surgery.apply import named_tensors
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,9 @@ class FromNorms:
     macs_to_spend: float = 2e12
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """A batch norm in the graph: the node it reads, and the nodes of its statistics."""
-
-    input: str
-    mean: str
-    variance: str
-
-
-def norms_of(graph: ChannelGraph) -> list[_Norm]:
+def norms_of(graph: ChannelGraph) -> list[BatchNorm]:
     """Return the batch norms that remember statistics of four-dimensional maps, in order of execution."""
-    found = []
-    for node in graph.fx.nodes:
-        if not isinstance(node, fx.Node) or getattr(node.target, "overloadpacket", None) is not aten.batch_norm:
-            continue
-        source, mean, variance = node.args[0], node.args[3], node.args[4]
-        stored = all(isinstance(n, fx.Node) and n.name in graph.inputs for n in (mean, variance))
-        if stored and isinstance(source, fx.Node) and source.meta["val"].ndim == 4:
-            found.append(_Norm(source.name, mean.name, variance.name))  # type: ignore[union-attr]
-    return found
+    return [norm for norm in graph.batch_norms if norm.mean and norm.variance and norm.input.meta["val"].ndim == 4]
 
 
 def can_make_images(graph: ChannelGraph) -> bool:
@@ -185,7 +167,7 @@ def _descend(
     program, norms = Program(graph), norms_of(graph)
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
     weights = program.weights(state)
-    wanted = {norm.input: norm for norm in norms}
+    wanted = {norm.input.name: norm for norm in norms}
     read = [name for name in wanted if name in program.index]  # not a norm of the images themselves
     images = images.requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=options.rate, betas=(0.5, 0.9))
@@ -197,7 +179,8 @@ def _descend(
             values = {**program.bind((shifted,)), **weights}
             loss = images.new_zeros(())
             for name, value in program.visit(values, read):
-                loss = loss + _mismatch(value, weights[wanted[name].mean], weights[wanted[name].variance])
+                mean, variance = (state[str(path)] for path in (wanted[name].mean, wanted[name].variance))
+                loss = loss + _mismatch(value, mean, variance)
             outputs = [values[name] for name in program.differentiable]
             if len(outputs) == 1 and is_logits(outputs[0]):
                 classes = ((torch.arange(len(images)) + first) % outputs[0].shape[1]).to(images.device)

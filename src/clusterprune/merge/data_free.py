@@ -8,14 +8,12 @@ standardising over the batch have exactly those statistics, and their correlatio
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.rewrite import Change
-
-aten = torch.ops.aten
 
 
 def noise_images(graph: ChannelGraph, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -48,8 +46,7 @@ def noise_images(graph: ChannelGraph, count: int, generator: torch.Generator) ->
 def batch_statistics(graph: ChannelGraph) -> dict[str, Any]:
     """Return the changes to a graph that make its batch norms standardise over the batch."""
     changes: dict[str, Any] = {}
-    for node in graph.fx.nodes:
-        if isinstance(node, fx.Node) and getattr(node.target, "overloadpacket", None) is aten.batch_norm:
-            x, weight, bias, _, _, _, _, eps, cudnn = node.args
-            changes[node.name] = Change(node.target, (x, weight, bias, None, None, True, 0.0, eps, cudnn), {})
+    for norm in graph.batch_norms:
+        x, weight, bias, _, _, _, _, eps, cudnn = norm.node.args
+        changes[norm.name] = Change(norm.node.target, (x, weight, bias, None, None, True, 0.0, eps, cudnn), {})
     return changes

@@ -24,11 +24,6 @@ class Consumer:
     whole_kernel: bool
     folded: bool = False
 
-    @property
-    def row_dim(self) -> int:
-        """Dimension of the weight that holds the outputs."""
-        return 1 if self.call.kind in ("conv_transpose", "matmul") else 0
-
 
 def consumers(graph: ChannelGraph, group: Group, whole_kernel: Mapping[str, bool]) -> list[Consumer]:
     """Return every call that reads the group, one entry per call and parameter dimension."""
@@ -49,7 +44,7 @@ def folds(graph: ChannelGraph) -> dict[str, Use]:
     Their moments are measured by channel, all places of the maps together, as if the layer were a convolution with a
     kernel as large as the map. By node name of the call: where the group sits in its inputs.
     """
-    linear = {call.weight: call.node for call in graph.calls if call.kind == "linear"}
+    linear = {call.weight: call.node for call in graph.calls if call.by_row and call.row_dim == 0}
     return {
         linear[use.path]: use
         for group in graph.groups
@@ -73,7 +68,7 @@ def by_channel(use: Use) -> Use:
 
 def kernel_rows(weight: Tensor, consumer: Consumer) -> Tensor:
     """Return a weight as (outputs, inputs, taps); grouped convolutions get zeros for inputs they do not see."""
-    rows = weight.movedim(consumer.row_dim, 0)
+    rows = weight.movedim(consumer.call.row_dim, 0)
     rows = rows.flatten(2) if rows.ndim > 2 else rows.unsqueeze(-1)
     groups = consumer.use.groups
     if groups == 1:
@@ -170,7 +165,7 @@ def _folded_change(consumer: Consumer, weight: Tensor, refitted: Tensor, moments
 
 def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
     groups = consumer.use.groups
-    moved = weight.movedim(consumer.row_dim, 0)
+    moved = weight.movedim(consumer.call.row_dim, 0)
     if groups > 1:
         outputs, size = moved.shape[:2]
         parts = [
@@ -178,7 +173,7 @@ def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
             for block in range(groups)
         ]
         kernel = torch.cat(parts)
-    return kernel.reshape(moved.shape).movedim(0, consumer.row_dim).contiguous()
+    return kernel.reshape(moved.shape).movedim(0, consumer.call.row_dim).contiguous()
 
 
 def mixing_for(consumer: Consumer, moments: Tensor, kept: np.ndarray, *, offset: bool) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,10 @@ class PatchExtractor:
     @classmethod
     def of(cls, graph: ChannelGraph, call: LayerCall) -> "PatchExtractor":
         """Read a layer call's geometry off the graph."""
-        node = next(node for node in graph.fx.nodes if node.name == call.node)
+        node = graph.nodes[call.node]
         a = named_arguments(node)
         shape = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
-        dims = len(shape) - 2 if call.kind in ("conv", "conv_transpose") else 0
+        dims = 0 if call.by_row else len(shape) - 2
         kernel = tuple(int(k) for k in shape[2:])
         dilation = _per_dim(a.get("dilation", 1), dims)
         stride = _per_dim(a.get("stride", 1), dims)
@@ -57,18 +57,16 @@ class PatchExtractor:
     @property
     def refittable(self) -> bool:
         """Tell whether the whole kernel can be solved for (dense layers in up to two spatial dimensions)."""
-        return self.call.kind in ("linear", "matmul") or (
-            self.call.kind == "conv" and len(self.kernel) in (1, 2) and not self.call.depthwise
-        )
+        return self.call.by_row or (self.call.slides and len(self.kernel) in (1, 2) and not self.call.depthwise)
 
     def positions(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor | None:
         """Choose up to `limit` output positions at random (None: all of them, or there are none)."""
-        length = math.prod(output.shape[2:]) if self.call.kind == "conv" else math.prod(output.shape[1:-1])
+        length = self.call.places(output.shape)
         return None if length <= limit else torch.randperm(length, generator=generator)[:limit].sort().values
 
     def inputs(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """Return patches of the input, shape (images · positions, channels · taps)."""
-        if self.call.kind in ("linear", "matmul"):
+        if self.call.by_row:
             rows = x if positions is None else x.flatten(1, -2)[:, positions]
             return rows.reshape(-1, x.shape[-1])
         if len(self.kernel) == 1:
@@ -94,7 +92,7 @@ class PatchExtractor:
         One product of matrices per tap: dearer than running the layer once, cheaper than running it for many
         kernels. None where the layer is of another kind, or its maps are so small that it does not pay.
         """
-        dense = self.call.kind == "conv" and len(self.kernel) == 2 and self.call.groups == 1
+        dense = self.call.slides and len(self.kernel) == 2 and self.call.groups == 1
         height, width = gradient.shape[2:] if dense else (0, 0)
         if height * width < _WORTH_IT:
             return None
@@ -109,7 +107,7 @@ class PatchExtractor:
 
     def centres(self, x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Return the input itself at up to `limit` random positions, shape (images · positions, channels)."""
-        if self.call.kind in ("linear", "matmul"):
+        if self.call.by_row:
             rows = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
         else:
             rows = x.flatten(2).transpose(1, 2)
@@ -119,7 +117,7 @@ class PatchExtractor:
 
     def outputs(self, y: Tensor, positions: Tensor | None) -> Tensor:
         """Return outputs at the same positions, shape (images · positions, outputs)."""
-        if self.call.kind in ("linear", "matmul"):
+        if self.call.by_row:
             rows = y if positions is None else y.flatten(1, -2)[:, positions]
             return rows.reshape(-1, y.shape[-1])
         rows = y.movedim(1, -1).flatten(1, -2)

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.export import named_arguments
+from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import Survivors, rewrite
 from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
@@ -79,7 +80,7 @@ class _Target:
     """A layer call, its batch norm, the addition that it feeds, and the range that a rectifier behind lets through."""
 
     call: LayerCall
-    norm: fx.Node | None
+    norm: BatchNorm | None
     addition: fx.Node | None
     other: str
     range: tuple[float, float] | None = None
@@ -148,7 +149,6 @@ def refit(
 def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     """List the calls to refit, in order, each with where its error can be seen."""
     touched = {use.path for merge in plan.merges for use in graph.by_name[merge.group].consumers}
-    nodes = {node.name: node for node in graph.fx.nodes}
     times: dict[str, int] = {}
     for call in graph.calls:
         times[call.weight] = times.get(call.weight, 0) + 1
@@ -157,7 +157,7 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     started = False
     for call in graph.calls:
         started = started or call.weight in touched
-        plain = call.groups == 1 and call.kind in ("conv", "linear") and not call.computed
+        plain = call.groups == 1 and call.row_dim == 0 and (call.by_row or call.slides) and not call.computed
         solvable = (plain and PatchExtractor.of(graph, call).refittable) or _by_channel(graph, call)
         # A layer applied twice would need both of its inputs at once; its mixing matrices stand.
         wanted = started if options.all_layers else call.weight in touched
@@ -166,23 +166,21 @@ def _targets(graph: ChannelGraph, plan: Plan, options: Refit) -> list[_Target]:
     at = [order[call.node] for call in calls]
     targets = []
     for call in calls:
-        norm, addition, other = _behind(nodes[call.node]) if options.through_additions else (None, None, "")
+        norm, addition, other = _behind(graph, call.node) if options.through_additions else (None, None, "")
         if addition is not None and any(order[call.node] < o < order[addition.name] for o in at):
             norm, addition, other = None, None, ""
         if addition is not None and order.get(other, 0) > order[addition.name]:
             norm, addition, other = None, None, ""
-        norm = norm if addition is not None else _norm_of(nodes[call.node])
-        last = addition or norm or nodes[call.node]
+        norm = norm if addition is not None else _norm_of(graph, call.node)
+        last = addition or (norm.node if norm is not None else graph.nodes[call.node])
         targets.append(_Target(call, norm, addition, other, _range_behind(last) if options.rectified else None))
     return targets
 
 
-def _norm_of(node: fx.Node) -> fx.Node | None:
-    """Return the batch norm that alone reads a call's output."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is None or getattr(user.target, "overloadpacket", None) is not aten.batch_norm:
-        return None
-    return user if all(isinstance(user.args[i], fx.Node) for i in (1, 2, 3, 4)) else None
+def _norm_of(graph: ChannelGraph, node: str) -> BatchNorm | None:
+    """Return the batch norm that alone reads a call's output, if it has all its tensors."""
+    norm = graph.norm_behind.get(node)
+    return norm if norm is not None and norm.complete else None
 
 
 _RECTIFIERS = {aten.relu: (0.0, math.inf), aten.relu_: (0.0, math.inf), aten.relu6: (0.0, 6.0), aten.relu6_: (0.0, 6.0)}
@@ -205,16 +203,16 @@ def _range_behind(node: fx.Node) -> tuple[float, float] | None:
 
 def _by_channel(graph: ChannelGraph, call: LayerCall) -> bool:
     """Tell whether a call is a depthwise convolution with one kernel a channel, in up to two spatial dimensions."""
-    if not call.depthwise or call.kind != "conv" or call.computed:
+    if not call.depthwise or not call.slides or call.computed:
         return False
     shape = graph.model.get_parameter(call.weight).shape
     return shape[0] == call.groups and len(shape) in (3, 4)
 
 
-def _behind(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None, str]:
+def _behind(graph: ChannelGraph, node: str) -> tuple[BatchNorm | None, fx.Node | None, str]:
     """Follow a call's output through at most one batch norm to an addition, if that is where it goes."""
-    norm = _norm_of(node)
-    current = norm or node
+    norm = _norm_of(graph, node)
+    current = graph.nodes[node] if norm is None else norm.node
     if len(current.users) == 1:
         user = next(iter(current.users))
         packet = getattr(user.target, "overloadpacket", None)
@@ -254,7 +252,7 @@ class _Pair:
         self._rows: dict[str, Tensor] = {}
         survivors = Survivors(graph, removed)
         for call in graph.calls:
-            kept = survivors.kept(call.node)[1 if call.kind.startswith("conv") else -1]
+            kept = survivors.kept(call.node)[call.channel_dim]
             if kept is not None:
                 self._rows[call.node] = torch.from_numpy(kept)
 
@@ -270,7 +268,7 @@ class _Pair:
         last = call.node if target.addition is None else target.addition.name
         stop = index if target.addition is None else self.original.index[last]
         rows = self._rows.get(call.node)
-        affine = None if target.norm is None else self.norm_affine(target.norm)
+        affine = None if target.norm is None else target.norm.folding(self.state)
         self._held = []
         with torch.no_grad():
             for original, compact in self.values:
@@ -293,15 +291,7 @@ class _Pair:
 
     def places(self, call: LayerCall) -> int:
         """Return how many output positions a call has in one image."""
-        node = next(node for node in self.graph.fx.nodes if node.name == call.node)
-        shape = node.meta["val"].shape
-        return math.prod(shape[2:] if call.kind == "conv" else shape[1:-1])
-
-    def norm_affine(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
-        """Return a batch norm's scale and shift in the compressed network."""
-        weight, bias, mean, variance = (self.after[norm.args[i].name] for i in (1, 2, 3, 4))  # type: ignore[union-attr]
-        scale = weight / (variance + float(norm.args[7])).sqrt()  # type: ignore[arg-type]
-        return scale, bias - mean * scale
+        return call.places(self.graph.nodes[call.node].meta["val"].shape)
 
     def replace(self, fresh: Mapping[str, Tensor]) -> None:
         """Put refitted tensors into the compressed network."""
@@ -351,7 +341,8 @@ def _solve(
     elif home is not None and home[0] == "new":
         bias = network.state[home[1]].double()
     # Outputs that the norm silences keep their kernel.
-    silent = None if target.addition is None or target.norm is None else _silent(network.norm_affine(target.norm)[0])
+    folding = None if target.addition is None or target.norm is None else target.norm.folding(network.state)
+    silent = None if folding is None else _silent(folding[0])
     prior = weight.flatten(1).T.double()
     seen = network.observe(target, reader, limit, generator)
     length = unknowns * (len(weight) if call.depthwise else 1)

@@ -147,7 +147,6 @@ def output_importance(
     The measure is the diagonal of the Fisher information, E[(∂ log p(ŷ | x) / ∂ y_o)²], summed over
     positions and averaged over images: a float64 vector (outputs,) by the call's node name.
     """
-    kinds = {call.node: call.kind for call in graph.calls}
     total: dict[str, Tensor] = {}
     count, done = len(as_inputs(images)[0]), 0
     for _, gradients in layer_gradients(
@@ -155,7 +154,7 @@ def output_importance(
         changes=changes,
     ):  # fmt: skip
         for name, gradient in gradients.items():
-            dim = 1 if kinds[name].startswith("conv") else gradient.ndim - 1
+            dim = graph.call_of[name].channel_dim % gradient.ndim
             squared = gradient.square().sum([d for d in range(gradient.ndim) if d != dim]).double()
             total[name] = squared if name not in total else total[name] + squared
         done = min(count, done + batch_size)

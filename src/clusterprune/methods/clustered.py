@@ -198,7 +198,7 @@ def _mean_maps(
         return {}
     program = Program(graph)
     weights = program.weights(named_tensors(graph))
-    places: dict[str, list[tuple[str, np.ndarray, str]]] = {}
+    places: dict[str, list[tuple[str, np.ndarray, int]]] = {}
     for group in groups:
         uses = group.producers if similarity.at == "conv_output" else group.consumers
         found = []
@@ -206,26 +206,18 @@ def _mean_maps(
             for call in graph.calls:
                 if call.weight == use.path:
                     name = call.node if similarity.at == "conv_output" else call.input
-                    found.append((name, use.positions, call.kind))
+                    found.append((name, use.positions, call.channel_dim))
         places[group.name] = found
-    wanted = {name: kind for found in places.values() for name, _, kind in found}
-    last = max(program.index.get(name, 0) for name in wanted)
+    wanted = {name: dim for found in places.values() for name, _, dim in found}
+    made = [name for name in wanted if name in program.index]
     sums: dict[str, Tensor] = {}
     count, done = len(as_inputs(images)[0]), 0
     with torch.no_grad():
         for batch in batches(images, batch_size_for(graph)):
             values: dict[str, Any] = program.bind(batch) | weights
-            seen: set[str] = set()
-            for position in range(last + 1):
-                program.advance(values, position, position + 1)
-                name = program.steps[position].name
-                if name in wanted and name not in seen:
-                    seen.add(name)
-                    value = values[name]
-                    dim = 1 if wanted[name].startswith("conv") else value.ndim - 1
-                    total = value.movedim(dim, 1).sum(0).double()
-                    total = total.reshape(len(total), -1)
-                    sums[name] = sums.get(name, 0) + total
+            for name, value in program.visit(values, made):
+                total = value.movedim(wanted[name], 1).sum(0).double()
+                sums[name] = sums.get(name, 0) + total.reshape(len(total), -1)
             done += len(batch[0])
             if progress:
                 progress("mean feature maps", done, count)

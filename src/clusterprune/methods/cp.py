@@ -32,7 +32,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.evaluate.mode import device_of, dtype_of
 from clusterprune.graph import ChannelGraph, Use, trace
-from clusterprune.methods.cp_addition import finish, norms_of, rows_of
+from clusterprune.methods.cp_addition import finish, rows_of
 from clusterprune.methods.cp_layers import target_groups, without_batch_norm
 from clusterprune.methods.cp_rates import (
     SCHEDULES,
@@ -275,7 +275,7 @@ class ClusterPruning:
         self.groups = target_groups(graph, config.layers)
         self._counts: dict[str, int] = {}
         self._centroids: dict[str, Tensor] = {}
-        left = [group.name for group in self.groups if norms_of(graph, group)]
+        left = [group.name for group in self.groups if graph.norms_of(group)]
         if config.batch_norm == "removed" and left:
             raise ArgumentError(
                 f"batch_norm='removed', but {left[0]} has a batch norm; train the copy that "

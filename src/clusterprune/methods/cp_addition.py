@@ -93,17 +93,6 @@ def rows_of(tensors: dict[str, Tensor], use: Use) -> Tensor:
     return stored[torch.from_numpy(use.positions).to(stored.device)].flatten(1).to("cpu", torch.float64)
 
 
-def norms_of(graph: ChannelGraph, group: Group) -> list[fx.Node]:
-    """Return the batch norms that carry the channels of a group."""
-    carried = {use.path for use in group.carriers}
-    return [
-        node
-        for node in graph.fx.nodes
-        if getattr(node.target, "overloadpacket", None) is aten.batch_norm
-        and any(graph.inputs.get(getattr(argument, "name", "")) in carried for argument in node.args[1:5])
-    ]
-
-
 def _identical(tensors: dict[str, Tensor], group: Group) -> _Repeats:
     """Find for each channel the first one that all producers and carriers make the same."""
     values = torch.cat([rows_of(tensors, use) for use in (*group.producers, *group.carriers)], 1)
@@ -120,7 +109,7 @@ def _folded(graph: ChannelGraph, tensors: dict[str, Tensor], group: Group) -> Te
     if len(group.producers) > 1 or len(calls) > 1 or group.n_blocks > 1 or use.positions.shape[1] > 1:
         return None
     call = calls[0]
-    made = next(node for node in graph.fx.nodes if node.name == call.node)
+    made = graph.nodes[call.node]
     rows = rows_of(tensors, use)
     bias = torch.zeros(len(rows), dtype=torch.float64)
     order = torch.from_numpy(use.positions[:, 0])
@@ -128,21 +117,18 @@ def _folded(graph: ChannelGraph, tensors: dict[str, Tensor], group: Group) -> Te
     if call.bias is not None:
         known.add(call.bias)
         bias = tensors[call.bias].detach().to("cpu", torch.float64)[order]
-    norms = norms_of(graph, group)
+    norms = graph.norms_of(group)
     if norms:
-        (norm,) = norms if len(norms) == 1 else (None,)
-        if norm is None or list(made.users) != [norm]:
+        norm = graph.norm_behind.get(call.node)
+        if norm is None or norms != [norm]:
             return None
-        paths = [graph.inputs.get(getattr(argument, "name", "")) for argument in norm.args[1:5]]
-        known.update(path for path in paths if path)
-        gamma, beta, mean, var = (tensors[p].detach().to("cpu", torch.float64)[order] if p else None for p in paths)
-        if mean is None or var is None:
+        known.update(norm.paths)
+        own = {path: tensors[path].detach().to("cpu", torch.float64)[order] for path in norm.paths}
+        if (folding := norm.folding(own)) is None:
             return None
-        scale = (var + float(norm.args[7])).rsqrt()  # type: ignore[arg-type]
-        scale = scale if gamma is None else scale * gamma
-        rows, bias = rows * scale[:, None], (bias - mean) * scale
-        bias = bias if beta is None else bias + beta
-        made = norm
+        scale, shift = folding
+        rows, bias = rows * scale[:, None], bias * scale + shift
+        made = norm.node
     if {carrier.path for carrier in group.carriers} - known:
         return None  # slopes, scales, depthwise filters
     readers = {call.node for call in graph.calls}
@@ -183,22 +169,21 @@ def _confirmed(graph: ChannelGraph, found: list[_Repeats]) -> list[_Repeats]:
 
     One forward pass on noise, in the place of a proof for every operation that slices channels.
     """
-    by_input: dict[str, list[tuple[int, Use, str]]] = {}
+    by_input: dict[str, list[tuple[int, Use, int]]] = {}
     for index, repeats in enumerate(found):
         for use in repeats.group.consumers:
             for call in graph.calls:
                 if call.weight == use.path:
-                    by_input.setdefault(call.input, []).append((index, use, call.kind))
+                    by_input.setdefault(call.input, []).append((index, use, call.channel_dim))
     wrong = [np.zeros(repeats.group.width, dtype=bool) for repeats in found]
     program = Program(graph, any_batch=False)
     generator = torch.Generator().manual_seed(0)
     inputs = [_noise(value, generator) for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
     with torch.no_grad():
         values = program.bind(inputs) | program.weights(named_tensors(graph))
-        for position, step in enumerate(program.steps):
-            program.advance(values, position, position + 1)
-            for index, use, kind in by_input.get(step.name, []):
-                channels = values[step.name].cpu().movedim(1 if kind.startswith("conv") else -1, 0)
+        for name, value in program.visit(values, by_input.keys() & program.index.keys()):
+            for index, use, dim in by_input[name]:
+                channels = value.cpu().movedim(dim, 0)
                 read = channels[torch.from_numpy(use.positions)].flatten(1)
                 factor = found[index].factor.to(read.dtype)[:, None]
                 lost = (read - factor * read[torch.from_numpy(found[index].representative)]).abs().amax(1)

@@ -8,7 +8,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.methods.cp_addition import norms_of
 from clusterprune.methods.layers import inner_groups
 from clusterprune.surgery.history import Stage, add_stage
 
@@ -47,13 +46,12 @@ def without_batch_norm(model: nn.Module, graph: ChannelGraph, layers: Sequence[s
     folded: list[str] = []
     added: list[str] = []
     for group in target_groups(graph, layers):
-        for norm in norms_of(graph, group):
-            path = next(graph.inputs[a.name] for a in norm.args[1:5] if a is not None)  # type: ignore[union-attr]
-            owner = path.rpartition(".")[0]
+        for norm in graph.norms_of(group):
+            owner = norm.paths[0].rpartition(".")[0]
             layer = group.producers[0].path.rpartition(".")[0]
             batch_norm, convolution = smaller.get_submodule(owner), smaller.get_submodule(layer)
             made = [call.node for call in graph.calls if call.weight == group.producers[0].path]
-            behind = made == [norm.args[0].name] and len(norm.args[0].users) == 1  # type: ignore[union-attr]
+            behind = made == [norm.input.name] and norm.alone
             if (
                 not behind
                 or not isinstance(convolution, nn.modules.conv._ConvNd)

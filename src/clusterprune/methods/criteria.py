@@ -242,8 +242,7 @@ def _distances(rows: Tensor) -> Tensor:
 
 def _bn_scale(asked: _Asked) -> dict[str, Tensor]:
     tensors = named_tensors(asked.graph)
-    norms = [node for node in asked.graph.fx.nodes if "batch_norm" in str(node.target)]
-    scales = {asked.graph.inputs.get(node.args[1].name) for node in norms if isinstance(node.args[1], fx.Node)}
+    scales = {norm.weight for norm in asked.graph.batch_norms}
     found = {}
     for group in asked.groups:
         uses = [use for use in group.carriers if use.path in scales]
@@ -267,7 +266,6 @@ def _hrank(asked: _Asked) -> dict[str, Tensor]:
     graph, images = asked.graph, asked.images
     if images is None:
         return {}
-    nodes = {node.name: node for node in graph.fx.nodes}
     layers = {call.node for call in graph.calls}
     places: dict[str, list[tuple[str, np.ndarray]]] = {}
     wanted: dict[str, int] = {}
@@ -275,20 +273,17 @@ def _hrank(asked: _Asked) -> dict[str, Tensor]:
         for use in group.producers:
             for call in graph.calls:
                 if call.weight == use.path:
-                    place = _activated(nodes[call.node], layers)
+                    place = _activated(graph.nodes[call.node], layers)
                     places.setdefault(group.name, []).append((place, use.positions))
-                    wanted[place] = 1 if call.kind.startswith("conv") else -1
+                    wanted[place] = call.channel_dim
     program = Program(graph)
     weights = program.weights(named_tensors(graph))
     ranks: dict[str, Tensor] = {}
     with torch.no_grad():
         for batch in batches(images, batch_size_for(graph)):
             values: dict[str, Any] = program.bind(batch) | weights
-            for position, step in enumerate(program.steps):
-                program.advance(values, position, position + 1)
-                if step.name in wanted:
-                    total = _rank(values[step.name].movedim(wanted[step.name], 1)).sum(0).double()
-                    ranks[step.name] = ranks.get(step.name, 0) + total
+            for name, value in program.visit(values, wanted):
+                ranks[name] = ranks.get(name, 0) + _rank(value.movedim(wanted[name], 1)).sum(0).double()
     count = len(as_inputs(images)[0])
     return {
         name: torch.stack([ranks[node][torch.from_numpy(at)].sum(1) for node, at in found]).sum(0) / count

@@ -27,7 +27,7 @@ def inner_groups(graph: ChannelGraph) -> list[str]:
     Groups are named after the layer that makes them, so these are names of convolutions. Frozen groups are left out.
     """
     check_graph(graph)
-    convolutions = {call.weight for call in graph.calls if call.kind == "conv"}
+    convolutions = {call.weight for call in graph.calls if call.slides}
     added = _added(graph)
     lengths = {path: tuple(tensor.shape) for path, tensor in named_tensors(graph).items()}
 

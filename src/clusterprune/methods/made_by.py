@@ -7,12 +7,11 @@ used twice makes its channels twice, maybe with another bias each time.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.similarity import BatchNormTensors, Filters
-
-aten = torch.ops.aten
 
 
 def filter_vectors(graph: ChannelGraph, group: Group, tensors: Mapping[str, Tensor], similarity: Filters) -> Tensor:
@@ -22,9 +21,7 @@ def filter_vectors(graph: ChannelGraph, group: Group, tensors: Mapping[str, Tens
     that follows like those. Behind them comes every other parameter along the channels, such as the slopes of a PReLU.
     Batch norms count where the similarity folds them: into the layer that they alone read, or else as scale and shift.
     """
-    norms = [node for node in graph.fx.nodes if getattr(node.target, "overloadpacket", None) is aten.batch_norm]
-    in_norms = {path for norm in norms for path in _paths(graph, norm) if path}
-    behind = {norm.args[0].name: norm for norm in norms if len(norm.args[0].users) == 1}  # type: ignore[union-attr]
+    in_norms = {path for norm in graph.batch_norms for path in norm.paths}
     folded: set[str] = set()
     used: set[str | None] = set()
     parts: list[Tensor] = []
@@ -32,21 +29,21 @@ def filter_vectors(graph: ChannelGraph, group: Group, tensors: Mapping[str, Tens
         calls = [call for call in graph.calls if call.weight == use.path]
         weight = tensors[use.path].movedim(use.dim, 0)
         # Once for every way in which the layer is used.
-        ways = dict.fromkeys((call.bias, behind.get(call.node)) for call in calls)
+        ways = dict.fromkeys((call.bias, graph.norm_behind.get(call.node)) for call in calls)
         if not ways and use in group.producers:
             ways = {(None, None): None}  # a layer that only training applies
         for bias, norm in ways:
             own = None if bias is None or len(tensors[bias]) != len(weight) else tensors[bias]
-            batch_norm = _tensors_of(graph, norm, tensors) if norm is not None and similarity.fold_batch_norm else None
+            batch_norm = _tensors_of(norm, tensors) if norm is not None and similarity.fold_batch_norm else None
             if norm is not None and batch_norm is not None:
                 folded.add(norm.name)
             rows = similarity.vectors(weight, bias=own, batch_norm=batch_norm)
             parts.append(rows[_on(use.positions, rows)].flatten(1))
             used |= {use.path, bias if own is not None else None}
     if similarity.fold_batch_norm:
-        for norm in (norm for norm in norms if norm.name not in folded):
-            uses = [use for use in group.carriers if use.path in _paths(graph, norm)]
-            batch_norm = _tensors_of(graph, norm, tensors)
+        for norm in (norm for norm in graph.batch_norms if norm.name not in folded):
+            uses = [use for use in group.carriers if use.path in norm.paths]
+            batch_norm = _tensors_of(norm, tensors)
             if uses and batch_norm is not None:
                 scale_and_shift = torch.stack(batch_norm.folding(len(batch_norm.mean)), 1)
                 parts.append(scale_and_shift[_on(uses[0].positions, scale_and_shift)].flatten(1))
@@ -57,17 +54,13 @@ def filter_vectors(graph: ChannelGraph, group: Group, tensors: Mapping[str, Tens
     return torch.cat([part.to(parts[0].device) for part in parts], 1)
 
 
-def _paths(graph: ChannelGraph, norm: fx.Node) -> list[str | None]:
-    """Return where a batch norm's scale, shift, mean and variance are stored."""
-    return [graph.inputs.get(getattr(argument, "name", "")) for argument in norm.args[1:5]]
-
-
-def _tensors_of(graph: ChannelGraph, norm: fx.Node, tensors: Mapping[str, Tensor]) -> BatchNormTensors | None:
+def _tensors_of(norm: BatchNorm, tensors: Mapping[str, Tensor]) -> BatchNormTensors | None:
     """Return a batch norm's tensors, or None if it has no running statistics."""
-    gamma, beta, mean, variance = (tensors[path] if path else None for path in _paths(graph, norm))
+    paths = (norm.weight, norm.bias, norm.mean, norm.variance)
+    gamma, beta, mean, variance = (tensors[path] if path else None for path in paths)
     if mean is None or variance is None:
         return None
-    return BatchNormTensors(mean, variance, gamma, beta, float(norm.args[7]))  # type: ignore[arg-type]
+    return BatchNormTensors(mean, variance, gamma, beta, norm.eps)
 
 
 def _on(positions: object, tensor: Tensor) -> Tensor:

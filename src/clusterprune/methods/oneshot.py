@@ -378,12 +378,12 @@ def measure(
         for nodes in consumer_calls(graph, {u.path for g in groups for u in g.consumers}, computed=True).values()
         for node in nodes
     ]
-    readers = {call.node: call for call in graph.calls}
+    readers = graph.call_of
     kernels = computed_kernels(graph, state)
     whole_kernel = {}
     for node in calls:
         weight = kernels.get(node, state[readers[node].weight])
-        dense = readers[node].kind == "conv" and readers[node].groups == 1 and weight.ndim in (3, 4)
+        dense = readers[node].slides and readers[node].groups == 1 and weight.ndim in (3, 4)
         whole_kernel[node] = dense and weight[0].numel() <= config.whole_kernel_limit
     size = batch_size_for(graph)
     changes = batch_statistics(graph) if data_free else None
@@ -437,9 +437,7 @@ def _folds(graph: ChannelGraph, inputs: tuple[Tensor, ...], count: int) -> list[
 
 
 def _outputs(graph: ChannelGraph, node: str) -> int:
-    call = next(call for call in graph.calls if call.node == node)
-    value = next(n for n in graph.fx.nodes if n.name == node).meta["val"]
-    return int(value.shape[1 if call.kind.startswith("conv") else -1])
+    return int(graph.nodes[node].meta["val"].shape[graph.call_of[node].channel_dim])
 
 
 def order_channels(

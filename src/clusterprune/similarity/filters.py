@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError
+from clusterprune.graph.ops.norm import fold
 from clusterprune.similarity._base import (
     METRICS,
     Metric,
@@ -51,13 +52,9 @@ class BatchNormTensors:
                 f"batch_norm.var + eps must be positive, but got {variance.min().item():.3g}; "
                 "running variances cannot be negative, so the weights are damaged."
             )
-        scale = variance.rsqrt()
-        if self.gamma is not None:
-            scale = scale * _per_channel("batch_norm.gamma", self.gamma, channels).to(scale.device)
-        shift = -mean.to(scale.device) * scale
-        if self.beta is not None:
-            shift = shift + _per_channel("batch_norm.beta", self.beta, channels).to(scale.device)
-        return scale, shift
+        affine = {"batch_norm.gamma": self.gamma, "batch_norm.beta": self.beta}
+        gamma, beta = (None if v is None else _per_channel(k, v, channels).to(mean.device) for k, v in affine.items())
+        return fold(mean, variance.to(mean.device), 0.0, gamma, beta)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from clusterprune.arguments import check_apply
 from clusterprune.errors import PlanError, UntrainableWarning
@@ -217,19 +217,17 @@ def _find_homes(graph: ChannelGraph) -> dict[str, tuple[str, str] | None]:
     for call in graph.calls:
         calls.setdefault(call.weight, []).append(call)
     users: dict[str, set[str]] = {}
-    nodes = {node.name: node for node in graph.fx.nodes}
     for name, path in graph.inputs.items():
-        users.setdefault(path, set()).update(user.name for user in nodes[name].users)
+        users.setdefault(path, set()).update(user.name for user in graph.nodes[name].users)
     owners: dict[str, set[str]] = {}
     for path, canonical in _names(graph).items():
         owners.setdefault(canonical, set()).add(path.rpartition(".")[0])
-    return {weight: _find_home(graph, found, nodes, users, owners) for weight, found in calls.items()}
+    return {weight: _find_home(graph, found, users, owners) for weight, found in calls.items()}
 
 
 def _find_home(
     graph: ChannelGraph,
     calls: list[LayerCall],
-    nodes: Mapping[str, fx.Node],
     users: Mapping[str, set[str]],
     owners: Mapping[str, set[str]],
 ) -> tuple[str, str] | None:
@@ -243,18 +241,14 @@ def _find_home(
     if call.bias is not None:
         # A bias that somebody else adds too would carry the constant there.
         return ("add", call.bias) if users[call.bias] == {other.node for other in calls} else None
-    after = list(nodes[call.node].users)
-    if len(calls) == 1 and len(after) == 1 and "batch_norm" in str(after[0].target):
-        mean = after[0].args[3] if len(after[0].args) > 3 else after[0].kwargs.get("running_mean")
-        if not isinstance(mean, fx.Node) or mean.name not in graph.inputs:
-            return None
-        path = graph.inputs[mean.name]
-        return ("subtract", path) if users[path] == {after[0].name} else None
+    norm = graph.norm_behind.get(call.node)
+    if len(calls) == 1 and norm is not None:
+        return ("subtract", norm.mean) if norm.mean is not None and users[norm.mean] == {norm.name} else None
     owner = call.weight.rpartition(".")[0]
     if len(owners.get(call.weight, ())) > 1:
         return None  # tied weights: a bias on one of the modules is none on the others
     module = graph.model.get_submodule(owner) if owner else graph.model
-    if any(owner_of(nodes[other.node]) != owner for other in calls):
+    if any(owner_of(graph.nodes[other.node]) != owner for other in calls):
         return None  # the weight is borrowed: whoever uses it does not ask its module for a bias
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     return ("new", f"{owner}.bias" if owner else "bias") if isinstance(module, kinds) else None

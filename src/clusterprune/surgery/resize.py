@@ -33,17 +33,16 @@ def resize_module(
             changed = {name: value for name, value in widths.items() if getattr(owner, name, None) != value}
             if changed:
                 attributes[path] = changed
-    nodes = {node.name: node for node in graph.fx.nodes}
     for name, change in changes.items():
-        if "pad" in str(nodes[name].target) and (path := owner_of(nodes[name])) is not None:
+        if "pad" in str(graph.nodes[name].target) and (path := owner_of(graph.nodes[name])) is not None:
             owner = module.get_submodule(path)
             if isinstance(owner, ChannelPadding) and len(change.args[1]) >= 6:
                 attributes[path] = {"before": change.args[1][4], "after": change.args[1][5]}
-        if str(nodes[name].target).startswith(("aten.layer_norm", "aten.rms_norm")):
+        if str(graph.nodes[name].target).startswith(("aten.layer_norm", "aten.rms_norm")):
             # Also of layers that have no weights, and of the user's own norms.
-            owner = module.get_submodule(owner_of(nodes[name]) or "")
+            owner = module.get_submodule(owner_of(graph.nodes[name]) or "")
             if hasattr(owner, "normalized_shape"):
-                attributes.setdefault(owner_of(nodes[name]) or "", {})["normalized_shape"] = tuple(change.args[1])
+                attributes.setdefault(owner_of(graph.nodes[name]) or "", {})["normalized_shape"] = tuple(change.args[1])
     set_attributes(module, attributes)
     set_tensors(module, state)
     for path, owner in module.named_modules():

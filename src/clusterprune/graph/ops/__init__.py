@@ -1,0 +1,1 @@
+"""What operations do to channels: a file per family of operators."""
