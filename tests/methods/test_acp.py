@@ -210,7 +210,7 @@ def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
     config = ACP(**{"keep_macs": 0.7, **QUICK, "merge": merge, **given, "cycles": 0})
     for name in ("search", "fit"):
         monkeypatch.setattr(module, name, None)
-    monkeypatch.setattr(evaluate, "accuracy", None)
+    monkeypatch.setattr(evaluate, "metrics", None)
     result = acp(graph.model, graph, *digits, config=config, training=FAST, mean=MEAN, std=STD, out=tmp_path)
     inner = graph.only(inner_groups(graph))
     sample = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
@@ -232,20 +232,20 @@ def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: 
 def test_a_fitness_without_training_is_measured_in_the_precision_of_training(
     graph: cp.ChannelGraph, digits: tuple[Split, Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, seen = evaluate.accuracy, []
+    genuine, seen = evaluate.metrics, []
 
-    def accuracy(*given: Any, dtype: torch.dtype, **options: Any) -> Any:
+    def metrics(*given: Any, dtype: torch.dtype, **options: Any) -> Any:
         seen.append(dtype)
         return genuine(*given, dtype=dtype, **options)
 
-    monkeypatch.setattr(evaluate, "accuracy", accuracy)
+    monkeypatch.setattr(evaluate, "metrics", metrics)
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         training = TrainConfig(**{**FAST.model_dump(), "precision": precision})
         config = ACP(keep_macs=0.7, **QUICK)
         fitness = StructureFitness(graph, *digits, config=config, training=training, mean=MEAN, std=STD)
         small = cp.apply(graph.model, fitness.plan(fitness.start), graph=graph)
-        expected = genuine(small, digits[1], mean=MEAN, std=STD, topk=(1,), dtype=dtype)
-        assert fitness(fitness.start) == expected.top1
+        expected = genuine(small, Classification(*digits, mean=MEAN, std=STD), digits[1], dtype=dtype)
+        assert fitness(fitness.start) == expected.deciding
         assert seen.pop() == dtype
     half = TrainConfig(**{**FAST.model_dump(), "precision": "float16"})
     with pytest.raises(ArgumentError, match="precision='float16' needs a CUDA device"):

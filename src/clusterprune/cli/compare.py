@@ -209,7 +209,7 @@ def _compete(
 def _whole(subject: "Subject", task: "Task", test: "Split") -> dict[str, Any]:
     from clusterprune import evaluate
 
-    accuracy = evaluate.accuracy(subject.model, test, mean=task.mean, std=task.std, topk=(1,)).top1
+    accuracy = evaluate.metrics(subject.model, task.purpose, test).deciding
     return {
         "params": evaluate.params(subject.model),
         "macs": evaluate.macs(subject.model, subject.example),

@@ -1,19 +1,17 @@
-"""Classification accuracy."""
+"""The accuracy of a classifier, in one call."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clusterprune.arguments import check_model, type_name
-from clusterprune.data import Split, normalize
+from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, ModelError
-from clusterprune.evaluate.mode import dtype_of, on_device
-from clusterprune.graph.throwaway import evaluating
-
-_AUTOCAST = (torch.bfloat16, torch.float16)
+from clusterprune.evaluate.metrics import metrics
+from clusterprune.tasks import Classification
 
 
 @dataclass(frozen=True)
@@ -93,67 +91,32 @@ def accuracy(
         )
     if not isinstance(topk, tuple | list) or not topk or not set(topk) <= {1, 5}:
         raise ArgumentError(f"topk may contain 1 and 5, but got topk={topk}.")
-    if dtype not in {None, torch.float32, *_AUTOCAST}:
-        raise ArgumentError(f"dtype must be None, torch.bfloat16 or torch.float16, but got {dtype}.")
     if split.labels is None:
         raise DataError("accuracy needs labels, but the split is unlabelled. Use one folder per class.")
     if not len(split):
         raise DataError("accuracy needs at least one image, but the split is empty.")
-    runner, place = on_device(model, device)
-    kind = torch.float32 if dtype in _AUTOCAST else dtype_of(runner)
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    classes = len(split.classes)
-    hits = torch.zeros(2, dtype=torch.int64, device=place)
-    images = 0
-    with evaluating(runner), torch.inference_mode():
-        for number, (pixels, labels) in enumerate(split.batches(batch_size, size=size)):
-            batch = normalize(pixels.to(place), mean, std).to(dtype=kind, memory_format=layout)
-            with torch.autocast(place.type, dtype) if dtype in _AUTOCAST else nullcontext():
-                outputs = _forward(runner, batch, number)
-            _check_outputs(outputs, len(batch), classes, number)
-            hits += _count_hits(outputs, labels.to(place))
-            images += len(batch)
-            if progress:
-                progress(images, len(split))
-    first, fifth = (100 * int(count) / images for count in hits)
-    return Accuracy(first, fifth if 5 in topk and classes >= 5 else None, images)
+    found = metrics(
+        model, _Exactly(split, mean=mean, std=std), split, size=size, batch_size=batch_size, device=device,
+        dtype=dtype, channels_last=channels_last, progress=progress,
+    )  # fmt: skip
+    return Accuracy(found.deciding, found.values["accuracy_top5"] if 5 in topk else None, found.images)
 
 
-def _count_hits(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Count the images whose class is among the top 1 and the top 5 outputs, int64 (2,)."""
-    top = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([top[:, 0].sum(), top.sum()])
+class _Exactly(Classification):
+    """A classification by a network that has an output for each class of the data, and no more."""
 
-
-def _forward(model: nn.Module, batch: Tensor, number: int) -> Tensor:
-    try:
-        return model(batch)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"the device ran out of memory on batch {number} of {len(batch)} images. Lower batch_size."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"the model failed on batch {number} of shape {tuple(batch.shape)}: {error}. Check "
-            "that the image size and the number of channels are what it expects."
-        ) from error
-
-
-def _check_outputs(outputs: Tensor, rows: int, classes: int, number: int) -> None:
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[0] != rows:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ModelError(
-            f"the model must return a tensor of shape ({rows}, classes), but returned {got}. Wrap "
-            "it in a module that returns the class scores alone."
-        )
-    if outputs.shape[1] != classes:
-        raise DataError(
-            f"the model has {outputs.shape[1]} outputs, but the data has {classes} classes. Use "
-            "data with the classes the model was trained on, or a model built with "
-            f"num_classes={classes}."
-        )
-    if outputs.isnan().any():
-        raise ModelError(
-            f"the model returned NaN on batch {number}. Check its weights and the normalisation; "
-            "with float16, try bfloat16."
-        )
+    def check(self, outputs: Any, images: Tensor) -> None:
+        """Compare the numbers of outputs and classes."""
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images):
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ModelError(
+                f"the model must return a tensor of shape ({len(images)}, classes), but returned {got}. Wrap "
+                "it in a module that returns the class scores alone."
+            )
+        classes = len(self.train.classes)
+        if outputs.shape[1] != classes:
+            raise DataError(
+                f"the model has {outputs.shape[1]} outputs, but the data has {classes} classes. Use "
+                "data with the classes the model was trained on, or a model built with "
+                f"num_classes={classes}."
+            )

@@ -359,10 +359,9 @@ class StructureFitness:
             small = apply(self.graph.model, plan, graph=self.graph)
         else:
             small = from_random(self.graph, plan, factory=self.factory, seed=self.config.seed)
-        if self.config.fitness == "merge":
-            common = {"mean": self.mean, "std": self.std, "topk": (1,)}
-            return evaluate.accuracy(small, self.validation, dtype=self._precision, **common).top1
         task = Classification(self.train, self.validation, mean=self.mean, std=self.std)
+        if self.config.fitness == "merge":
+            return evaluate.metrics(small, task, self.validation, dtype=self._precision).deciding
         return fit(small, task, self.training).validation or 0.0
 
 

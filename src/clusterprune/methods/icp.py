@@ -399,7 +399,7 @@ class _Run:
         task = self.task
         if task.validation is None:
             return None
-        return evaluate.accuracy(network, task.validation, mean=task.mean, std=task.std, topk=(1,)).top1
+        return evaluate.metrics(network, task, task.validation).deciding
 
 
 def _check_split(name: str, split: Any, *, optional: bool = False) -> None:

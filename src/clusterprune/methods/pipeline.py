@@ -370,7 +370,7 @@ def _accuracy(task: Task, model: nn.Module) -> float | None:
     """Return the validation accuracy in percent."""
     if task.validation is None:
         return None
-    return evaluate.accuracy(model, task.validation, mean=task.mean, std=task.std, topk=(1,)).top1
+    return evaluate.metrics(model, task.purpose, task.validation).deciding
 
 
 def _training_record(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def _run(
     seconds = None if began_before else round(time.perf_counter() - began, 1)
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate.accuracy(model, test, mean=task.mean, std=task.std, topk=(1,)).top1
+        return evaluate.metrics(model, task.purpose, test).deciding
 
     cut = None if made.cut is None else accuracy(made.cut)
     size = evaluate.params(made.model), evaluate.macs(made.model, task.example)

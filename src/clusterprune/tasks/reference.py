@@ -15,6 +15,7 @@ class Reference:
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.device: torch.device | None = None
+        self._dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
 
     def follow(self, device: torch.device) -> bool:
         """Move to `device`; tell whether that was needed."""
@@ -28,7 +29,7 @@ class Reference:
     def __call__(self, images: Tensor) -> Any:
         """Return the network's outputs, without gradients."""
         self.follow(images.device)
-        return self.network(images)
+        return self.network(images.to(self._dtype or images.dtype))
 
     def __repr__(self) -> str:
         """Name the network by its class and a digest of its weights."""
