@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, train
+import clusterprune as cp
+from clusterprune import data, evaluate, train
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.merge.divergence import ByKind
+from clusterprune.merge.divergence import BY_KIND, ByKind
 from clusterprune.tasks import TASKS, Task
 
 STATISTICS: dict[str, Any] = {"mean": (0.3,), "std": (0.35,)}
@@ -116,6 +117,11 @@ def test_metrics_are_those_that_are_announced_and_do_not_depend_on_the_batches(t
         taken = task.normalize(task.train.images(positions))
         parts.append(task.observe(network()(taken), taken, collate(positions)))
     assert task.summarise(torch.cat(parts)) == pytest.approx(metrics)
+    found = evaluate.metrics(network(), task, task.train.subset(torch.arange(64)), batch_size=24)
+    assert found.values == pytest.approx(metrics)
+    assert (found.deciding, found.images) == (found.values[task.metrics[0]], 64)
+    double = evaluate.metrics(network().double(), task, task.train.subset(torch.arange(64)))
+    assert double.values == pytest.approx(metrics, rel=1e-4)
 
 
 def test_it_works_in_double_precision_and_in_halves(task: Task) -> None:
@@ -163,6 +169,26 @@ def test_augmentation_is_what_one_process_or_several_would_draw(task: Task) -> N
         share = task.targets(task.train)(torch.arange(9)[mine])
         part, _ = task.augment(pixels[mine], share, "crop", torch.Generator().manual_seed(3), 9, mine)
         assert torch.equal(part, whole[mine])
+
+
+def test_one_shot_and_distillation_go_by_the_divergence_of_the_task(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step that asks how far outputs are apart asks the task."""
+    model, images = network().eval(), batch(task)[0]
+    graph, asked = cp.trace(model, images[:1]), []
+    for name in ("score", "divergence"):
+        whole = getattr(task, name)
+        monkeypatch.setattr(
+            task, name, lambda *given, name=name, whole=whole: asked.append(name) or whole(*given), raising=False
+        )
+    for name in ("score", "divergence"):  # the usual one is not asked behind its back
+        monkeypatch.setattr(BY_KIND, name, None, raising=False)
+    plan = cp.oneshot(graph, images, keep_macs=0.6, divergence=task)
+    assert set(asked) == {"score", "divergence"}
+    asked.clear()
+    cp.distil(graph, plan, images, steps=2, divergence=task)
+    assert set(asked) == {"divergence"}
 
 
 def test_the_usual_divergence_is_by_kind_of_output() -> None:

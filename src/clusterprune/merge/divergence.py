@@ -43,6 +43,10 @@ class ByKind:
         return score(outputs, temperature, generator)
 
 
+BY_KIND = ByKind()
+"""What is taken where no task says otherwise."""
+
+
 def is_logits(output: Tensor) -> bool:
     """Tell whether an output is one row of scores per image."""
     return output.ndim == 2 and output.shape[1] > 1

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program, computed_kernels
+from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.layer_inputs import consumers, kernel_change
 from clusterprune.merge.patches import PatchExtractor
@@ -47,6 +48,7 @@ def fisher_losses(
     generator: torch.Generator,
     temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
+    divergence: Divergence = BY_KIND,
     progress: Progress | None = None,
 ) -> dict[tuple[str, int], float]:
     """Return by how much the network's loss rises on these images, in nats, all of them together.
@@ -80,7 +82,7 @@ def fisher_losses(
     count, done = len(as_inputs(images)[0]), 0
     for read, gradients in layer_gradients(
         graph, state, images, list(changed), batch_size=batch_size, generator=generator, temperature=temperature,
-        changes=changes,
+        changes=changes, divergence=divergence,
     ):  # fmt: skip
         scores: dict[tuple[str, int], Tensor] = {}
         with torch.no_grad():

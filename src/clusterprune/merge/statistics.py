@@ -13,7 +13,7 @@ from clusterprune.arguments import tensors_in
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.graph import ChannelGraph, Use
 from clusterprune.graph.program import Program
-from clusterprune.merge.divergence import score
+from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.patches import PatchExtractor
 
 Images = Tensor | tuple[Tensor, ...]
@@ -89,12 +89,13 @@ def layer_gradients(
     generator: torch.Generator,
     temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
+    divergence: Divergence = BY_KIND,
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Yield, batch by batch, what the given layer calls read and the gradient at what they make.
 
     The second moment of that gradient is the Fisher information of the network's own prediction p, the softmax of
     the logits over a temperature; no labels are needed. What is differentiated is
-    :func:`clusterprune.merge.divergence.score`, which knows other kinds of outputs too.
+    the score of `divergence`, which knows other kinds of outputs too.
     """
     program = Program(graph, changes)
     inputs = {call.node: call.input for call in graph.calls}
@@ -122,7 +123,8 @@ def layer_gradients(
                     f"{type(graph.model).__name__} has no output with gradients: what it returns does not depend on "
                     "its layers in a way that can be differentiated. Return what its last layer makes."
                 )
-            found = torch.autograd.grad(score(outputs, temperature, generator), list(made.values()), allow_unused=True)
+            score = divergence.score(outputs, temperature, generator)
+            found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
             for (name, value), gradient in zip(made.items(), found, strict=True)
@@ -140,6 +142,7 @@ def output_importance(
     generator: torch.Generator,
     temperature: float = 1.0,
     changes: Mapping[str, Any] | None = None,
+    divergence: Divergence = BY_KIND,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Return how strongly the network's output depends on each output channel of each layer call.
@@ -151,7 +154,7 @@ def output_importance(
     count, done = len(as_inputs(images)[0]), 0
     for _, gradients in layer_gradients(
         graph, state, images, calls, batch_size=batch_size, generator=generator, temperature=temperature,
-        changes=changes,
+        changes=changes, divergence=divergence,
     ):  # fmt: skip
         for name, gradient in gradients.items():
             dim = graph.call_of[name].channel_dim % gradient.ndim

@@ -7,9 +7,10 @@ end, its features:
 .. math:: L = D(\text{outputs}) + w \cdot \Bigl\langle\frac{\lVert f_k - f'_k\rVert^2}
           {\lVert f_k - \bar f_k\rVert^2}\Bigr\rangle_k
 
-where D is :func:`clusterprune.merge.divergence.divergence`, f and f' are the features of the original (its kept
-channels) and of the compact network at the end k of a block, and f̄ is the original's mean per channel. Images are
-mirrored and moved by a few pixels, for few of them would soon be known by heart. Batch norms keep their statistics.
+where D is the divergence of the task or :class:`clusterprune.merge.divergence.ByKind`, f and f' are the features of the
+original (its kept channels) and of the compact network at the end k of a block, and f̄ is the original's mean per
+channel. Images are mirrored and moved by a few pixels, for few of them would soon be known by heart. Batch norms keep
+their statistics.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import Survivors, rewrite
-from clusterprune.merge.divergence import divergence
+from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.statistics import Images, Progress, gradient_batch_size, whole_batches
 from clusterprune.methods.targets import check_images
 from clusterprune.plan import Plan
@@ -86,6 +87,7 @@ def distil(
     steps: int | None = None,
     seed: int = 0,
     config: Distil | None = None,
+    divergence: Divergence | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -103,6 +105,8 @@ def distil(
         Exactly one of them: for how long.
     seed
         Of the order of the images, and of how they are mirrored and moved.
+    divergence
+        How far outputs are from the original's, as in :func:`clusterprune.oneshot`.
     out
         A file that keeps what was reached, and from which a run that was stopped goes on.
     progress
@@ -146,7 +150,7 @@ def distil(
     check_instance("config", config, Distil, "write Distil(rate=1e-4)")
     inputs = whole_batches(graph, images)
     check_images(graph, inputs)
-    lesson = _Lesson(graph, plan, inputs, config, seed)
+    lesson = _Lesson(graph, plan, inputs, config, seed, divergence or BY_KIND)
     lesson.learn(seconds, None if steps is None else int(steps), None if out is None else Path(out), progress)
     return lesson.plan()
 
@@ -158,8 +162,10 @@ _MOST = 10_000_000
 class _Lesson:
     """Teacher and student, and how far they have come."""
 
-    def __init__(self, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...], config: Distil, seed: int) -> None:
-        self.graph, self.before, self.config, self.seed = graph, plan, config, seed
+    def __init__(
+        self, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...], config: Distil, seed: int, by: Divergence
+    ) -> None:
+        self.graph, self.before, self.config, self.seed, self.divergence = graph, plan, config, seed, by.divergence
         fixed = graph.batch_size.fixed is not None
         self.size = graph.batch_size.traced if fixed else min(config.batch, gradient_batch_size(graph))
         kept = max(self.size, round(config.held_out * len(inputs[0]))) // self.size * self.size
@@ -219,7 +225,7 @@ class _Lesson:
         with torch.enable_grad():
             weights = self.student.weights({**self.rest, **self.learnt})
             actual, got = self._pass(self.student, weights, batch, self.ends)
-            loss = divergence(expected, actual).mean()
+            loss = self.divergence(expected, actual).mean()
             parts = [_relative(wanted[name], got[name], kept) for name, kept in self.ends.items()]
             if parts:
                 loss = loss + self.config.features * torch.stack(parts).mean().to(loss)
@@ -246,7 +252,7 @@ class _Lesson:
                 batch = tuple(t[start : start + self.size] for t in self.held_out)
                 expected, _ = self._pass(self.teacher, self.teacher_weights, batch, {})
                 actual, _ = self._pass(self.student, weights, batch, {})
-                total += float(divergence(expected, actual).sum())
+                total += float(self.divergence(expected, actual).sum())
         return total / len(self.held_out[0])
 
     def plan(self) -> Plan:

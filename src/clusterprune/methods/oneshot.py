@@ -31,7 +31,7 @@ from clusterprune.graph.program import Program, computed_kernels
 from clusterprune.graph.rewrite import rewrite
 from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
 from clusterprune.merge.data_free import batch_statistics, noise_images
-from clusterprune.merge.divergence import divergence
+from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import LayerInput, RemovalOrder, eliminate, refitted
 from clusterprune.merge.layer_inputs import consumers, folds, layer_input, mixing_for
 from clusterprune.merge.refit import Refit, refit
@@ -118,6 +118,7 @@ class Measured:
     whole_kernel: dict[str, bool]
     rows: dict[str, int]
     folds: tuple["Fold", ...] = ()
+    divergence: Divergence = BY_KIND
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +167,7 @@ def oneshot(
     ignore: Sequence[str] = (),
     seed: int = 0,
     config: OneShot | None = None,
+    divergence: Divergence | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan a compression in one shot.
@@ -186,6 +188,9 @@ def oneshot(
         A glob, or several, of groups or layers to leave alone.
     seed
         Chooses positions, signs of the Fisher information, and noise.
+    divergence
+        How far outputs are from the original's: a task (:mod:`clusterprune.tasks`) has its own. None goes by the kind
+        of each output (:class:`clusterprune.merge.divergence.ByKind`).
     progress
         Called with (phase, done, total).
 
@@ -249,7 +254,7 @@ def oneshot(
     inputs = _shuffled(whole_batches(graph, inputs), generator)
     plan, facts = _choose(
         graph, groups, inputs, cost, (quantity, keep), limits, config, lap,
-        data_free=data_free, generator=generator, progress=progress,
+        data_free=data_free, generator=generator, divergence=divergence or BY_KIND, progress=progress,
     )  # fmt: skip
     release_memory()
     if config.refit is not None and not data_free and plan.merges:
@@ -283,6 +288,7 @@ def _choose(
     *,
     data_free: bool,
     generator: torch.Generator,
+    divergence: Divergence,
     progress: Progress | None,
 ) -> tuple[Plan, dict[str, Any]]:
     """Steps 1 to 4: which channels go. What they took to find out is forgotten before the refit, which needs room.
@@ -290,7 +296,10 @@ def _choose(
     Beside the plan: facts for its notes. `predicted_loss` is what its groups cost by themselves, in nats, before the
     refit makes some of it good; `shared_by` is which hypothesis was taken.
     """
-    measured = measure(graph, groups, inputs, config, data_free=data_free, generator=generator, progress=progress)
+    measured = measure(
+        graph, groups, inputs, config,
+        data_free=data_free, generator=generator, divergence=divergence, progress=progress,
+    )  # fmt: skip
     lap("measure")
     paths = order_channels(graph, groups, measured, config, progress)
     lap("order")
@@ -366,6 +375,7 @@ def measure(
     data_free: bool,
     generator: torch.Generator,
     progress: Progress | None,
+    divergence: Divergence = BY_KIND,
     folds_: int = 4,
 ) -> Measured:
     """Step 1: second moments of what layers read, importance of what they make.
@@ -391,7 +401,7 @@ def measure(
     few = _images_for(graph, inputs, config.macs_to_spend / 3, 3, 16, most=384)
     if config.output_aware:
         gradients = {**common, "batch_size": gradient_batch_size(graph), "temperature": config.temperature}
-        importance = output_importance(graph, state, few, calls, progress=progress, **gradients)
+        importance = output_importance(graph, state, few, calls, divergence=divergence, progress=progress, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
     many = _images_for(graph, inputs, config.macs_to_spend * 0.4, 1, 48)
@@ -411,9 +421,8 @@ def measure(
         node: sum((p.moments[node].double() * (p.rows[node] / rows[node]) for p in parts), torch.zeros(()))
         for node in rows
     }
-    return Measured(
-        moments, {node: value.cpu() for node, value in importance.items()}, whole_kernel, rows, tuple(parts)
-    )
+    importance = {node: value.cpu() for node, value in importance.items()}
+    return Measured(moments, importance, whole_kernel, rows, tuple(parts), divergence)
 
 
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
@@ -523,6 +532,7 @@ def _price(
             generator=generator,
             temperature=config.temperature,
             changes=batch_statistics(graph) if data_free else None,
+            divergence=measured.divergence,
             progress=_part(progress, sum(len(part[0]) for part in held_out[:number]), images),
         )
         for key, loss in found.items():
@@ -614,7 +624,7 @@ def _best(
         state = compact_state(graph, plan)
         cut = with_new_biases(graph, state, rewrite(graph, removed_labels(graph, plan)))
         actual = _outputs_of(Program(graph, {**changes, **cut}), state, held_out, size)
-        found[name] = divergence(expected, actual)
+        found[name] = measured.divergence.divergence(expected, actual)
         if progress:
             progress("plans compared", number + 1, len(shares))
     return _surely_better(found)

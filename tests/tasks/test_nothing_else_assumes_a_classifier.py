@@ -1,0 +1,33 @@
+import re
+from pathlib import Path
+
+import clusterprune
+
+ROOMS = ("train", "methods", "search", "studies")
+WORDS = re.compile(
+    r"\b(top_?-?[15]|cross_?entropy|logits\w*|accuracy\w*|label_smoothing|labelled|classifiers?)\b", re.I
+)
+ALLOWED = {
+    # The setting of a task's loss, by the name that recipes know it by.
+    "train/config.py": {"label_smoothing"},
+    "train/prepare.py": {"label_smoothing"},
+    # Names of fields in records, which are those of the task's metrics.
+    "train/result.py": {"train_accuracy", "validation_accuracy"},
+    "studies/comparison.py": {"accuracy", "accuracy_cut"},
+    "studies/recipe.py": {"accuracy", "accuracy_top5"},
+    "methods/icp.py": {"accuracy", "accuracy_cut", "labelled", "classifier"},
+    "methods/pipeline.py": {"accuracy", "accuracy_cut", "labelled"},
+    "methods/acp.py": {"accuracy", "labelled", "classifier"},
+    # Taylor's criterion differentiates the loss of a classification.
+    "methods/criteria.py": {"cross_entropy", "logits", "logits_of", "labelled"},
+}
+
+
+def test_nothing_but_tasks_speaks_of_labels_or_accuracy() -> None:
+    """A new task is new files in tasks/ alone; what stands in `ALLOWED` may go, and nothing may come."""
+    home = Path(clusterprune.__file__).parent
+    for room in ROOMS:
+        for path in sorted((home / room).rglob("*.py")):
+            name = path.relative_to(home).as_posix()
+            found = {match.group(0).lower() for match in WORDS.finditer(path.read_text())}
+            assert found <= ALLOWED.get(name, set()), name
