@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clusterprune.graph import ChannelGraph, trace
+    from clusterprune.graph import ChannelGraph, Op, register_op, trace
     from clusterprune.merge.bn_images import FromNorms, images_from_norms
     from clusterprune.methods import (
         CP,
@@ -32,6 +32,7 @@ __all__ = [
     "FromNorms",
     "Merge",
     "OneShot",
+    "Op",
     "Plan",
     "acp",
     "apply",
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "oneshot",
     "prune_by",
+    "register_op",
     "save",
     "trace",
 ]
@@ -57,6 +59,7 @@ _HOMES = {
     "FromNorms": "merge.bn_images",
     "Merge": "plan",
     "OneShot": "methods",
+    "Op": "graph",
     "Plan": "plan",
     "acp": "methods.acp",
     "apply": "surgery.apply",
@@ -69,6 +72,7 @@ _HOMES = {
     "load": "surgery.compact",
     "oneshot": "methods",
     "prune_by": "methods",
+    "register_op": "graph",
     "save": "surgery.compact",
     "trace": "graph",
 }

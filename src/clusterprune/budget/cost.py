@@ -4,7 +4,6 @@ Every operation that the counter knows is a sum of products of lengths of dimens
 which of its indices belong to which channels. What they do not say is constant.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,42 +15,13 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.export import named_arguments
 from clusterprune.graph.labels import collapse
-from clusterprune.graph.movement import IDENTITY, MOVEMENT
+from clusterprune.graph.ops import Extent, Term, op_of
 from clusterprune.graph.stored import Stored
 from clusterprune.graph.throwaway import randomness_kept
 from clusterprune.graph.walk import Parameter
 
 Quantity = Literal["macs", "params"]
-
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True, eq=False)
-class Extent:
-    """The length of one dimension: a number, or one root label per index.
-
-    A dimension over the inputs of a grouped convolution holds the inputs of one group only: `divisor` is then the
-    number of groups, and the labels are those of all of them.
-    """
-
-    size: float
-    labels: np.ndarray | None = None
-    divisor: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A product of lengths, as part of what a node (or a parameter) costs."""
-
-    scale: float
-    extents: tuple[Extent, ...]
-
-    @property
-    def value(self) -> float:
-        """The product at the widths of the traced model."""
-        return self.scale * math.prod(extent.size for extent in self.extents)
 
 
 class CostModel:
@@ -185,23 +155,26 @@ class _Reader:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self._vectors: dict[tuple[str, int], np.ndarray | None] = {}
+        self._measured: dict[Any, float] = {}
 
     def macs(self) -> Iterable[Term]:
         """Yield what every operation of the graph costs."""
-        measured: dict[Any, float] = {}
         for node in self.graph.fx.nodes:
-            packet = getattr(node.target, "overloadpacket", None)
-            if node.op != "call_function" or packet is None or packet in MOVEMENT or packet in IDENTITY:
+            if not isinstance(node.target, torch._ops.OpOverload):
                 continue
-            terms = _COSTS[packet](self, node) if packet in _COSTS else None
+            op = op_of(node)
+            terms = op.cost(self, node) if op is not None and op.cost is not None else None
             if terms is not None:
                 yield from terms
-            elif packet not in FREE and torch.Tag.pointwise not in node.target.tags:
-                key = (node.target, _signature(node))
-                if key not in measured:
-                    measured[key] = measure(node)
-                if measured[key]:
-                    yield Term(measured[key], ())
+            elif cost := self.measured(node):
+                yield Term(cost, ())
+
+    def measured(self, node: fx.Node) -> float:
+        """Return the multiply-adds that PyTorch's counter finds in one call; equal calls are run once."""
+        key = (node.target, _signature(node))
+        if key not in self._measured:
+            self._measured[key] = measure(node)
+        return self._measured[key]
 
     def params(self) -> Iterable[Term]:
         """Yield what every parameter of the model costs."""
@@ -253,98 +226,6 @@ class _Reader:
         """Return the length that two operands sum over, from whichever of them says more about it."""
         found = self.along(first, dim)
         return found if found.labels is not None else self.along(second, other)
-
-
-_Cost = Callable[[_Reader, fx.Node], "list[Term] | None"]
-_COSTS: dict[Any, _Cost] = {}
-
-
-def _cost_of(names: str) -> Callable[[_Cost], _Cost]:
-    def enter(function: _Cost) -> _Cost:
-        for name in names.split():
-            if (packet := getattr(aten, name, None)) is not None:
-                _COSTS[packet] = function
-        return function
-
-    return enter
-
-
-@_cost_of("conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d")
-def _convolution(reader: _Reader, node: fx.Node) -> list[Term]:
-    a = named_arguments(node)
-    x, weight, groups = a["input"], a["weight"], int(a.get("groups", 1))
-    transposed = bool(a.get("transposed")) or "transpose" in str(node.target)
-    channel = 1 if x.meta["val"].ndim == weight.meta["val"].ndim else 0
-    kernel = math.prod(int(length) for length in weight.meta["val"].shape[2:])
-    # Positions are those of the output; where kernels are written to overlapping places, those of the input.
-    wide, narrow = (x, node) if transposed else (node, x)
-    columns = int(weight.meta["val"].shape[1])
-    depthwise = groups > 1 and groups == int(x.meta["val"].shape[channel])
-    inner = Extent(columns) if depthwise else reader.along(narrow, channel, groups)
-    return [Term(float(kernel), (*reader.all_of(wide), inner))]
-
-
-@_cost_of("linear")
-def _linear(reader: _Reader, node: fx.Node) -> list[Term] | None:
-    x: Any = node.args[0]
-    return [Term(1.0, (*reader.all_of(node), reader.along(x, -1)))] if x.meta["val"].ndim > 1 else None
-
-
-@_cost_of("mm bmm matmul")
-def _product(reader: _Reader, node: fx.Node) -> list[Term] | None:
-    return _matrices(reader, node, node.args[0], node.args[1])
-
-
-@_cost_of("addmm baddbmm")
-def _sum_and_product(reader: _Reader, node: fx.Node) -> list[Term] | None:
-    return _matrices(reader, node, node.args[1], node.args[2])
-
-
-def _matrices(reader: _Reader, node: fx.Node, first: Any, second: Any) -> list[Term] | None:
-    """Count a product of matrices; products with vectors are none to PyTorch's counter, which is asked then."""
-    if min(first.meta["val"].ndim, second.meta["val"].ndim) < 2:
-        return None
-    return [Term(1.0, (*reader.all_of(node), reader.shared(first, -1, second, -2)))]
-
-
-@_cost_of("scaled_dot_product_attention")
-def _attention(reader: _Reader, node: fx.Node) -> list[Term]:
-    query, key, value = (node.args[i] for i in range(3))
-    batch = reader.all_of(node, skip=(-2, -1))
-    pairs = (reader.along(query, -2), reader.along(key, -2))
-    inner = reader.shared(query, -1, key, -1)
-    return [Term(1.0, (*batch, *pairs, inner)), Term(1.0, (*batch, *pairs, reader.along(value, -1)))]
-
-
-@_cost_of("einsum")
-def _einsum(reader: _Reader, node: fx.Node) -> list[Term] | None:
-    """Count a sum over products of two operands by its letters, if PyTorch's counter agrees."""
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    sides = equation.partition("->")[0].split(",")
-    if "." in equation or not isinstance(operands, (list, tuple)) or len(operands) != 2 or len(sides) != 2:
-        return None
-    lengths: dict[str, Extent] = {}
-    for letters, operand in zip(sides, operands, strict=True):
-        for dim, letter in enumerate(letters):
-            if letter not in lengths or lengths[letter].labels is None:
-                lengths[letter] = reader.along(operand, dim)
-    term = Term(1.0, tuple(lengths.values()))
-    return [term] if math.isclose(term.value, measure(node)) else None
-
-
-FREE: frozenset[Any] = frozenset(
-    packet
-    for name in (
-        "batch_norm instance_norm group_norm layer_norm rms_norm native_layer_norm softmax log_softmax mean sum amax "
-        "amin max min var std var_mean std_mean prod argmax cumsum norm linalg_vector_norm pad constant_pad_nd topk "
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-        "adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_bilinear2d "
-        "upsample_bicubic2d upsample_nearest3d upsample_trilinear3d upsample_linear1d zeros ones full arange empty "
-        "zeros_like ones_like full_like new_zeros new_ones scalar_tensor linspace"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-"""Operators that PyTorch's counter is known not to count; of every other one it is asked."""
 
 
 def _signature(node: fx.Node) -> str:

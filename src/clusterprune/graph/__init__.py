@@ -2,7 +2,8 @@
 
 from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.groups import Group, Use
+from clusterprune.graph.ops import Op, by_channel, register_op
 from clusterprune.graph.trace import trace
 from clusterprune.graph.walk import LayerCall
 
-__all__ = ["ChannelGraph", "Group", "LayerCall", "Use", "trace"]
+__all__ = ["ChannelGraph", "Group", "LayerCall", "Op", "Use", "by_channel", "register_op", "trace"]

@@ -14,9 +14,8 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
 from clusterprune.graph.export import export
-
-aten = torch.ops.aten
-_SHAPED_LIKE = (aten.view_as, aten.reshape_as)
+from clusterprune.graph.ops import op_of
+from clusterprune.graph.ops.shape import VIEW_AS
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def find_batch_size(
         if node.op != "call_function":
             continue
         given, others = (tuple(node.args), tuple(twin.args))
-        if getattr(node.target, "overloadpacket", None) in _SHAPED_LIKE:
+        if op_of(node) is VIEW_AS:
             # A cut turns it into a view, which needs the size in numbers.
             given, others = ((given[0], list(n.meta["val"].shape)) for n in (node, twin))
         marked, strays = _mark(given, others, size, user_inputs[0])

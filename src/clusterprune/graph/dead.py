@@ -1,17 +1,13 @@
 """Operations whose results nobody reads. They would freeze or break what they look at, to no purpose."""
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
 
+from clusterprune.graph.ops import op_of
+
 aten = torch.ops.aten
-LAYERS = frozenset(
-    packet
-    for name in "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear".split()
-    if (packet := getattr(aten, name, None)) is not None
-)
 
 
 def drop_dead_code(graph: fx.Graph) -> None:
@@ -20,11 +16,12 @@ def drop_dead_code(graph: fx.Graph) -> None:
     Layers stay, so that a report can say of each of them that nothing reads it.
     """
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and _without_effect(node.target):
+        if node.op == "call_function" and not node.users and _without_effect(node):
             graph.erase_node(node)
 
 
-def _without_effect(target: Any) -> bool:
+def _without_effect(node: fx.Node) -> bool:
+    target, op = node.target, op_of(node)
     if target is operator.getitem:
         return True
     if not isinstance(target, torch._ops.OpOverload):
@@ -32,6 +29,5 @@ def _without_effect(target: Any) -> bool:
     packet = target.overloadpacket
     if packet is aten._assert_tensor_metadata:
         return True
-    return (
-        not target._schema.is_mutable and not packet.__name__.startswith(("_assert", "sym_")) and packet not in LAYERS
-    )
+    layer = op is not None and op.layer
+    return not target._schema.is_mutable and not packet.__name__.startswith(("_assert", "sym_")) and not layer

@@ -1,4 +1,4 @@
-"""A model as one flat graph of ATen operations, and the arguments of an operation by name."""
+"""A model as one flat graph of ATen operations."""
 
 import io
 import logging
@@ -182,16 +182,3 @@ def _first_line(error: Exception) -> str:
     # What a tensor holds says nothing, and may be long.
     line = re.sub(r"tensor\(.*", "tensor(…)", lines[0]).rstrip(".") if lines else type(error).__name__
     return line if len(line) <= _LONG else line[:_LONG].rstrip() + "…"
-
-
-def named_arguments(
-    node: fx.Node, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return a node's arguments, or others in their place, by the names in its operator's schema; defaults included."""
-    args = node.args if args is None else args
-    kwargs = node.kwargs if kwargs is None else kwargs
-    schema: Any = node.target._schema.arguments  # type: ignore[union-attr]
-    named = {argument.name: argument.default_value for argument in schema}
-    named.update({argument.name: value for argument, value in zip(schema, args, strict=False)})
-    named.update(kwargs)
-    return named

@@ -20,30 +20,6 @@ from clusterprune.graph.labels import LabelSpace, collapse, spread, varying_dims
 
 aten = torch.ops.aten
 
-MOVEMENT: frozenset[Any] = frozenset(
-    packet
-    for name in (
-        "view reshape _unsafe_view view_as reshape_as permute transpose t numpy_T swapaxes swapdims "
-        "movedim moveaxis cat concat concatenate stack chunk split split_with_sizes unbind slice "
-        "select narrow index index_select flatten unflatten squeeze unsqueeze expand expand_as "
-        "repeat repeat_interleave tile roll flip pixel_shuffle pixel_unshuffle channel_shuffle "
-        "native_channel_shuffle tensor_split unfold hsplit vsplit ravel slice_copy view_copy "
-        "adjoint mT diagonal broadcast_to atleast_2d"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-"""Operator packets that only move elements."""
-
-IDENTITY: frozenset[Any] = frozenset(
-    packet
-    for name in (
-        "clone contiguous detach alias to _to_copy dropout dropout_ feature_dropout feature_dropout_ alpha_dropout "
-        "alpha_dropout_ feature_alpha_dropout feature_alpha_dropout_ lift_fresh_copy lift_fresh detach_ type_as"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-"""Operator packets that hand their first argument on (dropout too: networks are traced in eval mode)."""
-
 
 def move(
     space: LabelSpace,

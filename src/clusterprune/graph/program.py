@@ -15,8 +15,7 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import ModelError
 from clusterprune.graph.batch import Batch, follow_batch
 from clusterprune.graph.channels import ChannelGraph
-from clusterprune.graph.export import named_arguments
-from clusterprune.graph.movement import IDENTITY, MOVEMENT
+from clusterprune.graph.ops import named_arguments, op_of
 
 aten = torch.ops.aten
 
@@ -37,11 +36,6 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     last_use_of: tuple[str, ...]
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the traced shape of a node's value."""
-    return tuple(int(length) for length in node.meta["val"].shape)
 
 
 def moved(graph: ChannelGraph) -> tuple[torch.device, torch.device] | None:
@@ -238,7 +232,8 @@ def _is_random(node: fx.Node) -> bool:
     """Tell whether a node throws dice; a dropout outside training does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    return getattr(node.target, "overloadpacket", None) not in IDENTITY or bool(named_arguments(node).get("train"))
+    op = op_of(node)
+    return op is None or not op.passes or bool(named_arguments(node).get("train"))
 
 
 @dataclass(frozen=True)
@@ -270,14 +265,13 @@ def written_placeholders(graph: fx.Graph) -> list[str]:
         if node.op != "call_function" or schema is None:
             behind[node] = set().union(*(behind.get(source, set()) for source in node.all_input_nodes))
             continue
-        packet = node.target.overloadpacket  # type: ignore[union-attr]
-        given = named_arguments(node)
+        op, given = op_of(node), named_arguments(node)
         targets = [given[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         if given.get("training") or given.get("use_input_stats"):
             targets += [given.get("running_mean"), given.get("running_var")]  # which the schema does not tell
         for source in pytree.tree_leaves(targets):
             written |= behind.get(source, set())
-        aliases = packet in MOVEMENT or packet in IDENTITY or any(r.alias_info is not None for r in schema.returns)
+        aliases = (op is not None and op.keeps_elements) or any(r.alias_info is not None for r in schema.returns)
         sources = node.all_input_nodes if aliases else []
         behind[node] = set().union(*(behind.get(source, set()) for source in sources))
     return [node.name for node in graph.nodes if node in written]
@@ -300,7 +294,8 @@ def _is_private(node: fx.Node) -> bool:
     made_by = getattr(source.target, "overloadpacket", None)
     if made_by is not None and made_by.__name__.endswith("_"):
         return _is_private(source)  # what a write in place returns is what it wrote into
-    return made_by is not None and made_by not in MOVEMENT and made_by not in IDENTITY
+    op = op_of(source)
+    return made_by is not None and not (op is not None and op.keeps_elements)
 
 
 def _refs(nest: Any) -> Any:

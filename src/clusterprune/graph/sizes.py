@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import TraceError
 from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.export import export
+from clusterprune.graph.ops import op_of
+from clusterprune.graph.ops.shape import SIZED
 
 aten = torch.ops.aten
 
-_VIEWS = frozenset((aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.unflatten))
 _MOST_VIEWS = 16
 """Views of a graph beyond which its sizes are not followed: each is an equation to the exporter, whose time for a
 transformer of nine blocks is two minutes."""
@@ -32,7 +33,7 @@ def follow_sizes(graph: ChannelGraph) -> "Sizes":
     TraceError
         If it cannot be exported so, runs other operations then, or has so many views that it would take minutes.
     """
-    views = sum(getattr(node.target, "overloadpacket", None) in _VIEWS for node in graph.fx.nodes)
+    views = sum(op_of(node) in SIZED for node in graph.fx.nodes)
     if views > _MOST_VIEWS:
         raise TraceError(f"its {views} views are too many to follow")
 

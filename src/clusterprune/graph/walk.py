@@ -26,16 +26,19 @@ class Layout:
         Dimension of input and output along the channels.
     slides
         Whether it multiplies patches of its input, one for each place of its output.
+    overlaps
+        Whether it writes its kernels to places of its output that may overlap.
     """
 
     row_dim: int
     channel_dim: int
     slides: bool = False
+    overlaps: bool = False
 
 
 LAYOUTS: dict[Kind, Layout] = {
     "conv": Layout(0, 1, slides=True),
-    "conv_transpose": Layout(1, 1),
+    "conv_transpose": Layout(1, 1, overlaps=True),
     "conv_deformable": Layout(0, 1),
     "linear": Layout(0, -1),
     "matmul": Layout(1, -1),
@@ -94,6 +97,11 @@ class LayerCall:
     def slides(self) -> bool:
         """Whether the layer multiplies patches of its input, one for each place of its output."""
         return LAYOUTS[self.kind].slides
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the layer writes its kernels to places of its output that may overlap."""
+        return LAYOUTS[self.kind].overlaps
 
     def places(self, shape: Sequence[int]) -> int:
         """Return at how many places the layer makes its channels in one image, by the shape of what it makes."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.rewrite import Change
+from clusterprune.graph.ops import CallEdit
 
 
 def noise_images(graph: ChannelGraph, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -48,5 +48,5 @@ def batch_statistics(graph: ChannelGraph) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for norm in graph.batch_norms:
         x, weight, bias, _, _, _, _, eps, cudnn = norm.node.args
-        changes[norm.name] = Change(norm.node.target, (x, weight, bias, None, None, True, 0.0, eps, cudnn), {})
+        changes[norm.name] = CallEdit(norm.node.target, (x, weight, bias, None, None, True, 0.0, eps, cudnn), {})
     return changes

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, LayerCall
-from clusterprune.graph.export import named_arguments
+from clusterprune.graph.ops import named_arguments
 
 _WORTH_IT = 48
 """Output positions from which on :meth:`PatchExtractor.kernel_gradients` is cheaper than to run a layer a few times."""

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.graph import ChannelGraph, LayerCall
-from clusterprune.graph.export import named_arguments
 from clusterprune.graph.ops.norm import BatchNorm
+from clusterprune.graph.ops.pointwise import bounds_of, is_addition
 from clusterprune.graph.program import Program
-from clusterprune.graph.rewrite import Survivors, rewrite
+from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.statistics import (
@@ -183,22 +183,10 @@ def _norm_of(graph: ChannelGraph, node: str) -> BatchNorm | None:
     return norm if norm is not None and norm.complete else None
 
 
-_RECTIFIERS = {aten.relu: (0.0, math.inf), aten.relu_: (0.0, math.inf), aten.relu6: (0.0, 6.0), aten.relu6_: (0.0, 6.0)}
-
-
 def _range_behind(node: fx.Node) -> tuple[float, float] | None:
     """Return between which bounds the only reader of a value lets it through, if that is a rectifier."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
-    packet = getattr(getattr(user, "target", None), "overloadpacket", None)
-    if user is None or packet is None:
-        return None
-    if packet in (aten.hardtanh, aten.hardtanh_, aten.clamp, aten.clamp_):
-        given = named_arguments(user)
-        names = ("min_val", "max_val") if packet in (aten.hardtanh, aten.hardtanh_) else ("min", "max")
-        low, high = (given.get(name) for name in names)
-        low, high = -math.inf if low is None else low, math.inf if high is None else high
-        return (float(low), float(high)) if all(isinstance(v, (int, float)) for v in (low, high)) else None
-    return _RECTIFIERS.get(packet)
+    return None if user is None else bounds_of(user)
 
 
 def _by_channel(graph: ChannelGraph, call: LayerCall) -> bool:
@@ -215,8 +203,7 @@ def _behind(graph: ChannelGraph, node: str) -> tuple[BatchNorm | None, fx.Node |
     current = graph.nodes[node] if norm is None else norm.node
     if len(current.users) == 1:
         user = next(iter(current.users))
-        packet = getattr(user.target, "overloadpacket", None)
-        plain = packet in (aten.add, aten.add_) and not user.kwargs and len(user.args) == 2
+        plain = is_addition(user) and not user.kwargs and len(user.args) == 2
         if plain and len(user.all_input_nodes) == 2:
             other = next(n for n in user.all_input_nodes if n is not current)
             same = tuple(other.meta["val"].shape) == tuple(current.meta["val"].shape)
@@ -250,9 +237,9 @@ class _Pair:
         self._done = (0, 0)
         self._held: list[Tensor] = []
         self._rows: dict[str, Tensor] = {}
-        survivors = Survivors(graph, removed)
+        mask = ChannelMask(graph, removed)
         for call in graph.calls:
-            kept = survivors.kept(call.node)[call.channel_dim]
+            kept = mask.kept(call.node)[call.channel_dim]
             if kept is not None:
                 self._rows[call.node] = torch.from_numpy(kept)
 

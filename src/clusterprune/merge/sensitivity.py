@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.ops import op_of
 from clusterprune.graph.program import Program, computed_kernels
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
@@ -129,18 +129,10 @@ def _scores(
 def _apply(program: Program, node: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run one layer call with another kernel and bias."""
     step = program.steps[program.index[node]]
-    if str(step.target.overloadpacket) == "torchvision.deform_conv2d":
-        # An estimate: the layer as it were without its offsets, which are other layers' outputs.
-        stride, padding, dilation = (tuple(step.args[place : place + 2]) for place in (5, 7, 9))
-        return functional.conv2d(x, weight.to(x), bias.to(x), stride, padding, dilation)
-    args = [x, weight.to(x), *step.args[2:]]
-    if step.target.overloadpacket in (torch.ops.aten.matmul, torch.ops.aten.mm):
-        return step.target(*args) + bias.to(x)
-    if len(args) > 2:
-        args[2] = bias.to(x)
-    else:
-        args.append(bias.to(x))
-    return step.target(*args, **{k: v for k, v in step.kwargs.items() if k != "bias"})
+    op = op_of(program.graph.nodes[node])
+    assert op is not None  # noqa: S101 (a layer's call, for the type checker)
+    assert op.run is not None  # noqa: S101
+    return op.run(step.target, step.args, step.kwargs, x, weight.to(x), bias.to(x))
 
 
 def calibrated(path: RemovalOrder, measured: Mapping[int, float]) -> np.ndarray:

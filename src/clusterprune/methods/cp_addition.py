@@ -5,7 +5,6 @@ next layers read it with the sum of both columns: W′[:, m] = W[:, m] + W[:, n]
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +12,13 @@ from torch import Tensor, fx, nn
 
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph, Group, Use
-from clusterprune.graph.movement import IDENTITY, MOVEMENT
+from clusterprune.graph.ops import op_of
 from clusterprune.graph.program import Program
 from clusterprune.merge.assign import add
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import named_tensors
 
 aten = torch.ops.aten
-
-HOMOGENEOUS: frozenset[Any] = frozenset(
-    packet
-    for name in (
-        "relu relu_ leaky_relu leaky_relu_ max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d "
-        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d "
-        "_adaptive_avg_pool2d mean"
-    ).split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-"""Operators with f(a·x) = a·f(x) for every a > 0, besides those that only move elements."""
 
 _PROPORTIONAL = 1e-6
 """Largest distance of two directions (unit vectors) that count as one: a few roundings of float32."""
@@ -140,8 +128,8 @@ def _passes_factors(node: fx.Node, readers: set[str]) -> bool:
     for user in node.users:
         if user.name in readers:
             continue
-        packet = getattr(user.target, "overloadpacket", user.target)
-        passes = packet in HOMOGENEOUS or packet in MOVEMENT or packet in IDENTITY
+        op = op_of(user)
+        passes = op is not None and (op.homogeneous or op.keeps_elements)
         if user.op != "call_function" or not passes or not _passes_factors(user, readers):
             return False
     return True

@@ -31,8 +31,9 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.tensors import read_tensors, tensor_bytes
 from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.ops.pointwise import is_addition
 from clusterprune.graph.program import Program
-from clusterprune.graph.rewrite import Survivors, rewrite
+from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.statistics import Images, Progress, gradient_batch_size, whole_batches
 from clusterprune.methods.targets import check_images
@@ -188,8 +189,8 @@ class _Lesson:
         }
         self.start = {path: tensor.detach().clone() for path, tensor in self.learnt.items()}
         self.rest = {path: tensor.detach() for path, tensor in state.items() if path not in self.learnt}
-        survivors = Survivors(graph, removed)
-        self.ends = {node.name: survivors.kept(node.name) for node in block_ends(graph)}
+        mask = ChannelMask(graph, removed)
+        self.ends = {node.name: mask.kept(node.name) for node in block_ends(graph)}
         self.optimizer = torch.optim.Adam(self.learnt.values(), lr=config.rate)
         self.step, self.elapsed = 0, 0.0
 
@@ -330,7 +331,7 @@ def block_ends(graph: ChannelGraph) -> list[fx.Node]:
     sums = [
         node
         for node in maps
-        if getattr(node.target, "overloadpacket", None) in (aten.add, aten.add_)
+        if is_addition(node)
         and sum(n.op == "call_function" for n in node.all_input_nodes) == 2
         and all(n.meta["val"].shape == node.meta["val"].shape for n in node.all_input_nodes)
     ]

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from clusterprune.arguments import check_graph
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.ops.pointwise import is_addition
 from clusterprune.surgery.apply import named_tensors
 
 
@@ -90,7 +91,7 @@ def _added(graph: ChannelGraph) -> np.ndarray:
     space = graph.walk.space
     found: list[np.ndarray] = []
     for node in graph.fx.nodes:
-        if node.op != "call_function" or "aten.add" not in str(node.target):
+        if not is_addition(node):
             continue
         labels = [graph.values[n.name] for n in node.args if isinstance(n, fx.Node)]
         activations = [value for value in labels if isinstance(value, Tensor) and not space.all_opaque(value)]

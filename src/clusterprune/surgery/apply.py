@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from clusterprune.arguments import check_apply
 from clusterprune.errors import PlanError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
+from clusterprune.graph.ops import CallEdit
 from clusterprune.graph.program import Program, Ref, moved
-from clusterprune.graph.rewrite import Change, masked_norms, rewrite
+from clusterprune.graph.rewrite import masked_norms, rewrite
 from clusterprune.graph.throwaway import duplicate
 from clusterprune.plan import Merge, Plan, describe_example, rebuild_example
 from clusterprune.surgery.equivalence import Equivalence, State, random_state, turned
@@ -234,7 +235,7 @@ def _find_home(
     call = calls[0]
     if any(other.computed for other in calls):
         return None  # what a constant gives is told by the kernel, which is not stored
-    if call.kind == "conv_transpose":
+    if call.overlaps:
         return None  # the overlap of its kernels makes the gain vary in space
     if any(other.bias != call.bias for other in calls):
         return None  # tied weights with different biases
@@ -261,19 +262,20 @@ def _names(graph: ChannelGraph) -> dict[str, str]:
     return {path: first.setdefault(id(tensor), path) for path, tensor in named}
 
 
-def with_new_biases(graph: ChannelGraph, state: Mapping[str, Tensor], changes: dict[str, Change]) -> dict[str, Change]:
+def with_new_biases(
+    graph: ChannelGraph, state: Mapping[str, Tensor], changes: dict[str, CallEdit]
+) -> dict[str, CallEdit]:
     """Give the calls of layers that got a bias that bias."""
-    nodes = {node.name: node for node in graph.fx.nodes}
     changes = dict(changes)
     for call in graph.calls:
         home = bias_home(graph, call.weight) if call.bias is None else None
         if home is None or home[0] != "new" or home[1] not in state:
             continue
-        node = nodes[call.node]
-        change = changes.get(call.node, Change(node.target, tuple(node.args), dict(node.kwargs)))
+        node = graph.nodes[call.node]
+        change = changes.get(call.node, CallEdit(node.target, tuple(node.args), dict(node.kwargs)))
         # Input, weight and bias come first in every convolution and linear layer.
         args = (*change.args[:2], Ref(home[1]), *change.args[3:])
-        changes[call.node] = Change(change.target, args, change.kwargs)
+        changes[call.node] = CallEdit(change.target, args, change.kwargs)
     return changes
 
 

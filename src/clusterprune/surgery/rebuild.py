@@ -13,8 +13,9 @@ from clusterprune.errors import ModelError, PlanError, TraceError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.batch import call_with_batch, follow_batch
 from clusterprune.graph.export import canonical_paths
+from clusterprune.graph.ops import CallEdit, op_of
+from clusterprune.graph.ops.shape import DROPOUT
 from clusterprune.graph.program import Ref
-from clusterprune.graph.rewrite import Change
 from clusterprune.graph.sizes import follow_sizes
 from clusterprune.surgery.equivalence import Equivalence, Way
 from clusterprune.surgery.history import set_stages, stages
@@ -79,7 +80,7 @@ class EvaluationModule(RebuiltModule):
 
 
 def rebuild(
-    module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change], equivalence: Equivalence
+    module: nn.Module, graph: ChannelGraph, changes: Mapping[str, CallEdit], equivalence: Equivalence
 ) -> tuple[fx.GraphModule, str | None]:
     """Return a graph module over the resized layers of `module`, and why it cannot be trained (None if it can).
 
@@ -128,7 +129,7 @@ def _wrong(built: fx.GraphModule, equivalence: Equivalence, ways: Sequence[Way])
     return equivalence.in_own_types.differs(built, wrong) if wrong else []
 
 
-def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]) -> fx.GraphModule:
+def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, CallEdit]) -> fx.GraphModule:
     """Return a `GraphModule` over the (already resized) layers of `module`.
 
     Layers are called as modules, so batch norm and dropout train as they did, and parameters keep their
@@ -144,7 +145,7 @@ def graph_module(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, C
     return _Builder(module, graph, changes, arguments).build()
 
 
-def _at_any_size(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]) -> fx.GraphModule | None:
+def _at_any_size(module: nn.Module, graph: ChannelGraph, changes: Mapping[str, CallEdit]) -> fx.GraphModule | None:
     """Return a `GraphModule` whose views follow the sizes of its inputs, where the export can follow them."""
     try:
         sizes = follow_sizes(graph)
@@ -164,7 +165,7 @@ class _Builder:
         self,
         module: nn.Module,
         graph: ChannelGraph,
-        changes: Mapping[str, Change],
+        changes: Mapping[str, CallEdit],
         arguments: Callable[["_Builder", fx.Node, tuple[Any, ...]], tuple[Any, ...]],
     ) -> None:
         self.module, self.graph, self.changes, self._arguments = module, graph, changes, arguments
@@ -217,7 +218,7 @@ class _Builder:
         return self.rebuilt.call_function(target, args, kwargs)
 
     def _dropout_of(self, node: fx.Node) -> str | None:
-        path = owner_of(node) if "dropout" in str(node.target) else None
+        path = owner_of(node) if op_of(node) is DROPOUT else None
         owner = None if path is None else self.module.get_submodule(path)
         return _first_path(self.module, owner) if isinstance(owner, _DROPOUTS) else None
 

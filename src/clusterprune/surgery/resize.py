@@ -1,26 +1,18 @@
 """Give a module's layers the shapes of a cut: new parameters, and the attributes that mention widths."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.rewrite import Change
+from clusterprune.graph.ops import CallEdit, layer_shapes, op_of
 
 Attributes = dict[str, dict[str, Any]]
 
 
-@runtime_checkable
-class ChannelPadding(Protocol):
-    """A module that pads channels and keeps the two amounts as attributes, so that surgery can change them."""
-
-    before: int
-    after: int
-
-
 def resize_module(
-    module: nn.Module, graph: ChannelGraph, state: Mapping[str, Tensor], changes: Mapping[str, Change]
+    module: nn.Module, graph: ChannelGraph, state: Mapping[str, Tensor], changes: Mapping[str, CallEdit]
 ) -> Attributes:
     """Resize `module` in place to the tensors in `state`; return every attribute that was set, by module path."""
     attributes: Attributes = {}
@@ -34,15 +26,11 @@ def resize_module(
             if changed:
                 attributes[path] = changed
     for name, change in changes.items():
-        if "pad" in str(graph.nodes[name].target) and (path := owner_of(graph.nodes[name])) is not None:
-            owner = module.get_submodule(path)
-            if isinstance(owner, ChannelPadding) and len(change.args[1]) >= 6:
-                attributes[path] = {"before": change.args[1][4], "after": change.args[1][5]}
-        if str(graph.nodes[name].target).startswith(("aten.layer_norm", "aten.rms_norm")):
-            # Also of layers that have no weights, and of the user's own norms.
-            owner = module.get_submodule(owner_of(graph.nodes[name]) or "")
-            if hasattr(owner, "normalized_shape"):
-                attributes.setdefault(owner_of(graph.nodes[name]) or "", {})["normalized_shape"] = tuple(change.args[1])
+        node = graph.nodes[name]
+        op, path = op_of(node), owner_of(node)
+        resize = None if op is None or path is None else op.resize
+        if path is not None and resize is not None and (found := resize(module.get_submodule(path), change)):
+            attributes.setdefault(path, {}).update(found)
     set_attributes(module, attributes)
     set_tensors(module, state)
     for path, owner in module.named_modules():
@@ -66,49 +54,14 @@ def _is_depthwise(layer: nn.Module) -> bool:
 
 def layer_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, depthwise: bool) -> dict[str, Any]:
     """Return the width attributes that fit a layer's tensors."""
-    weight = shapes.get("weight") or shapes.get("running_mean")
-    if weight is None:
-        return {}
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        groups = weight[0] if depthwise else layer.groups
-        return {"in_channels": weight[0], "out_channels": weight[1] * groups, "groups": groups}
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        groups = weight[0] * layer.groups // layer.out_channels if depthwise else layer.groups
-        return {"in_channels": weight[1] * groups, "out_channels": weight[0], "groups": groups}
-    if isinstance(layer, nn.Linear):
-        return {"in_features": weight[1], "out_features": weight[0]}
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        return {"num_features": weight[0]}
-    if isinstance(layer, nn.GroupNorm):
-        per_group = layer.num_channels // layer.num_groups
-        groups = 1 if layer.num_groups == 1 else weight[0] // per_group
-        return {"num_channels": weight[0], "num_groups": groups}
-    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-        return {"normalized_shape": tuple(weight)}
-    if isinstance(layer, nn.PReLU):
-        return {"num_parameters": weight[0]}
-    return {}
+    weight, known = shapes.get("weight") or shapes.get("running_mean"), layer_shapes(layer)
+    return {} if weight is None or known is None else known.widths(layer, tuple(weight), depthwise)
 
 
 def fitting_shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes that a layer's own attributes ask of its tensors (nothing for layers not known)."""
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        weight = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size)
-        return {"weight": weight, "bias": (layer.out_channels,)}
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        weight = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
-        return {"weight": weight, "bias": (layer.out_channels,)}
-    if isinstance(layer, nn.Linear):
-        return {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
-    if isinstance(layer, nn.modules.batchnorm._NormBase):
-        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (layer.num_features,))
-    if isinstance(layer, nn.GroupNorm):
-        return dict.fromkeys(("weight", "bias"), (layer.num_channels,))
-    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-        return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
-    if isinstance(layer, nn.PReLU):
-        return {"weight": (layer.num_parameters,)}
-    return {}
+    known = layer_shapes(layer)
+    return {} if known is None else known.shapes(layer)
 
 
 def _other_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Products of activations: matrices, attention, einsum.
+"""Products: linear layers, matrices, attention's two halves, einsum.
 
 Every product is written with an index per dimension, as in einsum. Channels that run along an index of the result
 stay channels, and all operands that have this index lose the same ones: the heads of an attention, which go through
@@ -6,33 +6,46 @@ stay channels, and all operands that have this index lose the same ones: the hea
 over (the dimensions within a head, in q and k) must stay: without one of them every product would be another.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from clusterprune.graph.labels import spread, varying_dims
-from clusterprune.graph.movement import IDENTITY, MOVEMENT
-from clusterprune.graph.rules import data_rule, note_call, output_shape, rows_of, rule
+from clusterprune.graph.ops._base import (
+    STORED_ARGUMENTS,
+    CostReader,
+    Extent,
+    LayerShapes,
+    Op,
+    Term,
+    register_op,
+    shape_of,
+)
+from clusterprune.graph.ops._layers import note_call, rows_of, run_with_bias
 from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Parameter, Walk
 
-aten = torch.ops.aten
-PRODUCTS = frozenset(
-    packet
-    for name in "matmul mm bmm baddbmm scaled_dot_product_attention einsum".split()
-    if (packet := getattr(aten, name, None)) is not None
-)
-SHAPE_KEEPING = frozenset(
-    packet
-    for name in "softmax _softmax log_softmax layer_norm rms_norm".split()
-    if (packet := getattr(aten, name, None)) is not None
-)
 SUMMED = "it adds up products over these channels"
 
 
-@rule("matmul mm")
+def linear(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+    """Read the last dimension, make a new one. After a flatten one channel owns several inputs."""
+    x, weight, bias = a["input"], a["weight"], a.get("bias")
+    if not isinstance(weight, (Parameter, Stored)) or isinstance(bias, Tensor):
+        tensors = [t for t in (x, weight, bias) if isinstance(t, Tensor)]
+        made = int(node.meta["val"].shape[-1])
+        return walk.opaque(node, tensors, walk.without_labels(node, made, "its weight is computed from activations"))
+    walk.bind(weight, 1, walk.vector(x, -1), "column")
+    out = walk.bind(weight, 0, rows_of(walk, weight, 0, weight.shape[0]))
+    walk.bind(bias, 0, out)
+    note_call(walk, node, "linear", weight, bias)
+    shape = shape_of(node)
+    return spread(out, len(shape) - 1, shape)
+
+
 def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply by a stored matrix (inputs × outputs): a linear layer with its weight transposed; or two activations."""
     x, weight = a["self"], a.get("other", a.get("mat2"))
@@ -41,17 +54,15 @@ def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     walk.bind(weight, 0, walk.vector(x, -1), "column")
     out = walk.bind(weight, 1, rows_of(walk, weight, 1, weight.shape[1]))
     note_call(walk, node, "matmul", weight, None)
-    shape = output_shape(node)
+    shape = shape_of(node)
     return spread(out, len(shape) - 1, shape)
 
 
-@data_rule("bmm")
 def batched(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply matrix by matrix."""
     return _of_activations(walk, node, a["self"], a["mat2"])
 
 
-@data_rule("baddbmm")
 def batched_sum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply matrix by matrix and add something."""
     return _of_activations(walk, node, a["batch1"], a["batch2"], added=a["self"])
@@ -60,7 +71,7 @@ def batched_sum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
 def _of_activations(walk: Walk, node: fx.Node, x: Any, y: Any, added: Any = None) -> Any:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return walk.opaque(node, [t for t in (x, y) if isinstance(t, Tensor)], f"{node.name}: {SUMMED}")
-    rank: int = len(output_shape(node)) + (x.ndim == 1) + (y.ndim == 1)
+    rank: int = len(shape_of(node)) + (x.ndim == 1) + (y.ndim == 1)
     batch = [f"batch{place}" for place in range(rank - 2)]
     operands = [
         (x, ["inner"] if x.ndim == 1 else [*batch[len(batch) - x.ndim + 2 :], "row", "inner"]),
@@ -72,21 +83,6 @@ def _of_activations(walk: Walk, node: fx.Node, x: Any, y: Any, added: Any = None
     return contract(walk, node, operands, made)
 
 
-@data_rule("scaled_dot_product_attention")
-def attention(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
-    """Compare queries with keys and mix values: heads go as a whole, and values may lose dimensions of their own."""
-    q, k, v, mask = a["query"], a["key"], a["value"], a.get("attn_mask")
-    if a.get("enable_gqa"):
-        tensors = [t for t in (q, k, v, mask) if isinstance(t, Tensor)]
-        return walk.opaque(node, tensors, f"{node.name}: several queries share a key")
-    batch = [f"batch{place}" for place in range(q.ndim - 2)]
-    operands = [(q, [*batch, "query", "inner"]), (k, [*batch, "key", "inner"]), (v, [*batch, "key", "value"])]
-    if isinstance(mask, Tensor):
-        operands.append((mask, [*batch, "query", "key"][q.ndim - mask.ndim :]))
-    return contract(walk, node, operands, [*batch, "query", "value"])
-
-
-@data_rule("einsum.default")
 def einsum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply and add by the letters of an equation."""
     equation, operands = a["equation"].replace(" ", ""), list(a["tensors"])
@@ -116,7 +112,7 @@ def contract(walk: Walk, node: fx.Node, operands: Sequence[tuple[Tensor, list[st
             why = f"{node.name}: {SUMMED}" if index not in made else reason
             for number in numbers:
                 walk.space.freeze(operands[number][0], why)
-    shape = output_shape(node)
+    shape = shape_of(node)
     if chosen is None:
         return walk.opaque(node, [labels for labels, _ in operands], reason)
     vectors = [
@@ -130,39 +126,12 @@ def contract(walk: Walk, node: fx.Node, operands: Sequence[tuple[Tensor, list[st
     return spread(vectors[0], made.index(chosen), shape)
 
 
-def dims_of_heads(node: fx.Node) -> set[int]:
-    """Return the dimensions of a node's value that products ahead of it take as a batch: heads.
-
-    What moves data is executed on the numbers of positions, until a product of activations shows which dimensions it
-    multiplies along and which not.
-    """
-    made = node.meta.get("val")
-    if not isinstance(made, Tensor):
-        return set()
-    shape = [int(length) for length in made.shape]
-    dims = [dim for dim, length in enumerate(shape) if length > 1]
-    places = {dim: spread(torch.arange(shape[dim]), dim, shape) for dim in dims}
-    waiting: list[tuple[fx.Node, dict[int, Any]]] = [(node, places)]
-    seen = {node}
-    while waiting:
-        current, values = waiting.pop()
-        for user in current.users:
-            packet = getattr(user.target, "overloadpacket", None)
-            if packet in PRODUCTS:
-                batch = _batch_dims(user, current)
-                return {d for d, place in values.items() if batch & set(varying_dims(place))}
-            if user not in seen and user.op == "call_function":
-                seen.add(user)
-                moved = {dim: _follow(user, current, place) for dim, place in values.items()}
-                if all(place is not None for place in moved.values()):
-                    waiting.append((user, moved))
-    return set()
+def matrix_batch(_product: fx.Node, source: fx.Node) -> set[int]:
+    """Return the dimensions of an operand before those of the matrix."""
+    return set(range(source.meta["val"].ndim - 2))
 
 
-def _batch_dims(product: fx.Node, source: fx.Node) -> set[int]:
-    """Return the dimensions of an operand that a product takes as a batch."""
-    if getattr(product.target, "overloadpacket", None) is not aten.einsum:
-        return set(range(source.meta["val"].ndim - 2))
+def _letters_in_common(product: fx.Node, source: fx.Node) -> set[int]:
     equation, operands = product.args[:2]
     inputs, _, made = str(equation).replace(" ", "").partition("->")
     letters = inputs.split(",")
@@ -170,19 +139,76 @@ def _batch_dims(product: fx.Node, source: fx.Node) -> set[int]:
     return {dim for dim, letter in enumerate(own) if letter in made and sum(letter in part for part in letters) > 1}
 
 
-def _follow(user: fx.Node, source: fx.Node, place: Any) -> Any:
-    """Execute an operation on the numbers of positions, or return None if it does more than move them."""
-    target: Any = user.target
-    packet = getattr(target, "overloadpacket", None)
-    if user.args[0] is not source:
+def _linear_cost(reader: CostReader, node: fx.Node) -> list[Term] | None:
+    x: Any = node.args[0]
+    return [Term(1.0, (*reader.all_of(node), reader.along(x, -1)))] if x.meta["val"].ndim > 1 else None
+
+
+def _product_cost(reader: CostReader, node: fx.Node) -> list[Term] | None:
+    return _matrices(reader, node, node.args[0], node.args[1])
+
+
+def _sum_and_product_cost(reader: CostReader, node: fx.Node) -> list[Term] | None:
+    return _matrices(reader, node, node.args[1], node.args[2])
+
+
+def _matrices(reader: CostReader, node: fx.Node, first: Any, second: Any) -> list[Term] | None:
+    """Count a product of matrices; products with vectors are none to PyTorch's counter, which is asked then."""
+    if min(first.meta["val"].ndim, second.meta["val"].ndim) < 2:
         return None
-    if packet is None:
-        return place[user.args[1]] if getattr(target, "__name__", "") == "getitem" else None
-    made = user.meta.get("val")
-    if packet in MOVEMENT and user.all_input_nodes == [source]:
-        if packet in (aten.view, aten._unsafe_view):
-            return place.reshape(user.args[1])
-        return target(place, *user.args[1:], **user.kwargs)
-    same = isinstance(made, Tensor) and isinstance(place, Tensor) and made.shape == place.shape
-    passes = packet in IDENTITY or packet in SHAPE_KEEPING or torch.Tag.pointwise in target.tags
-    return place if same and passes else None
+    return [Term(1.0, (*reader.all_of(node), reader.shared(first, -1, second, -2)))]
+
+
+def _einsum_cost(reader: CostReader, node: fx.Node) -> list[Term] | None:
+    """Count a sum over products of two operands by its letters, if PyTorch's counter agrees."""
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    sides = equation.partition("->")[0].split(",")
+    if "." in equation or not isinstance(operands, (list, tuple)) or len(operands) != 2 or len(sides) != 2:
+        return None
+    lengths: dict[str, Extent] = {}
+    for letters, operand in zip(sides, operands, strict=True):
+        for dim, letter in enumerate(letters):
+            if letter not in lengths or lengths[letter].labels is None:
+                lengths[letter] = reader.along(operand, dim)
+    term = Term(1.0, tuple(lengths.values()))
+    return [term] if math.isclose(term.value, reader.measured(node)) else None
+
+
+def _widths(_layer: Any, weight: tuple[int, ...], _depthwise: bool) -> dict[str, Any]:
+    return {"in_features": weight[1], "out_features": weight[0]}
+
+
+def _shapes(layer: Any) -> dict[str, tuple[int, ...]]:
+    return {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
+
+
+def _run_and_add(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    return target(x, weight, *args[2:], **kwargs) + bias
+
+
+LINEAR = Op(
+    labels=linear,
+    parameters=STORED_ARGUMENTS,
+    kernels=True,
+    layer=True,
+    cost=_linear_cost,
+    modules=(LayerShapes((nn.Linear,), _widths, _shapes),),
+    run=run_with_bias,
+)
+MATMUL = Op(
+    labels=matmul,
+    parameters=frozenset({"other", "mat2"}),
+    kernels=True,
+    batch_dims=matrix_batch,
+    cost=_product_cost,
+    run=_run_and_add,
+)
+BATCHED = Op(labels=batched, batch_dims=matrix_batch, cost=_product_cost)
+EINSUM = Op(labels=einsum, batch_dims=_letters_in_common, cost=_einsum_cost)
+register_op("linear", LINEAR)
+register_op("matmul mm", MATMUL)
+register_op("bmm", BATCHED)
+register_op("baddbmm", replace(BATCHED, labels=batched_sum, cost=_sum_and_product_cost))
+register_op("einsum", EINSUM)
