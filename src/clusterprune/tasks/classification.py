@@ -1,7 +1,7 @@
 """Classification: one class per image, cross entropy, top-1 and top-5 accuracy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class Classification(ImageTask):
         """Return the accuracies in percent; with fewer than five classes, that of the five highest is None."""
         if not len(rows):
             return dict.fromkeys(self.metrics)
-        first, fifth, images, _ = rows.double().sum(0).tolist()
+        first, fifth, images, _ = (float(value) for value in rows.double().sum(0))
         return {"accuracy": 100 * first / images, "accuracy_top5": 100 * fifth / images if rows[0, 3] >= 5 else None}
 
 
@@ -112,11 +112,11 @@ def logits_of(outputs: Any) -> list[Tensor]:
     ModelError
         `outputs` is neither, or not of shape (n, classes).
     """
-    parts = list(outputs) if isinstance(outputs, tuple) else [outputs]
+    parts = cast("tuple[Any, ...]", outputs) if isinstance(outputs, tuple) else (outputs,)
     found = [part for part in parts if part is not None]  # None: a classifier that is switched off
-    shapes = {tuple(part.shape) if isinstance(part, Tensor) else type(part) for part in found}
+    shapes: set[Any] = {tuple(part.shape) if isinstance(part, Tensor) else type(part) for part in found}
     shape = shapes.pop() if len(shapes) == 1 else None
-    if not isinstance(shape, tuple) or len(shape) != 2:
+    if not isinstance(shape, tuple) or len(cast("tuple[int, ...]", shape)) != 2:
         got = ", ".join(
             f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in found
         )

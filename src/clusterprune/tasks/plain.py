@@ -93,7 +93,7 @@ class Plain(ImageTask):
         """Return the agreement in percent, and the mean divergence."""
         if not len(rows):
             return dict.fromkeys(self.metrics)
-        total, images = rows.double().sum(0).tolist()
+        total, images = (float(value) for value in rows.double().sum(0))
         return {"agreement": 100 * math.exp(-total / images), "divergence": total / images}
 
 
