@@ -1,7 +1,8 @@
 """Checks of arguments that many public calls have: each error names the argument, its value and the remedy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -187,6 +188,34 @@ def check_instance(name: str, value: object, expected: type, remedy: str) -> Non
     """
     if not isinstance(value, expected):
         raise ArgumentError(f"{name} must be of the type {expected.__name__}, but got {name}={shown(value)}; {remedy}")
+
+
+def has_methods(value: object, *methods: str) -> bool:
+    """Tell whether a value can do what a protocol asks for: an instance with these methods, of whatever class."""
+    return not isinstance(value, type) and all(callable(getattr(value, method, None)) for method in methods)
+
+
+def make_by_name(what: str, kinds: Mapping[str, type[Any]], name: object, options: Mapping[str, Any]) -> Any:
+    """Return an instance of the dataclass that is registered by a name, with the given options.
+
+    Raises
+    ------
+    ArgumentError
+        The name, an option or an option's value does not exist, or a required option is missing; the message lists
+        what there is.
+    """
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ArgumentError(f"{what} name must be one of {', '.join(kinds)}, but got name={name!r}.")
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(kind)}
+    listed = f"its options are {', '.join(known)}." if known else "it has none."
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ArgumentError(f"{what} {name!r} has no option {', '.join(map(repr, unknown))}; {listed}")
+    missing = [option for option, required in known.items() if required and option not in options]
+    if missing:
+        raise ArgumentError(f"{what} {name!r} needs a value for {', '.join(missing)}; {listed}")
+    return kind(**options)
 
 
 def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,8 +1,8 @@
 """Clusterings by name, for the command line, recipes and plan files."""
 
-import dataclasses
 from typing import Any
 
+from clusterprune.arguments import make_by_name
 from clusterprune.clustering._base import Clustering
 from clusterprune.clustering.agglomerative import Agglomerative
 from clusterprune.clustering.birch import Birch
@@ -12,7 +12,6 @@ from clusterprune.clustering.kmeans import KMeans
 from clusterprune.clustering.mean_shift import MeanShift
 from clusterprune.clustering.optics import OPTICS
 from clusterprune.clustering.spectral import Spectral
-from clusterprune.errors import ArgumentError
 
 _CLUSTERINGS: dict[str, type[Any]] = {
     kind.name: kind for kind in (DBSCAN, HDBSCAN, OPTICS, KMeans, Agglomerative, Spectral, MeanShift, Birch)
@@ -40,20 +39,4 @@ def create(name: str, **options: Any) -> Clustering:
     >>> create("dbscan", eps=0.02)
     DBSCAN(eps=0.02, min_samples=5)
     """
-    kind = _CLUSTERINGS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ArgumentError(f"clustering name must be one of {', '.join(_CLUSTERINGS)}, but got name={name!r}.")
-    fields = dataclasses.fields(kind)
-    known = [field.name for field in fields]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise ArgumentError(
-            f"clustering {name!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
-        )
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    missing = [option for option in required if option not in options]
-    if missing:
-        raise ArgumentError(
-            f"clustering {name!r} needs a value for {', '.join(missing)}; its options are {', '.join(known)}."
-        )
-    return kind(**options)
+    return make_by_name("clustering", _CLUSTERINGS, name, options)

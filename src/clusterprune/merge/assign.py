@@ -1,8 +1,74 @@
 """Merges that give every removed channel to one kept channel, or to none: drop, add, scaled add."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph, Group
+from clusterprune.merge._base import Kept, Moments, OfGroups
+from clusterprune.plan import Merge
+
+
+@dataclass(frozen=True)
+class Drop(OfGroups):
+    """Nothing: what is removed is gone, as in the released code of ICP and ACP."""
+
+    name: ClassVar[str] = "drop"
+    by_cluster: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = False
+
+    def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
+        """Return a merge without matrices."""
+        return Merge(group.name, kept.channels)
+
+
+@dataclass(frozen=True)
+class Add(OfGroups):
+    """The columns of a consumer that read a cluster are added up (channel addition, CP Eq. 8)."""
+
+    name: ClassVar[str] = "add"
+    by_cluster: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = False
+
+    def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
+        """Return a merge in which each channel becomes its representative."""
+        mixing = add(representative_of(kept), kept.channels)
+        return Merge(group.name, kept.channels, {use.path: mixing for use in group.consumers if use.mixable})
+
+
+@dataclass(frozen=True)
+class ScaledAdd(OfGroups):
+    """Channel addition with a positive factor for each channel, found from what the consumer reads."""
+
+    name: ClassVar[str] = "scaled_add"
+    by_cluster: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = True
+
+    def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
+        """Return a merge in which each channel becomes a multiple of its representative."""
+        mixing = {}
+        for use in group.consumers:
+            if (read := moments(use)) is not None:
+                index = torch.from_numpy(read[1].positions[:, 0])
+                mixing[use.path] = scaled_add(representative_of(kept), kept.channels, read[0][index][:, index])
+        return Merge(group.name, kept.channels, mixing)
+
+
+def representative_of(kept: Kept) -> np.ndarray:
+    """Return which kept channel stands for each.
+
+    Raises
+    ------
+    ArgumentError
+        If that is not known.
+    """
+    if kept.representative is None:
+        raise ArgumentError("channels can only be added where clusters say to which; use drop or least_squares")
+    return kept.representative
 
 
 def drop(channels: int, kept: np.ndarray) -> Tensor:

@@ -27,15 +27,19 @@ class Consumer:
 
 def consumers(graph: ChannelGraph, group: Group, whole_kernel: Mapping[str, bool]) -> list[Consumer]:
     """Return every call that reads the group, one entry per call and parameter dimension."""
-    found = []
     flattened = folds(graph)
-    for use in group.consumers:
-        found += [
-            Consumer(use, call, PatchExtractor.of(graph, call), whole_kernel[call.node], call.node in flattened)
-            for call in graph.calls
-            if call.weight == use.path and call.node in whole_kernel
-        ]
-    return found
+    return [one for use in group.consumers for one in consumers_of(graph, use, whole_kernel, flattened)]
+
+
+def consumers_of(
+    graph: ChannelGraph, use: Use, whole_kernel: Mapping[str, bool], flattened: Mapping[str, Use]
+) -> list[Consumer]:
+    """Return every measured call that reads a group by one parameter dimension."""
+    return [
+        Consumer(use, call, PatchExtractor.of(graph, call), whole_kernel[call.node], call.node in flattened)
+        for call in graph.calls
+        if call.weight == use.path and call.node in whole_kernel
+    ]
 
 
 def folds(graph: ChannelGraph) -> dict[str, Use]:
@@ -176,12 +180,11 @@ def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
     return kernel.reshape(moved.shape).movedim(0, consumer.call.row_dim).contiguous()
 
 
-def mixing_for(consumer: Consumer, moments: Tensor, kept: np.ndarray, *, offset: bool) -> tuple[Tensor, Tensor]:
-    """Return the mixing matrix and the offset of a consumer, from its moments as they were measured."""
+def channel_moments_of(consumer: Consumer, moments: Tensor) -> tuple[Tensor, Use]:
+    """Return a consumer's moments by channel, from those that were measured, and where the group sits in them."""
     if consumer.whole_kernel:
         moments = channel_moments(moments, consumer.reader.taps)
-    use = by_channel(consumer.use) if consumer.folded else consumer.use
-    return mixing_matrix(moments, use, kept, offset=offset)
+    return moments, by_channel(consumer.use) if consumer.folded else consumer.use
 
 
 def channel_moments(moments: Tensor, taps: int) -> Tensor:

@@ -1,11 +1,55 @@
 """Least squares: every removed channel becomes the best linear combination of the kept ones."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from clusterprune.arguments import check_number
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import Use
+from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.merge._base import Kept, Moments, OfGroups
+from clusterprune.plan import Merge
+from clusterprune.surgery.apply import bias_home
+
+
+@dataclass(frozen=True)
+class LeastSquares(OfGroups):
+    """Each consumer rebuilds all channels from the kept ones as well as it can.
+
+    Attributes
+    ----------
+    ridge
+        Relative to the mean power of the kept channels, above 0.
+    """
+
+    ridge: float = 1e-3
+
+    name: ClassVar[str] = "least_squares"
+    by_cluster: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the ridge."""
+        check_number("ridge", self.ridge)
+        if not self.ridge > 0:
+            raise ArgumentError(f"ridge must be above 0, but got ridge={self.ridge!r}; 1e-3 is usual")
+
+    def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
+        """Return a merge with the matrices, and the offsets where a consumer can take them up."""
+        mixing: dict[str, Tensor] = {}
+        offset: dict[str, Tensor] = {}
+        for use in group.consumers:
+            read = moments(use)
+            if read is None or use.path in mixing:
+                continue
+            home = bias_home(graph, use.path)
+            mixing[use.path], constant = mixing_matrix(*read, kept.channels, offset=home is not None, ridge=self.ridge)
+            if home is not None:
+                offset[use.path] = constant
+        return Merge(group.name, kept.channels, mixing, offset)
 
 
 def mixing_matrix(

@@ -14,28 +14,31 @@ import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from clusterprune.graph import ChannelGraph, LayerCall
+from clusterprune.graph import ChannelGraph, Group, LayerCall
 from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.ops.pointwise import bounds_of, is_addition
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import ChannelMask, rewrite
-from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
+from clusterprune.merge._base import Kept, Moments
+from clusterprune.merge.least_squares import LeastSquares, Ridge, dual_ridge_regression
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.statistics import (
     Images,
     Progress,
     RowBuffer,
     as_inputs,
+    batch_size_for,
     batches,
     release_memory,
     second_moment,
     with_constant,
 )
-from clusterprune.plan import Plan
+from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
 
 aten = torch.ops.aten
@@ -48,7 +51,7 @@ _ROWS_BY_CHANNEL = 4096
 
 @dataclass(frozen=True)
 class Refit:
-    """How to refit.
+    """Every kernel is solved anew behind least squares, layer after layer.
 
     Attributes
     ----------
@@ -73,6 +76,27 @@ class Refit:
     all_layers: bool = True
     through_additions: bool = True
     rectified: int = 4
+
+    name: ClassVar[str] = "refit"
+    by_cluster: ClassVar[bool] = False
+    needs_images: ClassVar[bool] = True
+
+    def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
+        """Return the merge by least squares, whose kernels the refit begins with."""
+        return LeastSquares().merge(graph, group, kept, moments)
+
+    def finish(
+        self,
+        graph: ChannelGraph,
+        plan: Plan,
+        images: Images,
+        *,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+    ) -> Plan:
+        """Solve every kernel anew; see :func:`refit`."""
+        size = batch_size_for(graph)
+        return refit(graph, plan, images, options=self, batch_size=size, generator=generator, progress=progress)
 
 
 @dataclass(frozen=True)

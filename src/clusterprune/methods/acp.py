@@ -25,10 +25,10 @@ from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
+from clusterprune.merge import FreeMergingName
 from clusterprune.merge.statistics import Images, Progress
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
 from clusterprune.methods.clustered import cluster
-from clusterprune.methods.criteria import Handover
 from clusterprune.methods.layers import published_layers, with_followers
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.targets import check_knob, check_plan
@@ -103,8 +103,8 @@ class ACP:
     velocity_max: float | None = 2.0
     sampler: SamplerName = "swarm"
     fitness: Literal["train", "merge"] = "train"
-    fitness_merge: Handover = "least_squares"
-    merge: Handover = "drop"
+    fitness_merge: FreeMergingName = "least_squares"
+    merge: FreeMergingName = "drop"
     candidates_inherit: bool = False
     ignore: tuple[str, ...] = ()
     seed: int = 0
@@ -348,7 +348,7 @@ class StructureFitness:
         """Return the structure scaled to the multiply-adds it may have; without a limit, as it is."""
         return dict(widths) if math.isinf(self.limit) else scaled_to(self.graph, widths, self.limit)
 
-    def plan(self, widths: Mapping[str, int], *, merge: Handover | None = None) -> Plan:
+    def plan(self, widths: Mapping[str, int], *, merge: FreeMergingName | None = None) -> Plan:
         """Return the plan of a structure by which its fitness is measured, or one that hands over by `merge`."""
         return self._planner(widths, merge=merge)
 

@@ -12,12 +12,12 @@ from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import device_of
 from clusterprune.graph import ChannelGraph
+from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
 from clusterprune.merge.elimination import RemovalOrder
-from clusterprune.merge.refit import refit
-from clusterprune.merge.statistics import Images, Progress, as_inputs, batch_size_for, whole_batches
-from clusterprune.methods.criteria import Handover, best, hand_over, scores
+from clusterprune.merge.statistics import Images, Progress, as_inputs, whole_batches
+from clusterprune.methods.criteria import best, scores
 from clusterprune.methods.layers import with_followers
-from clusterprune.methods.oneshot import Measured, OneShot, measure, merges_for, order_channels
+from clusterprune.methods.oneshot import Measured, OneShot, kept_of, measure, moments_of, order_channels
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import apply
 
@@ -89,19 +89,19 @@ class WidthPlanner:
         graph: ChannelGraph,
         images: Images | None = None,
         *,
-        merge: Handover = "least_squares",
+        merge: FreeMergingName = "least_squares",
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.graph, self.seed = graph, seed
-        self.merge: Handover = merge
+        self.merge: FreeMergingName = merge
         self._images = () if images is None else as_inputs(images)
         self._progress = progress
         self._check(merge)
         if merge != "drop":
             _ = self._order  # now, not within the first plan
 
-    def _check(self, merge: Handover) -> None:
+    def _check(self, merge: FreeMergingName) -> None:
         if merge != "drop" and not self._images:
             raise ArgumentError(f"images=None, but merge={merge!r} looks at feature maps; give images, or use 'drop'")
 
@@ -127,7 +127,7 @@ class WidthPlanner:
         )
         return measured, order_channels(self.graph, groups, measured, options, self._progress)
 
-    def __call__(self, widths: Mapping[str, int], *, merge: Handover | None = None) -> Plan:
+    def __call__(self, widths: Mapping[str, int], *, merge: FreeMergingName | None = None) -> Plan:
         """Return the plan that keeps so many channels of each group; groups without a width stay whole.
 
         Parameters
@@ -155,14 +155,12 @@ class WidthPlanner:
         widths = {name: widths.get(name, group.width) for name, group in groups.items()}
         generator = torch.Generator().manual_seed(self.seed)
         if merge == "drop":
-            kept = {name: best(group, self._norms[name], widths[name]) for name, group in groups.items()}
-            return hand_over(self.graph, kept, "drop", None, generator, None)
+            kept = {name: Kept(best(group, self._norms[name], widths[name])) for name, group in groups.items()}
+            return assemble(self.graph, kept, Drop(), None, generator=generator)
         measured, paths = self._order
-        plan = Plan.of(self.graph, merges_for(self.graph, paths, dict(widths), measured))
-        if merge == "refit" and plan.merges:
-            images, size = whole_batches(self.graph, self._images), batch_size_for(self.graph)
-            plan = refit(self.graph, plan, images, batch_size=size, generator=generator)
-        return plan
+        kept, known = kept_of(self.graph, paths, widths), moments_of(self.graph, measured)
+        images = whole_batches(self.graph, self._images)
+        return assemble(self.graph, kept, read_merging(merge), images, moments=known, generator=generator)
 
 
 def plan_for_widths(
@@ -170,7 +168,7 @@ def plan_for_widths(
     widths: Mapping[str, int],
     images: Images | None = None,
     *,
-    merge: Handover = "least_squares",
+    merge: FreeMergingName = "least_squares",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:

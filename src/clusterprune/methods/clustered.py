@@ -18,8 +18,7 @@ from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
-from clusterprune.merge.assign import add, drop, scaled_add
-from clusterprune.merge.refit import refit
+from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging
 from clusterprune.merge.statistics import (
     Images,
     Progress,
@@ -28,15 +27,12 @@ from clusterprune.merge.statistics import (
     batches,
     whole_batches,
 )
-from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import ChannelPoints, partition
 from clusterprune.methods.targets import check_images, check_plan
-from clusterprune.plan import Merge, Plan
+from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery.apply import named_tensors
-
-MergeKind = Literal["drop", "add", "scaled_add", "least_squares", "refit"]
 
 
 def cluster(
@@ -45,7 +41,7 @@ def cluster(
     *,
     similarity: FeatureMaps | Filters | None = None,
     clustering: Clustering | None = None,
-    merging: MergeKind = "least_squares",
+    merging: Merging | MergingName = "least_squares",
     survivors: Literal["medoid", "l1"] = "medoid",
     keep_channels: float | None = None,
     keep_macs: float | None = None,
@@ -69,7 +65,7 @@ def cluster(
     clustering
         Who belongs with whom. Default: the papers' `DBSCAN(eps=0.02, min_samples=5)`.
     merging
-        What the survivors take over.
+        What the survivors take over: a :class:`clusterprune.merge.Merging`, or its name.
     survivors
         "medoid": one channel per cluster, the most central. "l1": only the *number* of clusters is used
         and the filters of largest ℓ1 norm stay, as in the released code of ICP and ACP.
@@ -106,6 +102,7 @@ def cluster(
             f"clustering must be an object such as DBSCAN(eps=0.02), but got clustering={shown(clustering)}; "
             "clusterprune.clustering.create(name) makes one by its name"
         )
+    merging = read_merging(merging)
     _check(images, similarity, merging, survivors)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
@@ -116,19 +113,8 @@ def cluster(
         images = whole_batches(graph, images)
     compared = _compare(graph, groups, images, similarity, progress)
     labels = partition(graph, compared, clustering, given, limits)
-    moments = (
-        channel_moments(graph, groups, images, generator, progress)
-        if images is not None and merging in ("scaled_add", "least_squares", "refit")
-        else {}
-    )
-    merges = tuple(
-        made
-        for c in compared
-        if (made := _merge(graph, c, labels[c.group.name], merging, survivors, moments)) is not None
-    )
-    result = Plan.of(graph, merges)
-    if merging == "refit" and merges and images is not None:
-        result = refit(graph, result, images, batch_size=batch_size_for(graph), generator=generator, progress=progress)
+    kept = {c.group.name: _kept(c, labels[c.group.name], survivors) for c in compared}
+    result = assemble(graph, kept, merging, images, generator=generator, progress=progress)
     for quantity, keep in given.items():
         if quantity != "channels":
             check_plan(CostModel(graph), quantity, keep, result)  # type: ignore[arg-type]
@@ -136,7 +122,7 @@ def cluster(
         "method": "clustering",
         "similarity": repr(similarity),
         "clustering": repr(clustering),
-        "merging": merging,
+        "merging": merging.name,
         "survivors": survivors,
         "seed": seed,
         **{f"keep_{k}": v for k, v in given.items()},
@@ -144,25 +130,22 @@ def cluster(
     return replace(result, notes=notes)
 
 
-def _check(images: Images | None, similarity: object, merging: str, survivors: str) -> None:
+def _check(images: Images | None, similarity: object, merging: Merging, survivors: str) -> None:
     if not isinstance(similarity, FeatureMaps | Filters):
         raise ArgumentError(f"similarity must be FeatureMaps() or Filters(), but got similarity={shown(similarity)}")
-    kinds = ("drop", "add", "scaled_add", "least_squares", "refit")
-    if merging not in kinds:
-        raise ArgumentError(f"merging must be one of {', '.join(kinds)}, but got merging={merging!r}")
     if survivors not in ("medoid", "l1"):
         raise ArgumentError(f"survivors must be 'medoid' or 'l1', but got survivors={survivors!r}")
-    if survivors == "l1" and merging in ("add", "scaled_add"):
+    if survivors == "l1" and merging.by_cluster:
         raise ArgumentError(
-            f"merging={merging!r} hands each channel to the survivor of its cluster, but survivors='l1' keeps channels "
-            "regardless of clusters; use survivors='medoid', or merging='drop' or 'least_squares'"
+            f"merging={merging.name!r} hands each channel to the survivor of its cluster, but survivors='l1' keeps "
+            "channels regardless of clusters; use survivors='medoid', or merging='drop' or 'least_squares'"
         )
-    needs = isinstance(similarity, FeatureMaps) or merging in ("scaled_add", "least_squares", "refit")
-    if images is None and needs:
+    if images is None and isinstance(similarity, FeatureMaps):
         raise ArgumentError(
-            f"images=None does not go with similarity={type(similarity).__name__} and merging={merging!r}, which look "
-            "at feature maps; give images, or use Filters with merging='drop' or 'add'"
+            "images=None does not go with similarity=FeatureMaps, which looks at feature maps; give images, or use "
+            "Filters with merging='drop' or 'add'"
         )
+    check_merging(merging, images, clusters=True)
 
 
 def _compare(
@@ -227,40 +210,18 @@ def _mean_maps(
     }
 
 
-def _merge(
-    graph: ChannelGraph,
-    compared: ChannelPoints,
-    labels: np.ndarray,
-    kind: str,
-    survivors: str,
-    moments: dict[str, Tensor],
-) -> Merge | None:
-    """Choose the survivors of one group and what they take over at each consumer."""
-    group = compared.group
+def _kept(points: ChannelPoints, labels: np.ndarray, survivors: str) -> Kept:
+    """Choose the survivors of one group."""
+    group = points.group
     count = int(labels.max()) + 1
-    if count == group.width:
-        return None
     if survivors == "l1":
         per_block = count // group.n_blocks
-        order = np.argsort(-compared.norms, kind="stable")
-        kept = np.sort(np.concatenate([order[group.blocks[order] == b][:per_block] for b in range(group.n_blocks)]))
-        representative = kept
-    else:
-        distances = compared.distances.cpu().numpy()
-        medoid = np.empty(count, dtype=np.int64)
-        for cluster in range(count):
-            members = np.flatnonzero(labels == cluster)
-            medoid[cluster] = members[distances[members][:, members].sum(1).argmin()]
-        kept, representative = np.sort(medoid), medoid[labels]
-    if kind in ("least_squares", "refit"):
-        return take_over(graph, group, kept, moments)
-    mixing: dict[str, Tensor] = {}
-    for use in group.consumers:
-        if kind == "drop" or not use.mixable or (kind != "add" and use.path not in moments):
-            mixing[use.path] = drop(group.width, kept)
-        elif kind == "add":
-            mixing[use.path] = add(representative, kept)
-        else:
-            index = torch.from_numpy(use.positions[:, 0])
-            mixing[use.path] = scaled_add(representative, kept, moments[use.path][index][:, index])
-    return Merge(group.name, kept, mixing)
+        order = np.argsort(-points.norms, kind="stable")
+        largest = [order[group.blocks[order] == block][:per_block] for block in range(group.n_blocks)]
+        return Kept(np.sort(np.concatenate(largest)))
+    distances = points.distances.cpu().numpy()
+    medoid = np.empty(count, dtype=np.int64)
+    for cluster in range(count):
+        members = np.flatnonzero(labels == cluster)
+        medoid[cluster] = members[distances[members][:, members].sum(1).argmin()]
+    return Kept(np.sort(medoid), medoid[labels])

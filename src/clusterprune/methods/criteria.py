@@ -18,7 +18,7 @@ from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.program import Program
-from clusterprune.merge.refit import refit
+from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
 from clusterprune.merge.statistics import (
     Images,
     Progress,
@@ -28,16 +28,14 @@ from clusterprune.merge.statistics import (
     gradient_batch_size,
     whole_batches,
 )
-from clusterprune.merge.take_over import channel_moments, take_over
 from clusterprune.methods.targets import check_images, plan_for_budget, plan_for_latency, read_target
-from clusterprune.plan import Merge, Plan
+from clusterprune.plan import Plan
 from clusterprune.surgery.apply import named_tensors
 from clusterprune.tasks.classification import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 Scope = Literal["local", "global"]
-Handover = Literal["drop", "least_squares", "refit"]
 
 
 def scores(
@@ -97,7 +95,7 @@ def prune_by(
     keep_params: float | None = None,
     keep_latency: float | None = None,
     scope: Scope = "local",
-    merging: Handover = "drop",
+    merging: Merging | FreeMergingName = "drop",
     round_to: int = 1,
     min_width: int = 1,
     ignore: Sequence[str] = (),
@@ -114,8 +112,8 @@ def prune_by(
         ``"local"``: every group keeps the same fraction. ``"global"``: one order over all groups, of the scores
         divided by their mean in the group.
     merging
-        What the kept channels take over: nothing, as published (``"drop"``), or what ``"least_squares"`` or
-        ``"refit"`` finds from the images.
+        What the kept channels take over: nothing, as published (``"drop"``), or what ``"least_squares"``, ``"refit"``
+        or a :class:`clusterprune.merge.Merging` finds from the images.
 
     Raises
     ------
@@ -129,12 +127,8 @@ def prune_by(
     check_progress(progress)
     if scope not in get_args(Scope):
         raise ArgumentError(f"scope must be 'local' or 'global', but got scope={scope!r}")
-    if merging not in get_args(Handover):
-        raise ArgumentError(f"merging must be one of {', '.join(get_args(Handover))}, but got merging={merging!r}")
-    if merging != "drop" and images is None:
-        raise ArgumentError(
-            f"merging={merging!r} looks at feature maps, but images=None; give images or use merging='drop'"
-        )
+    merging = read_merging(merging)
+    check_merging(merging, images, clusters=False)
     target, keep = read_target(keep_macs, keep_params, keep_latency)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
@@ -149,8 +143,9 @@ def prune_by(
 
     def plan_at(fraction: float, quantity: Quantity) -> Plan:
         widths = share(cost, found if scope == "global" else None, quantity, fraction, limits)
-        kept = {g.name: best(g, found[g.name], widths[g.name]) for g in graph.prunable}
-        return hand_over(graph, kept, merging, images, generator, progress)
+        cut = [group for group in graph.prunable if widths[group.name] < group.width]
+        kept = {group.name: Kept(best(group, found[group.name], widths[group.name])) for group in cut}
+        return assemble(graph, kept, merging, images, generator=generator, progress=progress)
 
     if target == "latency":
         plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
@@ -160,7 +155,7 @@ def prune_by(
         "method": "criterion",
         "criterion": criterion,
         "scope": scope,
-        "merging": merging,
+        "merging": merging.name,
         "seed": seed,
         f"keep_{target}": keep,
     }
@@ -363,24 +358,3 @@ def _ascending(group: Group, score: np.ndarray) -> np.ndarray:
 def best(group: Group, score: np.ndarray, width: int) -> np.ndarray:
     """Return the channels with the highest scores, equally many in each block, ascending: shape (width,)."""
     return np.sort(_ascending(group, score)[group.width - width :])
-
-
-def hand_over(
-    graph: ChannelGraph,
-    kept: Mapping[str, np.ndarray],
-    merge: Handover,
-    images: Images | None,
-    generator: torch.Generator,
-    progress: Progress | None,
-) -> Plan:
-    """Return the plan that keeps the given channels, and gives them the work of the others if asked to."""
-    cut = [group for group in graph.prunable if len(kept[group.name]) < group.width]
-    if merge == "drop" or images is None:
-        # A consumer without a matrix drops the removed channels.
-        return Plan.of(graph, tuple(Merge(group.name, kept[group.name]) for group in cut))
-    moments = channel_moments(graph, cut, images, generator, progress) if cut else {}
-    plan = Plan.of(graph, tuple(take_over(graph, group, kept[group.name], moments) for group in cut))
-    if merge == "refit" and cut:
-        size = batch_size_for(graph)
-        plan = refit(graph, plan, images, batch_size=size, generator=generator, progress=progress)
-    return plan

@@ -30,8 +30,9 @@ from clusterprune.files.reading import ReadError
 from clusterprune.files.tensors import read_tensors, write_tensors
 from clusterprune.files.writing import atomic_folder, begun_with, run_folder, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.merge import MergingName
 from clusterprune.merge.statistics import Progress as Report
-from clusterprune.methods.clustered import MergeKind, cluster
+from clusterprune.methods.clustered import cluster
 from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import oneshot
 from clusterprune.methods.targets import check_knob, check_met
@@ -108,7 +109,7 @@ class ICP:
     min_samples: int = 5
     by: Literal["clusters", "oneshot"] = "clusters"
     layers: Literal["inner", "all"] = "inner"
-    merge: MergeKind = "drop"
+    merge: MergingName = "drop"
     survivors: Literal["medoid", "l1"] = "l1"
     carry_momentum: bool = False
     ignore: tuple[str, ...] = ()

@@ -26,15 +26,17 @@ from torch import Tensor
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
 from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
-from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph import ChannelGraph, Group, Use
 from clusterprune.graph.program import Program, computed_kernels
 from clusterprune.graph.rewrite import rewrite
+from clusterprune.merge import Kept, Moments, assemble, merged
 from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
 from clusterprune.merge.data_free import batch_statistics, noise_images
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import LayerInput, RemovalOrder, eliminate, refitted
-from clusterprune.merge.layer_inputs import consumers, folds, layer_input, mixing_for
-from clusterprune.merge.refit import Refit, refit
+from clusterprune.merge.layer_inputs import channel_moments_of, consumers, consumers_of, folds, layer_input
+from clusterprune.merge.least_squares import LeastSquares
+from clusterprune.merge.refit import Refit
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import (
     Images,
@@ -50,8 +52,8 @@ from clusterprune.merge.statistics import (
     whole_batches,
 )
 from clusterprune.methods.targets import Target, check_images, plan_for_budget, plan_for_latency, read_target
-from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import compact_state, named_tensors, removed_labels, with_new_biases
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,7 @@ def oneshot(
     )  # fmt: skip
     release_memory()
     if config.refit is not None and not data_free and plan.merges:
-        size = batch_size_for(graph)
-        plan = refit(graph, plan, inputs, options=config.refit, batch_size=size, generator=generator, progress=progress)
+        plan = config.refit.finish(graph, plan, inputs, generator=generator, progress=progress)
     lap("refit")
     notes = {
         "method": "oneshot",
@@ -325,8 +326,10 @@ def _choose(
         share = shares[chosen]
         lap("compare")
 
+    merging, moments = config.refit or LeastSquares(), moments_of(graph, measured)
+
     def plan_at(fraction: float, what: Quantity) -> Plan:
-        return Plan.of(graph, merges_for(graph, paths, solve(cost, share, what, fraction, limits), measured))
+        return merged(graph, kept_of(graph, paths, solve(cost, share, what, fraction, limits)), merging, moments)
 
     if quantity == "latency":
         plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
@@ -611,16 +614,15 @@ def _best(
     changes = batch_statistics(graph) if data_free else {}
     size = batch_size_for(graph)
     expected = _outputs_of(Program(graph, changes), named_tensors(graph), held_out, size)
+    merging = LeastSquares() if config.refit is None or data_free else replace(config.refit, work=0.0)
     found: dict[str, Tensor] = {}
     for number, (name, curves) in enumerate(shares.items()):
         try:
             widths = solve(cost, curves, quantity, target[1], limits)
         except BudgetError:
             continue  # too little may be cut that way
-        plan = Plan.of(graph, merges_for(graph, paths, widths, measured, others))
-        if config.refit is not None and not data_free and plan.merges:
-            quick = replace(config.refit, work=0.0)
-            plan = refit(graph, plan, images, options=quick, batch_size=size, generator=generator)
+        kept, known = kept_of(graph, paths, widths), moments_of(graph, measured, others)
+        plan = assemble(graph, kept, merging, images, moments=known, generator=generator)
         state = compact_state(graph, plan)
         cut = with_new_biases(graph, state, rewrite(graph, removed_labels(graph, plan)))
         actual = _outputs_of(Program(graph, {**changes, **cut}), state, held_out, size)
@@ -657,34 +659,24 @@ def _outputs_of(program: Program, state: Mapping[str, Tensor], images: Images, s
     return [torch.cat(parts) if parts[0].ndim else torch.stack(parts) for parts in zip(*found, strict=True)]
 
 
-def merges_for(
-    graph: ChannelGraph,
-    paths: dict[str, RemovalOrder],
-    widths: dict[str, int],
-    measured: Measured,
-    moments: Mapping[str, Tensor] | None = None,
-) -> tuple[Merge, ...]:
-    """Turn paths and widths into merges with least-squares mixing for every consumer.
-
-    The moments are those of all images, unless others are given.
-    """
-    moments = measured.moments if moments is None else moments
-    merges = []
+def kept_of(graph: ChannelGraph, paths: Mapping[str, RemovalOrder], widths: Mapping[str, int]) -> dict[str, Kept]:
+    """Return what stays of every group that is cut, by orders of removal and widths."""
+    kept = {}
     for group in graph.groups:
-        kept_width = widths.get(group.name, group.width)
-        if kept_width == group.width:
-            continue
-        gone = paths[group.name].order[: group.width - kept_width]
-        kept = np.setdiff1d(np.arange(group.width), gone)
-        mixing: dict[str, Tensor] = {}
-        offset: dict[str, Tensor] = {}
-        for consumer in consumers(graph, group, measured.whole_kernel):
-            path = consumer.use.path
-            if path in mixing or not consumer.use.mixable:
-                continue
-            home = bias_home(graph, path)
-            mixing[path], constant = mixing_for(consumer, moments[consumer.call.node], kept, offset=home is not None)
-            if home is not None:
-                offset[path] = constant
-        merges.append(Merge(group.name, kept, mixing, offset))
-    return tuple(merges)
+        width = widths.get(group.name, group.width)
+        if width < group.width:
+            gone = paths[group.name].order[: group.width - width]
+            kept[group.name] = Kept(np.setdiff1d(np.arange(group.width), gone))
+    return kept
+
+
+def moments_of(graph: ChannelGraph, measured: Measured, moments: Mapping[str, Tensor] | None = None) -> Moments:
+    """Return what every consumer reads: what was measured, of all images unless moments of others are given."""
+    moments = measured.moments if moments is None else moments
+    flattened = folds(graph)
+
+    def find(use: Use) -> tuple[Tensor, Use] | None:
+        found = consumers_of(graph, use, measured.whole_kernel, flattened) if use.mixable else []
+        return channel_moments_of(found[0], moments[found[0].call.node]) if found else None
+
+    return find

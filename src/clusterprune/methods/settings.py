@@ -11,10 +11,11 @@ from clusterprune import clustering
 from clusterprune.arguments import shown
 from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError
+from clusterprune.merge import FreeMergingName
 from clusterprune.methods.cp import CP
 from clusterprune.methods.cp import PUBLISHED as CP_PUBLISHED
 from clusterprune.methods.cp_rates import Adaptive, ClusterCount, Constant, Silhouette
-from clusterprune.methods.criteria import CRITERIA, Handover, Scope
+from clusterprune.methods.criteria import CRITERIA, Scope
 from clusterprune.methods.icp import ICP
 from clusterprune.methods.targets import read_target
 
@@ -81,7 +82,7 @@ class CriterionCut(Cut):
     """Settings of the criteria, which cut once too: those of `oneshot`, and two of :func:`clusterprune.prune_by`."""
 
     scope: Scope = "local"
-    merge: Handover = "drop"
+    merge: FreeMergingName = "drop"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Similarities by name, for the command line, recipes and plan files."""
 
-import dataclasses
 from typing import Any
 
-from clusterprune.errors import ArgumentError
+from clusterprune.arguments import make_by_name
 from clusterprune.similarity._base import Similarity
 from clusterprune.similarity.feature_maps import FeatureMaps
 from clusterprune.similarity.filters import Filters
@@ -26,13 +25,4 @@ def create(name: str, **options: Any) -> Similarity:
     ArgumentError
         The name, an option or an option's value does not exist; the message lists what does.
     """
-    kind = _SIMILARITIES.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ArgumentError(f"similarity name must be one of {', '.join(_SIMILARITIES)}, but got name={name!r}.")
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise ArgumentError(
-            f"similarity {name!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
-        )
-    return kind(**options)
+    return make_by_name("similarity", _SIMILARITIES, name, options)
