@@ -220,6 +220,26 @@ class TestEveryClustering:
         assert clusters.n_kept == 1
         assert clusters.as_partition().medoids(torch.zeros(1, 1)).tolist() == [0]
 
+    @settings(deadline=None, max_examples=12)
+    @given(vectors=points())
+    def test_at_the_end_of_its_knob_everything_is_one_cluster(self, clustering: Clustering, vectors: Tensor) -> None:
+        vectors = torch.cat([vectors, vectors])  # more points than a cluster must have
+        distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        coarse = clustering.with_knob(clustering.coarsest(vectors, distances))
+        assert fit_exact(coarse, vectors).n_kept == 1
+
+    def test_its_knob_counts_clusters_or_is_a_length(self, clustering: Clustering) -> None:
+        vectors = blobs()[0]
+        if clustering.counts:
+            assert fit(clustering.with_knob(2), vectors).n_clusters == 2
+            assert fit(clustering.with_knob(9).at_most(4), vectors[:4]).n_kept == 4
+        else:
+            most = clustering.coarsest(vectors, torch.cdist(vectors, vectors))
+            kept = [fit(clustering.with_knob(most * share), vectors).n_kept for share in (1.0, 0.3, 0.02, 1e-6)]
+            assert kept == sorted(kept)
+            assert kept[0] == 1
+            assert kept[-1] > 3
+
     def test_can_be_made_again_from_its_name_and_options(self, clustering: Clustering) -> None:
         assert clustering.name in names()
         assert create(clustering.name, **_options(clustering)) == clustering

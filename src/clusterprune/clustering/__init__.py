@@ -1,6 +1,6 @@
 """Who belongs with whom: scikit-learn's algorithms behind one protocol."""
 
-from clusterprune.clustering._base import NOISE, Clustering, Clusters, Reads
+from clusterprune.clustering._base import NOISE, Clustering, Clusters, CountKnob, LengthKnob, Reads
 from clusterprune.clustering._registry import create, names
 from clusterprune.clustering.agglomerative import LINKAGES, Agglomerative, Linkage
 from clusterprune.clustering.birch import Birch
@@ -21,7 +21,9 @@ __all__ = [
     "Birch",
     "Clustering",
     "Clusters",
+    "CountKnob",
     "KMeans",
+    "LengthKnob",
     "Linkage",
     "MeanShift",
     "Reads",

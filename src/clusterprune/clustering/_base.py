@@ -1,7 +1,7 @@
 """What a clustering is, and what it returns."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,7 +27,12 @@ class Clustering(Protocol):
     - reordering the points reorders the result and changes nothing else. (When only distances are
       given, points that no distance tells apart may trade places.);
     - identical points get the same label;
-    - it can be given a single point.
+    - it can be given a single point;
+    - :meth:`with_knob` leaves all other options as they are, and at the value that :meth:`coarsest` returns, with the
+      fewest samples a cluster may have, everything is one cluster.
+
+    A budget is met by one knob. Where it is a number of clusters (:class:`CountKnob`), every group gets another; where
+    it is a length (:class:`LengthKnob`), all groups get the same.
     """
 
     name: ClassVar[str]
@@ -54,6 +59,70 @@ class Clustering(Protocol):
             options do not fit the number of points.
         """
         ...
+
+    @property
+    def counts(self) -> bool:
+        """Whether the knob is a number of clusters."""
+        ...
+
+    def with_knob(self, value: float) -> "Clustering":
+        """Return the same clustering with another value of its knob: at least 1 for a number, above 0 for a length."""
+        ...
+
+    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+        """Return a value of the knob at which some points (c, d), or distances (c, c), are one cluster if ever."""
+        ...
+
+    def at_most(self, n_points: int) -> "Clustering":
+        """Return the same clustering, but asking for no more clusters than there are points."""
+        ...
+
+
+class CountKnob:
+    """A clustering whose knob is `n_clusters`, a field of its dataclass."""
+
+    n_clusters: Any
+
+    @property
+    def counts(self) -> bool:
+        """Whether the knob is a number of clusters."""
+        return True
+
+    def with_knob(self, value: float) -> Any:
+        """Return the same with another number of clusters, at least 1."""
+        return replace(self, n_clusters=max(1, int(value)))  # type: ignore[type-var]
+
+    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+        """Return 1: everything in one cluster."""
+        return 1
+
+    def at_most(self, n_points: int) -> Any:
+        """Return the same, but asking for no more clusters than there are points."""
+        asked = self.n_clusters
+        return self.with_knob(n_points) if asked is not None and asked > n_points else self
+
+
+class LengthKnob:
+    """A clustering whose knob is a length, the field that `knob` names: clusters grow with it."""
+
+    knob: ClassVar[str]
+
+    @property
+    def counts(self) -> bool:
+        """Whether the knob is a number of clusters."""
+        return False
+
+    def with_knob(self, value: float) -> Any:
+        """Return the same with another length, above 0."""
+        return replace(self, **{self.knob: value})  # type: ignore[type-var]
+
+    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+        """Return a length beyond the largest distance."""
+        return float(distances.max()) * 1.01 + 1e-12
+
+    def at_most(self, n_points: int) -> Any:
+        """Return the same: it asks for no number of clusters."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,12 @@
 """Agglomerative clustering: merge the two nearest until enough is merged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 from sklearn import cluster
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, CountKnob, Reads
 from clusterprune.clustering._check import (
     check_choice,
     check_integer,
@@ -21,7 +21,7 @@ LINKAGES: tuple[Linkage, ...] = get_args(Linkage)
 
 
 @dataclass(frozen=True)
-class Agglomerative:
+class Agglomerative(CountKnob):
     """Bottom-up hierarchical clustering.
 
     Exactly one of ``n_clusters`` and ``distance_threshold`` says where to stop. With fewer distinct
@@ -66,6 +66,22 @@ class Agglomerative:
     def reads(self) -> Reads:
         """The input it needs, which depends on the linkage."""
         return "vectors" if self.linkage == "ward" else "distances"
+
+    @property
+    def counts(self) -> bool:
+        """Whether the knob is a number of clusters: not where a threshold was given."""
+        return self.distance_threshold is None
+
+    def with_knob(self, value: float) -> "Agglomerative":
+        """Return the same with another number of clusters, or another threshold where one was given."""
+        return super().with_knob(value) if self.counts else replace(self, distance_threshold=value)
+
+    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+        """Return 1, or a threshold above the last merge: that of Ward's linkage grows with the root of the number."""
+        if self.counts:
+            return 1
+        spread = (vectors - vectors.mean(0)).norm(dim=1).max() if self.linkage == "ward" else distances.max() / 2
+        return float(spread) * 2.02 * (len(vectors) ** 0.5 if self.linkage == "ward" else 1) + 1e-12
 
     def fit(self, *, vectors: Tensor | None = None, distances: Tensor | None = None) -> Clusters:
         """Cluster ``vectors`` (c, d) with ward, else by ``distances`` (c, c)."""

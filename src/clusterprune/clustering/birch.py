@@ -8,13 +8,13 @@ from sklearn import cluster
 from sklearn.metrics import pairwise_distances
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, CountKnob, Reads
 from clusterprune.clustering._check import check_integer, check_n_clusters, check_positive
 from clusterprune.clustering._points import Points, labels_of, vector_points
 
 
 @dataclass(frozen=True)
-class Birch:
+class Birch(CountKnob):
     """Balanced iterative reducing and clustering using hierarchies.
 
     Channels are first gathered into subclusters no wider than ``threshold``; those are clustered
@@ -62,6 +62,8 @@ class Birch:
             check_n_clusters(self.n_clusters, points.n_points)
         if points.n_distinct <= (self.n_clusters or 1):
             return points.distinct(self.n_clusters)
+        if self.n_clusters == 1:  # scikit-learn cannot, where all are in one subcluster already
+            return points.clusters(np.zeros(points.n_points, dtype=np.int64), 1)
         labels = labels_of(
             cluster.Birch,
             points.values,

@@ -6,13 +6,13 @@ from typing import ClassVar
 from sklearn import cluster
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, LengthKnob, Reads
 from clusterprune.clustering._check import check_integer, check_positive
 from clusterprune.clustering._points import distance_points, labels_of
 
 
 @dataclass(frozen=True)
-class DBSCAN:
+class DBSCAN(LengthKnob):
     """Density-based clustering: no number of clusters to choose, and what is alone stays alone.
 
     A channel with at least ``min_samples`` channels within ``eps``, itself counted, is a core;
@@ -36,6 +36,7 @@ class DBSCAN:
     min_samples: int = 5
 
     name: ClassVar[str] = "dbscan"
+    knob: ClassVar[str] = "eps"
 
     def __post_init__(self) -> None:
         check_positive("eps", self.eps)

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from sklearn import cluster
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, CountKnob, Reads
 from clusterprune.clustering._check import check_integer, check_n_clusters, check_seed
 from clusterprune.clustering._points import labels_of, vector_points
 from clusterprune.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class KMeans:
+class KMeans(CountKnob):
     """Clusters of least squared distance to their centroid (CP Eq. 3), started by k-means++.
 
     With fewer distinct channels than ``n_clusters``, each distinct channel is a cluster:

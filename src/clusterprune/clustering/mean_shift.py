@@ -6,14 +6,14 @@ from typing import ClassVar
 from sklearn import cluster
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, LengthKnob, Reads
 from clusterprune.clustering._check import check_integer, check_positive
 from clusterprune.clustering._points import Points, labels_of, steady, vector_points
 from clusterprune.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class MeanShift:
+class MeanShift(LengthKnob):
     """Move every point to the mean of its neighbourhood until it rests; who meets is together.
 
     Parameters
@@ -38,6 +38,7 @@ class MeanShift:
     max_iter: int = 300
 
     name: ClassVar[str] = "mean_shift"
+    knob: ClassVar[str] = "bandwidth"
 
     def __post_init__(self) -> None:
         if self.bandwidth is not None:
@@ -51,6 +52,11 @@ class MeanShift:
     def reads(self) -> Reads:
         """The input that it needs."""
         return "vectors"
+
+    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+        """Return a window that holds everything, wherever it stands."""
+        rows = vectors.double()
+        return float((rows - rows.mean(0)).norm(dim=1).max()) * 2.02 + 1e-12
 
     def fit(self, *, vectors: Tensor | None = None, distances: Tensor | None = None) -> Clusters:
         """Cluster ``vectors`` (c, d); see :class:`Clustering`."""

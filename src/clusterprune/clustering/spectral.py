@@ -7,7 +7,7 @@ import numpy as np
 from sklearn import cluster
 from torch import Tensor
 
-from clusterprune.clustering._base import Clusters, Reads
+from clusterprune.clustering._base import Clusters, CountKnob, Reads
 from clusterprune.clustering._check import (
     check_integer,
     check_n_clusters,
@@ -18,7 +18,7 @@ from clusterprune.clustering._points import distance_points, labels_of
 
 
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(CountKnob):
     """Normalised cuts of the graph with affinities exp(−d² / 2σ²).
 
     With fewer distinct channels than ``n_clusters``, each distinct channel is a cluster.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, shown
+from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, shown
 from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
@@ -71,8 +71,9 @@ def cluster(
         and the filters of largest ℓ1 norm stay, as in the released code of ICP and ACP.
     keep_channels, keep_macs, keep_params
         At most one. Without any, the clustering itself decides: clusters plus noise points (its ε, or its
-        number of clusters). With one, the widths are solved for: ε by bisection for clusterings that have
-        one, otherwise cluster counts from the heights of an average-linkage tree, over all groups together.
+        number of clusters). With one, the widths are solved for by the clustering's knob: a length (ε of DBSCAN,
+        HDBSCAN and OPTICS, a bandwidth, a threshold) is the same for all groups and found by bisection; numbers of
+        clusters come from the heights of an average-linkage tree, over all groups together.
     round_to, min_width, ignore, seed, progress
         As in :func:`clusterprune.oneshot`.
 
@@ -97,10 +98,11 @@ def cluster(
         check_fraction(f"keep_{name}", value)
     similarity = similarity or FeatureMaps()
     clustering = clustering or DBSCAN(eps=0.02)
-    if not hasattr(clustering, "fit"):
+    if not has_methods(clustering, "fit", "with_knob", "coarsest", "at_most"):
         raise ArgumentError(
             f"clustering must be an object such as DBSCAN(eps=0.02), but got clustering={shown(clustering)}; "
-            "clusterprune.clustering.create(name) makes one by its name"
+            "clusterprune.clustering.create(name) makes one by its name, and one of your own has the methods of "
+            "clusterprune.clustering.Clustering"
         )
     merging = read_merging(merging)
     _check(images, similarity, merging, survivors)

@@ -1,13 +1,13 @@
 """From distances to a partition of every group's channels, as fine as a budget allows."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clusterprune.budget.allocation import CostModel, Limits, check_fraction, linked, solve
+from clusterprune.budget.search import search, spend
 from clusterprune.clustering import Agglomerative, Clustering
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
@@ -26,30 +26,41 @@ class ChannelPoints:
 def partition(
     graph: ChannelGraph, compared: list[ChannelPoints], clustering: Clustering, given: dict[str, float], limits: Limits
 ) -> dict[str, np.ndarray]:
-    """Return a partition (labels from 0, no noise) of every group's channels."""
-    names = {f.name for f in fields(clustering)}  # type: ignore[arg-type]
+    """Return a partition (labels from 0, no noise) of every group's channels.
+
+    Parameters
+    ----------
+    given
+        The share to keep, by quantity; empty where the clustering itself decides.
+
+    Raises
+    ------
+    ArgumentError
+        If the clustering has no knob that a budget could turn, or makes no given number of clusters.
+    BudgetError
+        If the target cannot be reached.
+    """
     if not given:
         return _Clustered(graph, compared, limits).by(clustering)
     ((quantity, keep),) = given.items()
     check_fraction(f"keep_{quantity}", keep)
+    cost = CostModel(graph)
+    if not clustering.counts:
+        if quantity == "channels":
+            raise ArgumentError(
+                f"{type(clustering).__name__} cannot make a given number of clusters; use keep_macs, or a clustering "
+                "with n_clusters (KMeans, Agglomerative, Spectral, Birch)"
+            )
+        return _by_length(cost, compared, clustering, quantity, keep, limits)
     if quantity == "channels":
         widths = {c.group.name: max(1, round(keep * c.group.width)) for c in compared}
     else:
-        cost = CostModel(graph)
-        if "eps" in names:
-            return _bisect_eps(cost, compared, clustering, quantity, keep, limits)
         losses = {c.group.name: _linkage_heights(c.distances) for c in compared}
         widths = solve(cost, losses, quantity, keep, limits)  # type: ignore[arg-type]
-    if "n_clusters" not in names:
-        raise ArgumentError(
-            f"{type(clustering).__name__} cannot make a given number of clusters; use keep_macs with DBSCAN, "
-            "or a clustering with n_clusters (KMeans, Agglomerative, Spectral, Birch)"
-        )
-    labels = {}
-    for c in compared:
-        count = widths[c.group.name] // c.group.n_blocks
-        fitted = replace(clustering, n_clusters=max(1, count))  # type: ignore[type-var]
-        labels[c.group.name] = _partition(c, fitted, limits)
+    labels = {
+        c.group.name: _partition(c, clustering.with_knob(widths[c.group.name] // c.group.n_blocks), limits)
+        for c in compared
+    }
     return _even(graph, compared, labels, limits)
 
 
@@ -109,9 +120,7 @@ def _partition(compared: ChannelPoints, clustering: Clustering, limits: Limits) 
     for block in range(group.n_blocks):
         members = np.flatnonzero(group.blocks == block)
         index = torch.from_numpy(members)
-        capped = clustering
-        if getattr(clustering, "n_clusters", None) is not None and clustering.n_clusters > len(members):  # type: ignore[attr-defined]
-            capped = replace(clustering, n_clusters=len(members))  # type: ignore[type-var]
+        capped = clustering.at_most(len(members))
         fitted = capped.fit(vectors=compared.vectors[index], distances=compared.distances[index][:, index])
         per_block.append((members, fitted.as_partition().labels))
     most = max(int(part.max()) + 1 for _, part in per_block)
@@ -139,62 +148,43 @@ def _spread(part: np.ndarray, distances: np.ndarray) -> np.ndarray:
     return np.where(size == 1, -1.0, np.where(same, distances, 0).sum(1) / size)
 
 
-def _bisect_eps(
+def _by_length(
     cost: CostModel, compared: list[ChannelPoints], clustering: Clustering, quantity: str, keep: float, limits: Limits
 ) -> dict[str, np.ndarray]:
-    """Find the smallest ε, the same for all groups, at which the target is met; then use up what it leaves."""
+    """Find the smallest length, the same for all groups, at which the target is met; then use up what it leaves."""
+    graph, by_name = cost.graph, {c.group.name: c for c in compared}
 
     def share_of(labels: dict[str, np.ndarray]) -> float:
         widths = cost.with_widths({name: int(part.max()) + 1 for name, part in labels.items()})
         return cost.total(quantity, widths) / cost.total(quantity)  # type: ignore[arg-type]
 
-    clustered = _Clustered(cost.graph, compared, limits)
+    def fits(labels: dict[str, np.ndarray]) -> bool:
+        return share_of(labels) <= keep
 
-    def at(eps: float) -> tuple[float, dict[str, np.ndarray]]:
-        labels = clustered.by(replace(clustering, eps=eps))  # type: ignore[type-var]
-        return share_of(labels), labels
+    clustered = _Clustered(graph, compared, limits)
 
-    low, high = 0.0, max(float(c.distances.max()) for c in compared) * 1.01 + 1e-12
-    share, best = at(high)
-    if share > keep * (1 + 1e-9):
+    def at(length: float) -> dict[str, np.ndarray]:
+        return clustered.by(clustering.with_knob(length))
+
+    most = max(clustering.coarsest(c.vectors, c.distances) for c in compared)
+    coarsest = at(most)
+    if (share := share_of(coarsest)) > keep * (1 + 1e-9):
         raise BudgetError(
             f"keep_{quantity}={keep:g} is below what clustering can reach: with every group in one cluster {share:.4g} "
             f"remain. Ask for keep_{quantity}>={np.ceil(share * 1e4) / 1e4:g}, or lower min_samples or min_width."
         )
-    for _ in range(30):
-        middle = (low + high) / 2
-        share, labels = at(middle)
-        if share <= keep:
-            high, best = middle, labels
-        else:
-            low = middle
-    return _use_up(cost.graph, compared, best, limits, lambda labels: share_of(labels) <= keep)
+    found = search(at, fits, tight=most, loose=0.0)
 
+    def widen(labels: dict[str, np.ndarray], waiting: list[str]) -> tuple[str, dict[str, np.ndarray] | None]:
+        """Split off the channel that is farthest from its cluster, over all groups."""
+        name = max(waiting, key=lambda n: _spread(labels[n], by_name[n].distances.cpu().numpy()).max())
+        finer = _widen(by_name[name], labels[name], limits)
+        return name, None if finer is None else _even(graph, compared, {**labels, name: finer}, limits)
 
-def _use_up(
-    graph: ChannelGraph,
-    compared: list[ChannelPoints],
-    labels: dict[str, np.ndarray],
-    limits: Limits,
-    affordable: Callable[[dict[str, np.ndarray]], bool],
-) -> dict[str, np.ndarray]:
-    """Split off the channels that are farthest from their clusters, over all groups, while the budget allows.
-
-    A cluster of DBSCAN begins with as many channels as `min_samples`, and one more ε may join two large ones: the
-    smallest ε that meets a target can leave much of it unused.
-    """
-    labels, full = dict(labels), set(graph.leaders)  # a follower is split where its leader is
-    while len(full) < len(compared):
-        open_ones = [c for c in compared if c.group.name not in full]
-        widest = max(open_ones, key=lambda c: _spread(labels[c.group.name], c.distances.cpu().numpy()).max())
-        name = widest.group.name
-        finer = _widen(widest, labels[name], limits)
-        wider = labels if finer is None else _even(graph, compared, {**labels, name: finer}, limits)
-        if finer is None or not affordable(wider):
-            full.add(name)
-        else:
-            labels = wider
-    return labels
+    # A cluster of DBSCAN begins with as many channels as `min_samples`. A follower is split where its leader is.
+    return spend(
+        coarsest if found is None else found, [name for name in by_name if name not in graph.leaders], widen, fits
+    )
 
 
 def _widen(compared: ChannelPoints, part: np.ndarray, limits: Limits) -> np.ndarray | None:

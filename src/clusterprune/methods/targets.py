@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clusterprune import evaluate
 from clusterprune.budget.allocation import CLOSE, CostModel, Quantity, check_fraction
+from clusterprune.budget.search import search
 from clusterprune.errors import ArgumentError, BudgetError, BudgetWarning
 from clusterprune.graph import ChannelGraph
 from clusterprune.plan import Plan
@@ -169,23 +170,22 @@ def _steps(cost: CostModel, quantity: Quantity, widths: np.ndarray) -> Mapping[s
 def plan_for_latency(graph: ChannelGraph, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
     """Find the MACs at which the measured latency of the compact model meets the target."""
     baseline = evaluate.latency(graph.model, graph.example).median_ms
-    low, high = 0.0, 1.0
-    best: Plan | None = None
-    fastest = np.inf
-    for _ in range(7):
-        middle = (low + high) / 2
+    shares: list[float] = []
+
+    def at(share: float) -> Plan | None:
         try:
-            plan = plan_at(middle)
+            return plan_at(share)
         except BudgetError:
-            low = middle
-            continue
-        measured = evaluate.latency(apply(graph.model, plan, graph=graph), graph.example).median_ms / baseline
-        fastest = min(fastest, measured)
-        if measured <= keep:
-            best, low = plan, middle
-        else:
-            high = middle
+            return None
+
+    def fits(plan: Plan) -> bool:
+        took = evaluate.latency(apply(graph.model, plan, graph=graph), graph.example).median_ms
+        shares.append(took / baseline)
+        return shares[-1] <= keep
+
+    best = search(at, fits, tight=0.0, loose=1.0, steps=7)
     if best is None:
+        fastest = min(shares, default=np.inf)
         raise BudgetError(
             f"keep_latency={keep:g} was not reached: the fastest network tried takes {fastest:.3g} of the original's "
             f"{baseline:.2f} ms. Ask for keep_latency>={np.ceil(fastest * 100) / 100:g}."
