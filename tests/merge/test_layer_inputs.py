@@ -7,7 +7,8 @@ from torch import nn
 
 import clusterprune as cp
 from clusterprune.merge import layer_inputs
-from clusterprune.merge.layer_inputs import consumers, folds, layer_input, mixing_for
+from clusterprune.merge.layer_inputs import channel_moments_of, consumers, folds, layer_input
+from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.statistics import input_moments
 from clusterprune.surgery.apply import named_tensors
 
@@ -38,12 +39,12 @@ def test_folded_moments_give_the_same_mixing(monkeypatch: pytest.MonkeyPatch):
     _, moments, consumer = measured(images)
     assert not consumer.folded
     assert len(moments) == 8 * 36 + 1
-    wanted = mixing_for(consumer, moments, kept, offset=True)
+    wanted = mixing_matrix(*channel_moments_of(consumer, moments), kept, offset=True)
     monkeypatch.setattr(layer_inputs, "_FOLD", 200)
     weight, moments, consumer = measured(images)
     assert consumer.folded
     assert len(moments) == 8 + 1
-    found = mixing_for(consumer, moments, kept, offset=True)
+    found = mixing_matrix(*channel_moments_of(consumer, moments), kept, offset=True)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     # What the costs depend on, B Bᵀ, is that of the whole kernel.
