@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,3 +233,20 @@ def test_a_graph_is_pickled_as_model_and_example(graph: cp.ChannelGraph, move: C
     assert first == second
     with torch.no_grad():
         assert torch.equal(cp.apply(again.model, first)(IMAGES), cp.apply(graph.model, first)(IMAGES))
+
+
+class TestNamesOfBefore:
+    def test_they_are_taken_with_a_warning(self):
+        with pytest.warns(FutureWarning, match="price is called sensitivity"):
+            assert cp.OneShot(price="uniform", residual_streams=False) == cp.OneShot(
+                sensitivity="uniform", residual_streams=False
+            )
+        graph = cp.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8))
+        with pytest.warns(FutureWarning, match="merge is called merging"):
+            before = cp.prune_by(graph, "l1", keep_macs=0.6, merge="drop")
+        assert before == cp.prune_by(graph, "l1", keep_macs=0.6, merging="drop")
+
+    def test_both_names_are_one_too_many(self):
+        with pytest.raises(ArgumentError, match="called merging now, and both are given"):
+            cp.cluster(None, merge="drop", merging="add")
+        assert replace(cp.OneShot(), sensitivity="error").sensitivity == "error"

@@ -1,6 +1,8 @@
 """Checks of arguments that many public calls have: each error names the argument, its value and the remedy."""
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
@@ -246,3 +248,33 @@ def _numbers(values: Any) -> tuple[Any, ...] | None:
 
 def _is_finite(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def renamed(**names: str) -> Callable[[Any], Any]:
+    """Decorate a function or a class that still takes keywords by the names that they had before, with a warning.
+
+    Parameters
+    ----------
+    **names
+        Today's name by the one before.
+    """
+
+    def decorate(public: Any) -> Any:
+        inner = public.__init__ if isinstance(public, type) else public
+
+        @functools.wraps(inner)
+        def call(*args: Any, **given: Any) -> Any:
+            for before in names.keys() & given.keys():
+                now = names[before]
+                if now in given:
+                    raise ArgumentError(f"{before}={shown(given[before])} is called {now} now, and both are given")
+                warnings.warn(f"{before} is called {now} now; the old name will go", FutureWarning, stacklevel=2)
+                given[now] = given.pop(before)
+            return inner(*args, **given)
+
+        if not isinstance(public, type):
+            return call
+        public.__init__ = call
+        return public
+
+    return decorate

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, shown
+from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, renamed, shown
 from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
@@ -35,6 +35,7 @@ from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
 from clusterprune.surgery.apply import named_tensors
 
 
+@renamed(merge="merging")
 def cluster(
     graph: ChannelGraph,
     images: Images | None = None,

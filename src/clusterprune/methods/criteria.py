@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, type_name
+from clusterprune.arguments import check_graph, check_progress, check_seed, renamed, type_name
 from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
@@ -85,6 +85,7 @@ def scores(
     return {name: score.double().cpu() for name, score in _SCORES[criterion](asked).items()}
 
 
+@renamed(merge="merging")
 def prune_by(
     graph: ChannelGraph,
     criterion: Criterion,

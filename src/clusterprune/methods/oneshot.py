@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, shown
+from clusterprune.arguments import check_graph, check_progress, check_seed, renamed, shown
 from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group, Use
@@ -56,6 +56,7 @@ from clusterprune.plan import Plan
 from clusterprune.surgery.apply import compact_state, named_tensors, removed_labels, with_new_biases
 
 
+@renamed(price="sensitivity", streams="residual_streams")
 @dataclass(frozen=True)
 class OneShot:
     """Settings of the one-shot compressor; the defaults are what the ablations favour.
