@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from clusterprune.budget.cost import CostModel
 from clusterprune.graph import ChannelGraph, Group, LayerCall
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.walk import layer_of
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import bias_home, cutter, named_tensors
+from clusterprune.surgery.apply import bias_home, cutter
 
 BATCH = 128
 POSITIONS = 64

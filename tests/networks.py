@@ -22,8 +22,8 @@ from torch.nn import functional
 
 import clusterprune as cp
 from clusterprune.graph import Group
-from clusterprune.graph.program import Program, Ref
-from clusterprune.surgery.apply import bias_home, masked_state, named_tensors
+from clusterprune.graph.program import Program, Ref, named_tensors
+from clusterprune.surgery.apply import bias_home, masked_state
 
 torch.set_num_threads(1)
 

@@ -10,9 +10,8 @@ from torch import nn
 import clusterprune as cp
 from clusterprune.clustering import Agglomerative
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.graph.program import Program
-from clusterprune.merge.statistics import whole_batches
-from clusterprune.surgery.apply import named_tensors
+from clusterprune.graph.images import whole_batches
+from clusterprune.graph.program import Program, named_tensors
 
 
 def check(recipe: Recipe, batches: tuple[int, ...] = (1, 3)) -> None:

@@ -9,8 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import clusterprune as cp
 from clusterprune.errors import TraceError
-from clusterprune.graph.program import Program
-from clusterprune.surgery.apply import named_tensors
+from clusterprune.graph.program import Program, named_tensors
 
 
 class Regions(nn.Module):

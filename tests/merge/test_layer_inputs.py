@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 import clusterprune as cp
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge import layer_inputs
 from clusterprune.merge.layer_inputs import channel_moments_of, consumers, folds, layer_input
 from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery.apply import named_tensors
 
 
 def network() -> nn.Module:

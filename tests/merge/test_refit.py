@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import clusterprune as cp
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery.apply import bias_home, named_tensors
+from clusterprune.surgery.apply import bias_home
 
 
 def generator() -> torch.Generator:

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import clusterprune as cp
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge.elimination import eliminate, refitted
 from clusterprune.merge.layer_inputs import consumers, kernel_change, layer_input
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import input_moments, output_importance
-from clusterprune.surgery.apply import named_tensors
 
 
 class Small(nn.Module):

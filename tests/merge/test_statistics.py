@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import clusterprune as cp
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge.statistics import RowBuffer, _unshift, output_importance, second_moment, with_constant
-from clusterprune.surgery.apply import named_tensors
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 700, 2000])

@@ -38,9 +38,14 @@ class Step:
     last_use_of: tuple[str, ...]
 
 
+def named_tensors(graph: ChannelGraph) -> dict[str, Tensor]:
+    """Return every parameter and buffer of the traced model by path (each tensor under its first path)."""
+    return {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
+
+
 def moved(graph: ChannelGraph) -> tuple[torch.device, torch.device] | None:
     """Return where a graph's model was when it was traced and where it is now, if that is somewhere else."""
-    named = {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
+    named = named_tensors(graph)
     for node in graph.fx.nodes:
         tensor = named.get(graph.inputs.get(node.name, ""))
         if node.op == "placeholder" and tensor is not None and tensor.device != node.meta["val"].device:

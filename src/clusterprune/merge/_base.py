@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group, Use
-from clusterprune.merge.statistics import Images, Progress
+from clusterprune.graph.images import Images, Progress
 from clusterprune.plan import Merge, Plan
 
 Moments = Callable[[Use], tuple[Tensor, Use] | None]

@@ -6,10 +6,11 @@ import torch
 
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.images import Images, Progress, batch_size_for
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge._base import Kept, Merging, Moments
-from clusterprune.merge.statistics import Images, Progress, batch_size_for, consumer_calls, input_moments
+from clusterprune.merge.statistics import consumer_calls, input_moments
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import named_tensors
 
 MOMENT_ROWS = 32768
 """Rows from which second moments are estimated."""

@@ -24,10 +24,9 @@ from clusterprune.budget.allocation import CostModel, example_batch
 from clusterprune.errors import ModelError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.ops.norm import BatchNorm
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge.data_free import noise_images
 from clusterprune.merge.divergence import is_logits
-from clusterprune.surgery.apply import named_tensors
 
 
 @dataclass(frozen=True)

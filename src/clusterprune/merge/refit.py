@@ -20,26 +20,17 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.graph import ChannelGraph, Group, LayerCall
+from clusterprune.graph.images import Images, Progress, as_inputs, batch_size_for, batches
 from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.ops.pointwise import bounds_of, is_addition
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge._base import Kept, Moments
 from clusterprune.merge.least_squares import LeastSquares, Ridge, dual_ridge_regression
 from clusterprune.merge.patches import PatchExtractor
-from clusterprune.merge.statistics import (
-    Images,
-    Progress,
-    RowBuffer,
-    as_inputs,
-    batch_size_for,
-    batches,
-    release_memory,
-    second_moment,
-    with_constant,
-)
+from clusterprune.merge.statistics import RowBuffer, release_memory, second_moment, with_constant
 from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import bias_home, compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.surgery.apply import bias_home, compact_state, removed_labels, with_new_biases
 
 aten = torch.ops.aten
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.images import Images, Progress, as_inputs
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.program import Program, computed_kernels
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.layer_inputs import consumers, kernel_change
 from clusterprune.merge.patches import PatchExtractor
-from clusterprune.merge.statistics import Images, Progress, as_inputs, layer_gradients
+from clusterprune.merge.statistics import layer_gradients
 
 _LEVELS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.88)
 """Fractions of a group's channels at which the loss is measured; between them it is interpolated."""

@@ -9,74 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clusterprune.arguments import tensors_in
-from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.errors import ModelError
 from clusterprune.graph import ChannelGraph, Use
+from clusterprune.graph.images import Images, Progress, as_inputs, batches
 from clusterprune.graph.program import Program
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.patches import PatchExtractor
-
-Images = Tensor | tuple[Tensor, ...]
-Progress = Callable[[str, int, int], None]
-
-
-def as_inputs(images: Images) -> tuple[Tensor, ...]:
-    """Return the network's inputs as a tuple of tensors that share their first dimension.
-
-    Raises
-    ------
-    ArgumentError
-        If `images` are no tensors.
-    """
-    return tensors_in(images)
-
-
-def batches(images: Images, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield consecutive batches of the network's inputs."""
-    inputs = as_inputs(images)
-    for start in range(0, len(inputs[0]), size):
-        yield tuple(tensor[start : start + size] for tensor in inputs)
-
-
-def whole_batches(graph: ChannelGraph, images: Images) -> tuple[Tensor, ...]:
-    """Return the images, less those that do not fill a batch of a graph that has but one batch size.
-
-    Raises
-    ------
-    ArgumentError
-        If not even one batch can be filled.
-    """
-    inputs = as_inputs(images)
-    size = graph.batch_size.traced if graph.batch_size.fixed is not None else 1
-    count = len(inputs[0]) // max(1, size) * max(1, size)
-    if not count:
-        raise ArgumentError(
-            f"{len(inputs[0])} images are too few: the model runs with a batch of {size} only, as it was traced"
-        )
-    return tuple(tensor[:count] for tensor in inputs)
-
-
-def batch_size_for(graph: ChannelGraph, bytes_per_batch: float = 3.2e7, most: int = 128) -> int:
-    """Return how many images keep the largest activation under a size that caches and allocators like.
-
-    A graph that runs with its traced batch size alone gets that.
-    """
-    if graph.batch_size.fixed is not None and graph.batch_size.traced:
-        return graph.batch_size.traced
-    largest = max(
-        (
-            value.numel() / max(1, value.shape[0])
-            for node in graph.fx.nodes
-            if isinstance(value := node.meta.get("val"), Tensor) and value.ndim > 1 and node.op == "call_function"
-        ),
-        default=1,
-    )
-    return int(min(most, max(1, bytes_per_batch // (4 * float(largest)))))
-
-
-def gradient_batch_size(graph: ChannelGraph, most: int = 128) -> int:
-    """Return the batch size for passes that keep their activations: half as many images."""
-    return batch_size_for(graph, 1.6e7, most)
 
 
 def layer_gradients(

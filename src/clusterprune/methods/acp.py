@@ -25,8 +25,8 @@ from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName
-from clusterprune.merge.statistics import Images, Progress
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
 from clusterprune.methods.clustered import cluster
 from clusterprune.methods.layers import published_layers, with_followers

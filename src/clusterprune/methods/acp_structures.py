@@ -12,9 +12,9 @@ from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import device_of
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.images import Images, Progress, as_inputs, whole_batches
 from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
 from clusterprune.merge.elimination import RemovalOrder
-from clusterprune.merge.statistics import Images, Progress, as_inputs, whole_batches
 from clusterprune.methods.criteria import best, scores
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.oneshot import Measured, OneShot, kept_of, measure, moments_of, order_channels

@@ -17,22 +17,14 @@ from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.program import Program
+from clusterprune.graph.images import Images, Progress, as_inputs, batch_size_for, batches, check_images, whole_batches
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging
-from clusterprune.merge.statistics import (
-    Images,
-    Progress,
-    as_inputs,
-    batch_size_for,
-    batches,
-    whole_batches,
-)
 from clusterprune.methods.made_by import filter_vectors
 from clusterprune.methods.partitions import ChannelPoints, partition
-from clusterprune.methods.targets import check_images, check_plan
+from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
-from clusterprune.surgery.apply import named_tensors
 
 
 @renamed(merge="merging")

@@ -13,10 +13,9 @@ from torch import Tensor, fx, nn
 from clusterprune.errors import PlanError
 from clusterprune.graph import ChannelGraph, Group, Use
 from clusterprune.graph.ops import op_of
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge.assign import add
 from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import named_tensors
 
 aten = torch.ops.aten
 

@@ -17,20 +17,20 @@ from clusterprune.arguments import check_graph, check_progress, check_seed, rena
 from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.program import Program
-from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
-from clusterprune.merge.statistics import (
+from clusterprune.graph.images import (
     Images,
     Progress,
     as_inputs,
     batch_size_for,
     batches,
+    check_images,
     gradient_batch_size,
     whole_batches,
 )
-from clusterprune.methods.targets import check_images, plan_for_budget, plan_for_latency, read_target
+from clusterprune.graph.program import Program, named_tensors
+from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
+from clusterprune.methods.targets import plan_for_budget, plan_for_latency, read_target
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import named_tensors
 from clusterprune.tasks.classification import logits_of
 
 Criterion = Literal["l1", "l2", "fpgm", "bn_scale", "hrank", "taylor", "random"]

@@ -31,14 +31,13 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.tensors import read_tensors, tensor_bytes
 from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.images import Images, Progress, check_images, gradient_batch_size, whole_batches
 from clusterprune.graph.ops.pointwise import is_addition
-from clusterprune.graph.program import Program
+from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.divergence import BY_KIND, Divergence
-from clusterprune.merge.statistics import Images, Progress, gradient_batch_size, whole_batches
-from clusterprune.methods.targets import check_images
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.surgery.apply import compact_state, removed_labels, with_new_biases
 
 aten = torch.ops.aten
 

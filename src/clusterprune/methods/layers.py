@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from clusterprune.arguments import check_graph
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.ops.pointwise import is_addition
-from clusterprune.surgery.apply import named_tensors
+from clusterprune.graph.program import named_tensors
 
 
 def inner_groups(graph: ChannelGraph) -> list[str]:

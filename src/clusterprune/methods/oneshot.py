@@ -27,7 +27,17 @@ from clusterprune.arguments import check_graph, check_progress, check_seed, rena
 from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group, Use
-from clusterprune.graph.program import Program, computed_kernels
+from clusterprune.graph.images import (
+    Images,
+    Progress,
+    as_inputs,
+    batch_size_for,
+    batches,
+    check_images,
+    gradient_batch_size,
+    whole_batches,
+)
+from clusterprune.graph.program import Program, computed_kernels, named_tensors
 from clusterprune.graph.rewrite import rewrite
 from clusterprune.merge import Kept, Moments, assemble, merged
 from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
@@ -38,22 +48,10 @@ from clusterprune.merge.layer_inputs import channel_moments_of, consumers, consu
 from clusterprune.merge.least_squares import LeastSquares
 from clusterprune.merge.refit import Refit
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
-from clusterprune.merge.statistics import (
-    Images,
-    Progress,
-    as_inputs,
-    batch_size_for,
-    batches,
-    consumer_calls,
-    gradient_batch_size,
-    input_moments,
-    output_importance,
-    release_memory,
-    whole_batches,
-)
-from clusterprune.methods.targets import Target, check_images, plan_for_budget, plan_for_latency, read_target
+from clusterprune.merge.statistics import consumer_calls, input_moments, output_importance, release_memory
+from clusterprune.methods.targets import Target, plan_for_budget, plan_for_latency, read_target
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import compact_state, named_tensors, removed_labels, with_new_biases
+from clusterprune.surgery.apply import compact_state, removed_labels, with_new_biases
 
 
 @renamed(price="sensitivity", streams="residual_streams")

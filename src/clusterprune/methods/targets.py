@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clusterprune import evaluate
 from clusterprune.budget.allocation import CLOSE, CostModel, Quantity, check_fraction
@@ -59,31 +57,6 @@ def check_knob(eps: float | None, keep_macs: float | None, by: str, layers: str,
         )
     if layers not in ("inner", "all"):
         raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={layers!r}")
-
-
-def check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
-    """Raise :class:`ArgumentError` for images that do not fit the traced example."""
-    examples = [a for a in (*graph.args, *graph.kwargs.values()) if isinstance(a, Tensor)]
-    if len(inputs) != len(examples):
-        raise ArgumentError(
-            f"the model has {len(examples)} tensor inputs, but images holds {len(inputs)} tensors; give one for each "
-            "input, and make one of a list of images by torch.stack(images)"
-        )
-    for given, example in zip(inputs, examples, strict=True):
-        if given.shape[1:] != example.shape[1:] or given.dtype != example.dtype:
-            raise ArgumentError(
-                f"images of shape {tuple(given.shape[1:])} and {given.dtype} do not fit the traced example of shape "
-                f"{tuple(example.shape[1:])} and {example.dtype}; resize and normalise them, or trace with their shape"
-            )
-        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
-            raise ArgumentError("images hold NaN or infinity; check the normalisation")
-        if len(given) != len(inputs[0]):
-            raise ArgumentError(
-                f"images holds inputs of different number, {', '.join(str(len(t)) for t in inputs)}; "
-                "give the same number of each"
-            )
-        if len(given) < 2:
-            raise ArgumentError(f"{len(given)} image is too few to measure anything; give some hundred")
 
 
 def plan_for_budget(cost: CostModel, quantity: Quantity, keep: float, plan_at: Callable[[float], Plan]) -> Plan:

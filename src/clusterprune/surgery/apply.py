@@ -20,7 +20,7 @@ from clusterprune.arguments import check_apply
 from clusterprune.errors import PlanError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, Group, LayerCall, Use, trace
 from clusterprune.graph.ops import CallEdit
-from clusterprune.graph.program import Program, Ref, moved
+from clusterprune.graph.program import Program, Ref, moved, named_tensors
 from clusterprune.graph.rewrite import masked_norms, rewrite
 from clusterprune.graph.throwaway import duplicate
 from clusterprune.plan import Merge, Plan, describe_example, rebuild_example
@@ -188,11 +188,6 @@ def removed_labels(graph: ChannelGraph, plan: Plan) -> np.ndarray:
     """Return the root labels of all channels that a plan removes."""
     parts = [np.delete(graph.by_name[m.group].labels, m.kept) for m in plan.merges]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-def named_tensors(graph: ChannelGraph) -> dict[str, Tensor]:
-    """Return every parameter and buffer of the traced model by path (each tensor under its first path)."""
-    return {**dict(graph.model.named_parameters()), **dict(graph.model.named_buffers())}
 
 
 _HOMES: weakref.WeakKeyDictionary[ChannelGraph, dict[str, tuple[str, str] | None]] = weakref.WeakKeyDictionary()

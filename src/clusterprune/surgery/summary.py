@@ -9,8 +9,9 @@ import numpy as np
 from clusterprune.budget.allocation import CostModel, Quantity
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.channels import FrozenLayers, frozen_layers
+from clusterprune.graph.program import named_tensors
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import bias_home, named_tensors, removed_labels
+from clusterprune.surgery.apply import bias_home, removed_labels
 from clusterprune.tables import count, facts_of, few, html_lines, html_part, html_table, text_table
 
 
