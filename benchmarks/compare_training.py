@@ -33,9 +33,11 @@ import torch
 from rich.console import Console
 
 from clusterprune import data, evaluate, models, runs, train
-from clusterprune.cli.compare import ALL, ranking
-from clusterprune.methods.pipeline import Task
+from clusterprune.cli.compare import ranking
+from clusterprune.methods import Network, Work
+from clusterprune.methods._registry import COMPARED
 from clusterprune.studies.comparison import TRAINING, Contender, Entry, compare
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "compare_training.json"
@@ -43,25 +45,25 @@ NETWORK = "resnet20"
 THEIRS = "torch-pruning l1 global"
 
 
-def torch_pruning(task: Task, test: data.Split, keep_macs: float, training: TrainConfig, seed: int, out: Path) -> Entry:
+def torch_pruning(network: Network, task: Classification, test: data.Split, keep_macs: float, work: Work) -> Entry:
     """Prune by Torch-Pruning, train as the others do; go on where it was stopped."""
-    path = out / THEIRS.replace(" ", "-") / f"seed-{seed}"
+    path = work.place / THEIRS.replace(" ", "-") / f"seed-{work.seed}"
     if (path / "entry.json").exists():
         return Entry(**json.loads((path / "entry.json").read_text()))
     began = time.perf_counter()
-    target = round(keep_macs * evaluate.macs(task.model, task.example))
+    target = round(keep_macs * evaluate.macs(network.model, network.example))
     criterion, settings = baselines.CRITERIA["l1"], baselines.CANDIDATES["global"][0]
-    small = baselines.prune(task.model, task.example, criterion, settings, target, {}).model
-    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:1024]
+    small = baselines.prune(network.model, network.example, criterion, settings, target, {}).model
+    order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(work.seed))[:1024]
     images = data.normalize(task.train.subset(order).load()[0], task.mean, task.std)
     small = baselines.reestimate_batch_norm(small, images)
     where: dict[str, Any] = {"mean": task.mean, "std": task.std}
     cut = evaluate.accuracy(small, test, **where, topk=(1,)).top1
-    config = TrainConfig(**{**training.model_dump(), "seed": seed})
-    train.fit(small, task.purpose, config, out=path / "training", resume=True)
+    config = TrainConfig(**{**work.needed().model_dump(), "seed": work.seed})
+    train.fit(small, task, config, out=path / "training", resume=True)
     accuracy = evaluate.accuracy(small.eval(), test, **where, topk=(1,)).top1
-    size = evaluate.params(small), evaluate.macs(small, task.example)
-    entry = Entry(THEIRS, seed, *size, cut, accuracy, round(time.perf_counter() - began, 1))
+    size = evaluate.params(small), evaluate.macs(small, network.example)
+    entry = Entry(THEIRS, work.seed, *size, cut, accuracy, round(time.perf_counter() - began, 1))
     (path / "entry.json").write_text(json.dumps(asdict(entry), indent=1))
     return entry
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True, help="folder:DIR, with train/ and test/")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--methods", default=ALL)
+    parser.add_argument("--methods", default=COMPARED)
     parser.add_argument("--keep-macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=TRAINING.epochs)
     parser.add_argument("--lr", type=float, default=TRAINING.lr)
@@ -89,12 +91,13 @@ def main() -> None:
     device = runs.pick_device(None)
     model = models.build(NETWORK, weights=options.weights).eval().to(device)
     own, held_out = data.holdout(images, 0.1)
-    task = Task(model, spec.example().to(device), own, held_out, spec.mean, spec.std, partial(spec.build, 10))
+    network = Network(model, spec.example().to(device), partial(spec.build, 10))
+    task = Classification(own, held_out, mean=spec.mean, std=spec.std)
     training = TrainConfig(**{**TRAINING.model_dump(), "epochs": options.epochs, "lr": options.lr})
     contenders = [Contender.read(text) for text in options.methods.split(",")]
     whole = {
         "params": evaluate.params(model),
-        "macs": evaluate.macs(model, task.example),
+        "macs": evaluate.macs(model, network.example),
         "accuracy": evaluate.accuracy(model, dataset.test, mean=spec.mean, std=spec.std, topk=(1,)).top1,
     }
     entries: list[Entry] = []
@@ -122,11 +125,11 @@ def main() -> None:
 
     for seed in options.seeds:
         compare(
-            task, dataset.test, contenders, keep_macs=options.keep_macs, training=training, seeds=[seed],
+            network, task, dataset.test, contenders, keep_macs=options.keep_macs, training=training, seeds=[seed],
             out=options.out, done=done,
         )  # fmt: skip
         if not options.no_theirs:
-            done(torch_pruning(task, dataset.test, options.keep_macs, training, seed, options.out))
+            done(torch_pruning(network, task, dataset.test, options.keep_macs, Work(options.out, training, seed)))
     Console(width=120).print(ranking(NETWORK, options.keep_macs, whole, entries))
     names = dict.fromkeys(entry.contender for entry in entries)
     best = max(names, key=lambda name: statistics.mean(e.accuracy for e in entries if e.contender == name))

@@ -18,6 +18,7 @@ import json
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import data, evaluate, models, runs
-from clusterprune.methods.cp import cluster_prune, finish
+from clusterprune.methods.cp_addition import finish
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "cp_lossless.json"
@@ -54,16 +56,13 @@ def measure(network: str, batch_norm: Any, dataset: data.Dataset, options: argpa
     model = models.build(network, weights=file if file.exists() else None, seed=0)
     config = TrainConfig(epochs=options.epochs, lr=0.01, weight_decay=5e-4, batch_size=64, precision="float32")
     began = time.perf_counter()
-    made = cluster_prune(
-        model,
-        data.sample(dataset.train, options.images, 0),
-        config=cp.CP(batch_norm=batch_norm),
-        train_config=config,
-        mean=spec.mean,
-        std=spec.std,
-    )
+    task = Classification(data.sample(dataset.train, options.images, 0), mean=spec.mean, std=spec.std)
+    with tempfile.TemporaryDirectory() as folder:
+        learnt, _ = cp.CP(batch_norm=batch_norm).learn(cp.Network(model, spec.example()), task, cp.Work(folder, config))
     trained = time.perf_counter() - began
-    whole, compact = made.model.eval().cpu(), made.compact.eval().cpu()
+    whole = learnt.model.eval().cpu()
+    graph = cp.trace(whole, spec.example())
+    compact = cp.apply(whole, finish(whole, graph), graph=graph).eval()
     pixels = dataset.test.load()[0]
     images = data.normalize(pixels, spec.mean, spec.std)
     single, differ = change(whole, compact, images)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 import clusterprune
 from clusterprune import models, train
-from clusterprune.methods.cp import CP, ClusterPruning
+from clusterprune.methods.cp import CP
+from clusterprune.methods.cp_clusters import ClusterPruning
 from clusterprune.tasks import Classification
 
 RESULTS = Path(__file__).parent / "results" / "cp_overhead.json"

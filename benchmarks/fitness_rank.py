@@ -48,9 +48,10 @@ import clusterprune as cp
 from clusterprune import data, evaluate, models, runs, train
 from clusterprune.files.writing import write_json
 from clusterprune.methods import acp_structures
-from clusterprune.methods.acp import ACP, FITNESS_TRAINING, RETRAINING, StructureFitness
+from clusterprune.methods._base import FINE_TUNING
+from clusterprune.methods.acp import ACP
+from clusterprune.methods.acp_search import FITNESS_TRAINING, StructureFitness
 from clusterprune.methods.acp_structures import macs_of
-from clusterprune.methods.trainings import FINE_TUNING
 from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Classification
 
@@ -58,6 +59,9 @@ RESULTS = Path(__file__).parent / "results" / "fitness_rank.json"
 NETWORK = "resnet20"
 KEEP = 0.5
 SCRATCH, INHERITING = "retrained", "retrained_inheriting"
+
+RETRAINING = ACP.training
+assert RETRAINING is not None
 
 
 def structures(fitness: StructureFitness, count: int, draw: str) -> list[dict[str, int]]:
@@ -136,14 +140,14 @@ class Bench:
         self.graph = cp.trace(self.model, spec.example().to(self.device))
         self.where: dict[str, Any] = {"mean": spec.mean, "std": spec.std}
         self.factory = partial(spec.build, 10)
-        common = {"factory": self.factory, **self.where}
+        task = Classification(self.own, held_out, **self.where)
         began = time.perf_counter()
         without = ACP(keep_macs=KEEP, fitness="merge")
-        self.merging = StructureFitness(self.graph, self.own, held_out, config=without, **common)
+        self.merging = StructureFitness(self.graph, task, without, factory=self.factory)
         self.seconds = time.perf_counter() - began
         short = train.TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": options.fitness_epochs})
         trains = ACP(keep_macs=KEEP, fitness="train")
-        self.training = StructureFitness(self.graph, self.own, held_out, config=trains, training=short, **common)
+        self.training = StructureFitness(self.graph, task, trains, training=short, factory=self.factory)
         self.long = train.TrainConfig(
             **{**RETRAINING.model_dump(), "epochs": options.retrain_epochs, "schedule": options.schedule}
         )

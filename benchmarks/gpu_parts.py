@@ -545,47 +545,38 @@ def through_disk(
     yield Row(f"{name}: loaded there, outputs", "", "", relative(*outputs), SINGLE)
 
 
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
 def part_icp(place: Place) -> Iterator[Row]:
     """Iterative clustering pruning."""
     images_, held_out = digits()
     config = cp.ICP(
-        keep_macs=0.6, samples=64, min_samples=2, steps=2, epochs_between=1, final_epochs=1, stages=("first",)
-    )
+        0.6, cp.ClusterCut(min_samples=2), samples=64, steps=2, epochs_between=1, stages=("first",)
+    )  # fmt: skip
+    task = Classification(images_, held_out, mean=MEAN, std=STD)
 
     def run(model: nn.Module, config_: TrainConfig) -> nn.Module:
-        out = tempfile.mkdtemp(dir=place.folder)
-        common = {"config": config, "training": config_, "mean": MEAN, "std": STD, "out": out}
-        cp.icp(model, images_, held_out, **common)
-        return cp.icp(model, images_, held_out, **common, resume=True).model
+        network, work = cp.Network(model, EXAMPLE), cp.Work(tempfile.mkdtemp(dir=place.folder), config_, resume=True)
+        config.run(network, task, work)
+        return config.run(network, task, work).model
 
     yield from both(place, run, "icp")
 
 
 def part_acp(place: Place) -> Iterator[Row]:
     """Automatic channel pruning by both fitnesses, and the training after it."""
-    from clusterprune.methods.acp import retrain
-
     images_, held_out = digits()
-    common = {"mean": MEAN, "std": STD}
+    task = Classification(images_, held_out, mean=MEAN, std=STD)
 
     def run(fitness: str, model: nn.Module, config: TrainConfig) -> nn.Module:
-        graph = cp.trace(model, torch.zeros(1, 1, 8, 8))
+        merges = fitness == "merge"
         settings = cp.ACP(
-            keep_macs=0.7, samples=64, min_samples=2, particles=2, cycles=1, fitness=fitness,
-            merge="refit" if fitness == "merge" else "drop", candidates_inherit=fitness == "merge",
-        )  # fmt: skip
-        short = config.model_copy(update={"epochs": 1})
-        found = cp.acp(model, graph, images_, held_out, config=settings, training=short, **common)
-        return retrain(
-            graph,
-            found.plan,
-            images_,
-            held_out,
-            training=config,
+            0.7, cp.ClusterCut(min_samples=2), samples=64, particles=2, cycles=1, fitness=fitness, fitness_epochs=1,
+            merging="refit" if merges else "drop", candidates_inherit=merges, retraining_inherits=merges,
             equal_macs=False,
-            inherit=settings.candidates_inherit,
-            **common,
-        )[0]
+        )  # fmt: skip
+        return settings.run(cp.Network(model, EXAMPLE), task, cp.Work(training=config)).model
 
     for fitness in ("train", "merge"):
         yield from both(place, lambda model, config, f=fitness: run(f, model, config), f"acp {fitness}")
@@ -598,7 +589,8 @@ def part_cp_and_sfp(place: Place) -> Iterator[Row]:
 
     def cluster(batch_norm: str, model: nn.Module, config: TrainConfig) -> nn.Module:
         settings = cp.CP(goal=0.6, batch_norm=batch_norm, curvature=20.0, mean_of="replaced")
-        return cp.cluster_prune(model, images_, held_out, config=settings, train_config=config, **common).compact
+        task = Classification(images_, held_out, **common)
+        return settings.run(cp.Network(model, EXAMPLE), task, cp.Work(training=config)).model
 
     def soft(model: nn.Module, config: TrainConfig) -> nn.Module:
         network = copy.deepcopy(model)

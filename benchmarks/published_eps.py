@@ -24,7 +24,8 @@ import torch
 import clusterprune as cp
 from clusterprune import data, models, runs, studies
 from clusterprune.graph import ChannelGraph
-from clusterprune.methods.acp import ACP, clustered_widths
+from clusterprune.methods import ClusterCut, Keep
+from clusterprune.methods.acp_search import widths_of
 from clusterprune.methods.acp_structures import macs_of
 from clusterprune.methods.layers import inner_groups
 
@@ -53,7 +54,7 @@ def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             found = []
             for seed in options.seeds:
                 normal = data.normalize(data.sample(images, count, seed).load()[0], spec.mean, spec.std)
-                widths = clustered_widths(graph, normal, ACP(eps=recipe.settings["eps"], samples=count))
+                widths = widths_of(graph, normal, ClusterCut(eps=recipe.settings["eps"]), Keep())
                 found.append(round(removed(graph, widths), 2))
             published = recipe.published.macs_removed
             rows.append({"recipe": name, "samples": count, "published_percent": published, "percent_by_seed": found})

@@ -120,7 +120,7 @@ def test_a_text_is_one_glob(graph: cp.ChannelGraph) -> None:
     assert [g.name for g in graph.only("2").prunable] == ["2"]
 
 
-WITH_CP = {"config": cp.CP(), **STATISTICS}
+TASK = Classification(split(), **STATISTICS)
 CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.apply(s.plan, s.model), r"apply takes the model first.*write apply\(model, plan\)"),
     (lambda s: cp.apply(s.model, s.graph), "plan must be a Plan, but got plan=ChannelGraph"),
@@ -154,15 +154,12 @@ CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.prune_by(s.graph, "taylor", images=IMAGES, labels=[0], keep_macs=0.5), "labels must be a tensor"),
     (lambda s: cp.inner_groups(s.model), "trace the model first"),
     (lambda s: s.graph.only("nothing"), "names=nothing cannot be cut"),
-    (lambda s: cp.icp(s.graph, split(), config=cp.ICP(eps=0.1), **STATISTICS), "the network is graph.model"),
-    (lambda s: cp.icp(s.model, split(), config={"eps": 0.1}, **STATISTICS), "config must be of the type ICP"),
-    (lambda s: cp.icp(s.model, LOADER, config=cp.ICP(eps=0.1), **STATISTICS), "train must be a Split"),
-    (lambda s: cp.icp(s.model, split(), config=cp.ICP(eps=0.1), mean=0.5, std=0.5), "mean must have one number per"),
-    (lambda s: cp.acp(s.model, s.model, split(), split(), config=cp.ACP(eps=0.1), **STATISTICS), "trace the model"),
-    (lambda s: cp.acp(s.model, s.graph, LOADER, split(), config=cp.ACP(eps=0.1), **STATISTICS), "train must be of"),
-    (lambda s: cp.acp(s.model, s.graph, split(), split(), config="fast", **STATISTICS), "config must be of the type"),
-    (lambda s: cp.cluster_prune(s.graph, split(), train_config=TrainConfig(), **WITH_CP), "graph.model"),
-    (lambda s: cp.cluster_prune(s.model, split(), train_config={}, **WITH_CP), "train_config must be"),
+    (lambda s: cp.ICP(0.5).run(s.graph, TASK), r"network must be of the type Network.*write Network\(model, example\)"),
+    (lambda s: cp.ICP(0.5).run(cp.Network(s.graph, IMAGES[:1]), TASK), "the network is graph.model"),
+    (lambda s: cp.ICP(0.5).run(cp.Network(s.model, IMAGES[:1]), split()), "task must be a task, but got task=Split"),
+    (lambda s: cp.ICP(0.5).run(cp.Network(s.model, IMAGES[:1]), TASK, "runs"), "work must be of the type Work"),
+    (lambda s: cp.ICP(0.5).run(cp.Network(s.model, IMAGES[:1]), TASK, cp.Work(training={})), "training must be of"),
+    (lambda s: cp.ICP(0.5).run(cp.Network(s.model, IMAGES[:1]), TASK, cp.Work(training=None)), "trains, but training"),
     (lambda s: fit("model", Classification(split(), **STATISTICS), TrainConfig()), "model must be"),
     (lambda s: fit(s.model, Classification(split(), **STATISTICS), {"epochs": 1}), "must be of the type TrainConfig"),
     (lambda s: fit(s.model, split(), TrainConfig()), "task must be a task with images to train on"),

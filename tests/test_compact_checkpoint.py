@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import clusterprune as cp
 from clusterprune import models
 from clusterprune.errors import ModelError, OutputError, WeightsError
-from clusterprune.methods.cp import without_batch_norm
+from clusterprune.methods.cp_layers import without_batch_norm
 from clusterprune.surgery import history
 
 

@@ -17,10 +17,9 @@ from clusterprune import evaluate
 from clusterprune.clustering import Clusters
 from clusterprune.errors import PlanError
 from clusterprune.graph.channels import FrozenLayers
-from clusterprune.methods.acp import ACPResult
-from clusterprune.methods.cp import CPResult
-from clusterprune.methods.icp import ICPResult, ICPStep
-from clusterprune.methods.pipeline import Outcome
+from clusterprune.methods import Outcome
+from clusterprune.methods.acp_search import Found
+from clusterprune.methods.icp_steps import StepRecord
 from clusterprune.models import build
 from clusterprune.search.trials import Evaluation, SearchResult
 from clusterprune.train.result import TrainResult
@@ -39,7 +38,7 @@ def results(graph: cp.ChannelGraph, plan: cp.Plan) -> dict[str, Any]:
     model = graph.model
     epochs = [{"epoch": epoch, "loss": 0.5, "validation_accuracy": 91.25} for epoch in range(1, 201)]
     structures = tuple(Evaluation(slot, plan.widths, (90.0,)) for slot in range(200))
-    steps = [ICPStep(step, 200_000, 30_000_000, 80.5, 90.5, 10, 12.5) for step in range(20)]
+    steps = [StepRecord(step, 200_000, 30_000_000, 80.5, 90.5, 10, 12.5) for step in range(20)]
     record = {"steps": [vars(step) for step in steps], "accuracy": 90.5, "seconds": 12.5, "fitness": None}
     return {
         "graph": graph,
@@ -48,9 +47,8 @@ def results(graph: cp.ChannelGraph, plan: cp.Plan) -> dict[str, Any]:
         "plan": plan,
         "merge": plan.merges[0],
         "outcome": Outcome(model, None, plan, record),
-        "icp": ICPResult(model, tuple(steps)),
-        "acp": ACPResult(plan, plan.widths, plan.widths, 90.0, structures, "acp", ""),
-        "cp": CPResult(model, plan, model, epochs),
+        "step": steps[0],
+        "acp": Found(plan, plan.widths, plan.widths, 90.0, structures, "acp", ""),
         "search": SearchResult("acp", "", plan.widths, 90.0, structures[:1], structures),
         "training": TrainResult(epochs, 200, 12.5),
         "clusters": Clusters(np.arange(4000) - 1),

@@ -1,72 +1,31 @@
 """Make trained convolutional networks smaller and faster by clustering channels."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from clusterprune.graph import ChannelGraph, Op, register_op, trace
-    from clusterprune.merge.bn_images import FromNorms, images_from_norms
-    from clusterprune.methods import (
-        CP,
-        ICP,
-        OneShot,
-        cluster,
-        cluster_prune,
-        icp,
-        inner_groups,
-        oneshot,
-        prune_by,
-    )
-    from clusterprune.methods.acp import ACP, acp
-    from clusterprune.methods.distil import Distil, distil
-    from clusterprune.plan import Merge, Plan
-    from clusterprune.surgery.apply import apply
-    from clusterprune.surgery.compact import load, save
-
-__all__ = [
-    "ACP",
-    "CP",
-    "ICP",
-    "ChannelGraph",
-    "Distil",
-    "FromNorms",
-    "Merge",
-    "OneShot",
-    "Op",
-    "Plan",
-    "acp",
-    "apply",
-    "cluster",
-    "cluster_prune",
-    "distil",
-    "icp",
-    "images_from_norms",
-    "inner_groups",
-    "load",
-    "oneshot",
-    "prune_by",
-    "register_op",
-    "save",
-    "trace",
-]
+from typing import Any
 
 _HOMES = {
     "ACP": "methods.acp",
     "CP": "methods",
     "ICP": "methods",
     "ChannelGraph": "graph",
+    "ClusterCut": "methods",
+    "CriterionCut": "methods",
+    "CutOnce": "methods",
     "Distil": "methods.distil",
     "FromNorms": "merge.bn_images",
     "Merge": "plan",
+    "Method": "methods",
+    "Network": "methods",
     "OneShot": "methods",
+    "OneShotCut": "methods",
     "Op": "graph",
+    "Outcome": "methods",
     "Plan": "plan",
-    "acp": "methods.acp",
+    "Soft": "methods",
+    "Work": "methods",
     "apply": "surgery.apply",
     "cluster": "methods",
-    "cluster_prune": "methods",
     "distil": "methods.distil",
-    "icp": "methods",
     "images_from_norms": "merge.bn_images",
     "inner_groups": "methods",
     "load": "surgery.compact",
@@ -76,6 +35,8 @@ _HOMES = {
     "save": "surgery.compact",
     "trace": "graph",
 }
+
+__all__ = [*_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,12 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Cli
 
-from clusterprune.studies import comparison
+from clusterprune.methods import Method
 
 
 def arguments(tiny: str, trained: Path, methods: str, *more: object) -> list[object]:
@@ -18,7 +19,7 @@ def arguments(tiny: str, trained: Path, methods: str, *more: object) -> list[obj
 
 
 def test_methods_are_ranked(tiny: str, trained: Path, cli: Cli):
-    done = cli(*arguments(tiny, trained, "l1,l1:merge=refit,random", "--seeds", "0,1"))
+    done = cli(*arguments(tiny, trained, "l1,l1:merging=refit,random", "--seeds", "0,1"))
 
     assert done.exit_code == 0, done.output
     written = json.loads(Path("run/result.json").read_text())
@@ -26,13 +27,13 @@ def test_methods_are_ranked(tiny: str, trained: Path, cli: Cli):
     assert written["whole"]["accuracy"] > 90
     table = done.stdout
     assert "at 60 % of its MACs" in " ".join(table.split())
-    places = {name: table.index(f"\n {name} ") for name in ("l1", "l1:merge=refit", "random")}
+    places = {name: table.index(f"\n {name} ") for name in ("l1", "l1:merging=refit", "random")}
     means = {
         name: sum(e["accuracy"] for e in written["entries"] if e["contender"] == name) / 2 for name in places
     }  # fmt: skip
     assert sorted(places, key=lambda name: places[name]) == sorted(means, key=lambda name: -means[name])
     assert "±" in table
-    assert Path("run/l1:merge=refit/seed-1/compact").is_dir()
+    assert Path("run/l1:merging=refit/seed-1/compact").is_dir()
 
 
 @pytest.mark.parametrize("more", [(), ("--published",)])
@@ -52,15 +53,15 @@ def test_the_table_says_whose_settings_a_method_has(tiny: str, trained: Path, cl
 def test_a_stopped_comparison_goes_on(
     trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
-    genuine = comparison.compress
+    genuine = Method.run
 
-    def stop_at_second(task: object, method: str, *given: object, **more: object) -> object:
-        if method == "l2":
+    def stop_at_second(method: Method, *given: Any) -> object:
+        if method.name == "l2":
             raise KeyboardInterrupt
-        return genuine(task, method, *given, **more)
+        return genuine(method, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "compress", stop_at_second)
+        patch.setattr(Method, "run", stop_at_second)
         stopped = cli(*arguments(tiny, trained, "l1,l2"))
     assert stopped.exit_code == 130
     assert f"1 of 2 runs are done. Go on with: clusterprune compare --out run --resume {shlex.join(trust)}" in " ".join(

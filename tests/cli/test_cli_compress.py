@@ -7,8 +7,8 @@ import yaml
 from command_line import Cli
 from safetensors.torch import load_file, save_file
 
-import clusterprune
 from clusterprune import Plan, data
+from clusterprune.methods import cuts
 
 LOAD = data.load
 
@@ -29,13 +29,13 @@ def test_a_run_leaves_its_files_and_a_table(tiny: str, trained: Path, cli: Cli):
     assert after["params"] < before["params"]
     assert after["latency_ms"] > 0
     assert before["images"] == after["images"] == 359
-    assert written["budget"] == {"keep_macs": 0.5}
-    assert written["images"] == 200
-    assert {"trace", "plan", "apply"} <= written["seconds"].keys()
+    assert written["settings"] == {"keep_macs": 0.5, "images": 200}
+    assert written["record"] == {"images": 200}
+    assert {"compress", "time both"} <= written["seconds"].keys()
     assert written["device_type"] == "cpu"
     assert len(Plan.load("run/plan").merges) >= 1
     events = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert [event["phase"] for event in events][:3] == ["open data and model", "trace", "read images"]
+    assert [event["phase"] for event in events][:2] == ["open data and model", "compress"]
     assert "% kept" in result.stdout
     assert "Written to run" in result.stdout
     assert [path.name for path in Path().iterdir()] == ["run"]
@@ -46,7 +46,7 @@ def test_the_config_repeats_the_run_with_another_budget(trust: tuple[str, str], 
     result = cli("compress", "--config", "run/config.yaml", "--keep-macs", 0.4, "--out", "other", *trust)
 
     assert result.exit_code == 0, result.output
-    assert json.loads(Path("other/result.json").read_text())["budget"] == {"keep_macs": 0.4}
+    assert json.loads(Path("other/result.json").read_text())["settings"]["keep_macs"] == 0.4
     config = yaml.safe_load(Path("other/config.yaml").read_text())
     assert config["data_free"] is True
     assert "keep_params" not in config
@@ -78,13 +78,13 @@ def with_labels_shuffled(name: str, image_size: int | None = None) -> data.Datas
 
 def test_the_labels_are_never_used(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     seen: list[torch.Tensor] = []
-    genuine = clusterprune.oneshot
+    genuine = cuts.oneshot
 
     def watch(graph, images=None, **options):
         seen.append(images)
         return genuine(graph, images, **options)
 
-    monkeypatch.setattr(clusterprune, "oneshot", watch)
+    monkeypatch.setattr(cuts, "oneshot", watch)
     options = ("--data", "digits", "--keep-macs", 0.5, "--images", 50, "--no-evaluate")
     assert cli(*arguments(tiny, trained, *options)).exit_code == 0
 
@@ -103,11 +103,11 @@ def test_groups_can_be_left_alone(tiny: str, trained: Path, cli: Cli):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--data", "digits"], "one budget is needed, --keep-macs, --keep-params, --keep-latency, but got none"),
-        (["--data", "digits", "--keep-macs", 0.5, "--keep-params", 0.5], "but got --keep-macs and --keep-params"),
+        (["--data", "digits"], "give exactly one of keep_macs, keep_params and keep_latency, but got none"),
+        (["--data", "digits", "--keep-macs", 0.5, "--keep-params", 0.5], "but got keep_macs=0.5, keep_params=0.5"),
         (["--data", "digits", "--keep-macs", 50], "keep_macs must be a fraction in (0, 1], but got keep_macs=50"),
         (["--keep-macs", 0.5], "there are no images to learn from; give --data, --calibration DIR"),
-        (["--keep-macs", 0.5, "--no-data", "--calibration", "x"], "--calibration and --data-free exclude each other"),
+        (["--keep-macs", 0.5, "--no-data", "--calibration", "x"], "--calibration is for cuts that look at images"),
         (["--keep-macs", 0.5, "--data", "folder:nowhere"], "data folder 'nowhere' does not exist"),
         (["--keep-macs", 0.5, "--data", "mnist"], "data='mnist' is not known. Accepted: digits, cifar10:DIR"),
         (["--keep-macs", 0.5, "--no-data", "--ignore", "zzz"], "ignore='zzz' matches no group or layer"),

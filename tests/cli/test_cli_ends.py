@@ -8,8 +8,8 @@ import pytest
 from command_line import Cli
 from typer.testing import CliRunner
 
-import clusterprune
 from clusterprune.cli import app
+from clusterprune.errors import OutputError
 
 COMMANDS = ("demo", "inspect", "train", "compress", "compare", "worker", "evaluate")
 
@@ -72,17 +72,18 @@ def test_faults_of_ours_are_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(clusterprune, "trace", fault)
+    monkeypatch.setattr("clusterprune.trace", fault)
     with pytest.raises(ZeroDivisionError):
         cli("inspect", "--model", "resnet20")
 
 
-@pytest.mark.parametrize("at", ["trace", "oneshot", "apply", "save"])
-def test_control_c_leaves_nothing_behind(at: str, tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(clusterprune, at, interrupt)
+
+@pytest.mark.parametrize("at", ["_work.trace", "cuts.oneshot"])
+def test_control_c_leaves_nothing_behind(at: str, tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(f"clusterprune.methods.{at}", stopped)
     result = cli("compress", "--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
 
     assert result.exit_code == 130
@@ -90,17 +91,32 @@ def test_control_c_leaves_nothing_behind(at: str, tiny: str, trained: Path, cli:
     assert list(Path().iterdir()) == []
 
 
-def test_a_run_that_fails_leaves_nothing_behind(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("at", ["methods.once.apply", "cli.compress.save"])
+def test_control_c_keeps_a_plan_that_was_made(
+    at: str, tiny: str, trained: Path, trust: tuple[str, str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"clusterprune.{at}", stopped)
+        result = cli("compress", "--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
+    assert result.exit_code == 130
+    assert "What is finished is on disk. Go on with:" in result.stderr
+    monkeypatch.setattr("clusterprune.methods.cuts.oneshot", stopped)  # it is not made again
+    done = cli("compress", "--out", "run", "--resume", *trust)
+    assert done.exit_code == 0, done.output
+
+
+def test_a_full_disk_is_named_and_what_is_finished_is_kept(
+    tiny: str, trained: Path, trust: tuple[str, str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OutputError("cannot write run/compact: No space left on device")
 
-    monkeypatch.setattr(clusterprune, "save", full)
-    message = cli.fails(
-        *("compress", "--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
-    )
-
-    assert "cannot write run: No space left on device; nothing was left behind" in message
-    assert list(Path().iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("clusterprune.cli.compress.save", full)
+        options = ("--model", tiny, "--weights", trained, "--no-data", "--keep-macs", 0.5, "--out", "run")
+        assert "No space left on device" in cli.fails("compress", *options)
+    done = cli("compress", "--out", "run", "--resume", *trust)
+    assert done.exit_code == 0, done.output
 
 
 def test_config_files_are_checked(tiny: str, trained: Path, cli: Cli):

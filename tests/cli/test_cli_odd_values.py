@@ -31,7 +31,7 @@ def test_any_name_of_a_folder_will_do(name: str | bytes, tiny: str, trained: Pat
     assert done.exit_code == 0, done.output
     said = " ".join(done.stdout.split())
     assert f"Written to {out.encode('utf-8', 'backslashreplace').decode()}:" in said
-    assert json.loads((Path(out) / "result.json").read_text())["budget"] == {"keep_macs": 0.6}
+    assert json.loads((Path(out) / "result.json").read_text())["settings"]["keep_macs"] == 0.6
     measured = cli("evaluate", out, *trust)
     assert measured.exit_code == 0, measured.output
     # Trained too, and stopped before it is measured.

@@ -10,7 +10,7 @@ from postgres import PASSWORD, Server
 
 import clusterprune.files.credentials
 from clusterprune.files.credentials import hide_in_argument, hide_passwords, without_password, without_passwords
-from clusterprune.methods.acp import StructureFitness
+from clusterprune.methods.acp_search import StructureFitness
 
 QUICK = ("--keep-macs", 0.6, "--epochs", 1, "--augment", "none")
 SETTINGS = ("fitness=merge", "samples=64", "min_samples=2", "particles=2", "cycles=1")

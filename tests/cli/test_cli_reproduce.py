@@ -87,7 +87,7 @@ def test_ctrl_c_says_how_to_go_on(trust: tuple[str, str], own: Path, cli: Cli, m
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clusterprune.studies.reproduction.compress", interrupt)
+    monkeypatch.setattr("clusterprune.methods.Method.run", interrupt)
     result = cli("reproduce", own, "--data", "digits", "--out", "a run", "--limit", 100, *trust)
 
     assert result.exit_code == 130
@@ -106,7 +106,7 @@ def test_a_killed_run_ends_like_one_that_was_not(trust: tuple[str, str], own: Pa
     own.write_text(RECIPE.format(model=tiny, epochs=40))
     process = cli.start("reproduce", own, "--data", "digits", "--out", "killed", "--limit", 200, *trust)
     until = time.monotonic() + 60
-    while not Path("killed/method/seed-0/icp/step-2/training/checkpoint.safetensors").exists():
+    while not Path("killed/method/seed-0/step-2/training/checkpoint.safetensors").exists():
         assert time.monotonic() < until
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

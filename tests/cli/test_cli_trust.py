@@ -224,3 +224,53 @@ def test_what_an_unfinished_training_says_to_do_works(own: Folder):
     message = own.fails("evaluate", "base")
     go_on = shlex.split(message.partition("finish it with ")[2].removesuffix("."))[0]
     own.works(*shlex.split(go_on)[1:])
+
+
+MINE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+import clusterprune as cp
+from clusterprune.methods import Keep
+
+Path({trace!r}).write_text("ran")
+
+
+@dataclass(frozen=True)
+class Mine(cp.Method):
+    keep_macs: float = 0.5
+    scope: str = "local"
+
+    def compress(self, network, task, work):
+        graph = network.graph()
+        cut = cp.CriterionCut("l2", scope=self.scope)
+        plan = work.plan(lambda: cut.plan(graph, None, Keep(self.keep_macs), seed=work.seed))
+        small = cp.apply(network.model, plan, graph=graph).eval()
+        return cp.Outcome(small, small, plan, {{}})
+"""
+
+
+def test_a_method_of_ones_own_works_in_both_commands_under_the_same_rules(own: Folder):
+    file, ran = Path("mine.py").absolute(), Path("mine_ran").absolute()
+    file.write_text(MINE.format(trace=str(ran)))
+    common = ("--model", "net.py:build", "--weights", "base", "--data", "digits", "--keep-macs", 0.6)
+    own.works("compress", *common, "--method", "mine.py:Mine", "--set", "scope=global", "--out", "run")
+    assert json.loads(Path("run/result.json").read_text())["settings"] == {"keep_macs": 0.6, "scope": "global"}
+    own.works("compare", *common, "--methods", "mine.py:Mine,mine.py:Mine:scope=global", "--out", "both")
+    both = json.loads(Path("both/result.json").read_text())
+    assert [entry["macs"] <= 0.6 * both["whole"]["macs"] for entry in both["entries"]] == [True, True]
+    for command in ("compress", "compare"):
+        folder = "run" if command == "compress" else "both"
+        unfinished(folder)
+        go_on = (command, "--out", folder, "--resume")
+        ran.unlink(missing_ok=True)
+        assert f"would run the code in {file}" in own.fails(*go_on, *own.trust)
+        before = file.read_text()
+        file.write_text(f"{before}\n# a remark\n")
+        assert f"{file} was changed since" in own.fails(*go_on, *own.trust, "--trust", file)
+        assert not ran.exists()
+        file.write_text(before)
+        own.works(*go_on, *own.trust, "--trust", file)
+    assert "names no subclass of clusterprune.Method" in own.fails(
+        "compress", *common, "--method", "mine.py:Keep", "--out", "other"
+    )

@@ -98,10 +98,10 @@ def test_what_killed_processes_left_is_swept(tiny: str, trained: Path, trust: tu
     options = ("--model", tiny, "--weights", trained, "--data", "digits", *cut)
     assert cli("compress", *options, "--out", "run").exit_code == 0
     Path("run/result.json").unlink()
-    for target in ("run/compactest", "run/icp/step-1/cuts"):
+    for target in ("run/compactest", "run/step-1/cuts"):
         killed(Path(target))
     Path(".run.0123abcd.partial").mkdir()
-    Path("run/icp/step-1/training/checkpoint.safetensors.partial").write_bytes(b"half")
+    Path("run/step-1/training/checkpoint.safetensors.partial").write_bytes(b"half")
     Path("other.partial").mkdir()
     left = [path for path in Path().rglob("*.partial") if path.name != "other.partial"]
     assert len(left) == 4
@@ -171,9 +171,7 @@ def test_ctrl_c_twice_inside_an_epoch_says_and_keeps_what_is_done(tiny: str, tru
         )
 
 
-@pytest.mark.parametrize(
-    "at", ["clusterprune.runs.folder.write_log", "clusterprune.cli.compress_training.measure_both"]
-)
+@pytest.mark.parametrize("at", ["clusterprune.runs.write_log", "clusterprune.cli.compress.measure_both"])
 def test_ctrl_c_while_a_stop_is_put_away_is_no_other_stop(
     at: str, tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,7 +194,7 @@ def test_ctrl_c_before_anything_is_written_leaves_the_folder_free(tiny: str, cli
         raise KeyboardInterrupt
 
     options = ("train", "--model", tiny, "--data", "digits", "--epochs", 1, "--out", "run")
-    for at in ("clusterprune.cli.opening.open_data", "clusterprune.train.fit"):
+    for at in ("clusterprune.cli.train.open_data", "clusterprune.cli.train.fit"):
         with monkeypatch.context() as patch:
             patch.setattr(at, interrupt)
             stopped = cli(*options)

@@ -11,7 +11,7 @@ from command_line import Cli
 from safetensors.torch import load_file, save_file
 
 from clusterprune import data
-from clusterprune.methods.acp import StructureFitness
+from clusterprune.methods.acp_search import StructureFitness
 from clusterprune.search import search
 
 COMMON = ("--set", "samples=64", "--set", "min_samples=2", "--keep-macs", 0.6, "--epochs", 1, "--augment", "none")

@@ -17,7 +17,7 @@ from clusterprune import data
 from clusterprune.clustering import Agglomerative
 from clusterprune.errors import TraceError
 from clusterprune.evaluate import latency, macs
-from clusterprune.methods import ICP
+from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 SEEN: list[Tensor] = []
@@ -323,9 +323,10 @@ def test_icp_leaves_the_model_alone(kind: type[Base]) -> None:
     images, held_out = data.holdout(data.sample(data.load("digits", image_size=8).train, 80, 0), 0.2)
     model = Grey().eval()
     before = everything(model)
-    config = ICP(keep_macs=0.6, steps=1, epochs_between=1, final_epochs=1, samples=16, min_samples=2, layers="all")
-    training = TrainConfig(batch_size=32, augment="none", precision="float32", device="cpu")
-    cp.icp(model, images, held_out, config=config, training=training, mean=(0.3,), std=(0.4,))
+    config = cp.ICP(keep_macs=0.6, cut=cp.ClusterCut(min_samples=2, layers="all"), steps=1, samples=16)
+    training = TrainConfig(epochs=1, batch_size=32, augment="none", precision="float32", device="cpu")
+    task = Classification(images, held_out, mean=(0.3,), std=(0.4,))
+    config.run(cp.Network(model, torch.zeros(1, 1, 8, 8)), task, cp.Work(training=training))
     after = everything(model)
     assert after[1][:4] == before[1][:4], "all but the dice"
 

@@ -7,7 +7,9 @@ from small_networks import Plain
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune.methods.cp import CP, ClusterPruning, without_batch_norm
+from clusterprune.methods.cp import CP
+from clusterprune.methods.cp_clusters import ClusterPruning
+from clusterprune.methods.cp_layers import without_batch_norm
 
 X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 

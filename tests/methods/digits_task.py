@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterprune import data, train
-from clusterprune.methods.pipeline import Task
-from clusterprune.tasks import Classification
+from clusterprune.methods import Network
+from clusterprune.tasks import Classification, Task
 from clusterprune.train import TrainConfig
 
 MEAN, STD = (0.3,), (0.4,)
@@ -33,10 +33,10 @@ class Narrow(nn.Module):
         return self.head(functional.adaptive_avg_pool2d(self.last(x).relu(), 2).flatten(1))
 
 
-def make_task() -> Task:
-    """Return the task: 256 images to train on, and 64 held out."""
+def make_task() -> tuple[Network, Task]:
+    """Return a trained network, and its task: 256 images to train on, and 64 held out."""
     images, held_out = data.holdout(data.sample(data.load("digits", image_size=8).train, 320, 0), 0.2)
     torch.manual_seed(0)
     model = Narrow()
     train.fit(model, Classification(images, mean=MEAN, std=STD), FAST.model_copy(update={"epochs": 4}))
-    return Task(model.eval(), torch.zeros(1, 1, 8, 8), images, held_out, MEAN, STD, Narrow)
+    return Network(model.eval(), torch.zeros(1, 1, 8, 8), Narrow), Classification(images, held_out, mean=MEAN, std=STD)

@@ -16,25 +16,19 @@ from clusterprune import data, evaluate, train
 from clusterprune.budget.allocation import CostModel
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.methods import acp as module
-from clusterprune.methods.acp import (
-    ACP,
-    RETRAINING,
-    StructureFitness,
-    acp,
-    clustered_widths,
-    retrain,
-    retrain_epochs,
-)
+from clusterprune.methods import ClusterCut, Keep, Network, OneShotCut, Outcome, Work
+from clusterprune.methods import acp_search as module
+from clusterprune.methods.acp import ACP, retrain_epochs
+from clusterprune.methods.acp_search import Found, StructureFitness, find, widths_of
 from clusterprune.methods.acp_structures import (
     WidthPlanner,
     from_random,
     macs_of,
     plan_for_widths,
-    reinitialise_,
 )
 from clusterprune.methods.layers import inner_groups
 from clusterprune.models import ResNet
+from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.search import work
 from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
@@ -75,9 +69,18 @@ def images(digits: tuple[Split, Split]) -> torch.Tensor:
     return data.normalize(digits[0].images(), MEAN, STD)
 
 
-def run(graph: cp.ChannelGraph, digits: tuple[Split, Split], **given: Any) -> module.ACPResult:
-    config = ACP(**{"keep_macs": 0.7, **QUICK, **given.pop("config", {})})
-    return acp(graph.model, graph, *digits, config=config, **{"training": FAST, "mean": MEAN, "std": STD, **given})
+def settings(**given: Any) -> ACP:
+    """Return small settings for a budget of 0.7, where no ε is given."""
+    return ACP.read({**QUICK, **({} if "eps" in given else {"keep_macs": 0.7}), **given})
+
+
+def fitness_of(graph: cp.ChannelGraph, digits: tuple[Split, Split], config: ACP, **more: Any) -> StructureFitness:
+    return StructureFitness(graph, Classification(*digits, mean=MEAN, std=STD), config, **{"training": FAST, **more})
+
+
+def run(graph: cp.ChannelGraph, digits: tuple[Split, Split], config: ACP | None = None, **given: Any) -> Found:
+    fitness = fitness_of(graph, digits, config or settings(), progress=given.get("progress"))
+    return find(fitness, **given)
 
 
 def correct(model: nn.Module, split: Split) -> float:
@@ -86,7 +89,7 @@ def correct(model: nn.Module, split: Split) -> float:
 
 def test_the_search_starts_from_clusters_and_noise(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
     inner = graph.only(inner_groups(graph))
-    widths = clustered_widths(inner, images[:64], ACP(eps=0.2, min_samples=2))
+    widths = widths_of(inner, images[:64], ClusterCut(eps=0.2, min_samples=2), Keep())
     from sklearn.cluster import DBSCAN
 
     model, maps = graph.model, {}
@@ -108,7 +111,7 @@ def test_the_search_starts_from_clusters_and_noise(graph: cp.ChannelGraph, image
 
 def test_epsilon_is_solved_for_a_target(graph: cp.ChannelGraph, images: torch.Tensor) -> None:
     inner = graph.only(inner_groups(graph))
-    widths = clustered_widths(inner, images[:64], ACP(keep_macs=0.5, min_samples=2))
+    widths = widths_of(inner, images[:64], ClusterCut(min_samples=2), Keep(0.5))
     assert 0.4 < macs_of(inner, widths) / macs_of(inner, {}) <= 0.5
 
 
@@ -178,7 +181,7 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
     told: list[str] = []
     result = run(
-        graph, digits, out=tmp_path / "run", config={"particles": 3}, progress=lambda phase, *_: told.append(phase)
+        graph, digits, settings(particles=3), out=tmp_path / "run", progress=lambda phase, *_: told.append(phase)
     )
     phases = [phase for phase, _ in itertools.groupby(told)]
     assert (phases[0], phases[-1], len(phases)) == ("mean feature maps", "structures", 5)
@@ -186,9 +189,7 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     assert len(result.history) == 6
     for evaluation in result.history:
         assert macs_of(graph, evaluation.widths) <= 0.7 * whole * (1 + 1e-9)
-    fitness = StructureFitness(
-        graph, *digits, config=ACP(keep_macs=0.7, **{**QUICK, "particles": 3}), training=FAST, mean=MEAN, std=STD
-    )
+    fitness = fitness_of(graph, digits, settings(particles=3))
     assert result.value == fitness(result.best)
     assert result.value == max(fitness(result.start), *(e.values[0] for e in result.history))
     assert {m.group: len(m.kept) for m in result.plan.merges} == {
@@ -201,32 +202,32 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     assert cp.Plan.load(tmp_path / "plan").notes["widths"] == result.best
 
 
-@pytest.mark.parametrize("given", [{"keep_macs": 0.7}, {"eps": 0.2, "keep_macs": None, "fitness": "train"}])
+@pytest.mark.parametrize("given", [{}, {"eps": 0.2, "fitness": "train"}])
 @pytest.mark.parametrize("merge", ["drop", "least_squares"])
 def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
     graph: cp.ChannelGraph, images: torch.Tensor, digits: tuple[Split, Split], given: dict, merge: str,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    config = ACP(**{"keep_macs": 0.7, **QUICK, "merge": merge, **given, "cycles": 0})
+    config = settings(merging=merge, cycles=0, **given)
     for name in ("search", "fit"):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(evaluate, "metrics", None)
-    result = acp(graph.model, graph, *digits, config=config, training=FAST, mean=MEAN, std=STD, out=tmp_path)
+    result = run(graph, digits, config, out=tmp_path)
     inner = graph.only(inner_groups(graph))
     sample = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
-    assert result.start == result.best == clustered_widths(inner, sample, config)
+    assert result.start == result.best == widths_of(inner, sample, config.cut, Keep(config.keep_macs))
     assert result.plan.widths == {n: w for n, w in result.best.items() if w < graph.by_name[n].width}
     assert (result.value, result.history, result.storage, list(tmp_path.iterdir())) == (None, (), "", [])
-    assert repr(result).startswith("<ACPResult without a search: ")
+    assert repr(result).startswith("<Found without a search: ")
 
 
 def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
-    config = ACP(keep_macs=0.7, **{**QUICK, "by": "oneshot", "layers": "all"})
-    fitness = StructureFitness(graph, *digits, config=config, mean=MEAN, std=STD)
+    config = ACP(keep_macs=0.7, cut=OneShotCut(), samples=32, fitness="merge")
+    fitness = fitness_of(graph, digits, config)
     assert fitness.start.keys() == {group.name for group in graph.prunable}
     assert 0.65 * macs_of(graph, {}) < macs_of(graph, fitness.start) <= fitness.limit
-    with pytest.raises(ArgumentError, match="by must be 'clusters', or 'oneshot' with keep_macs"):
-        ACP(eps=0.02, by="oneshot")
+    with pytest.raises(ArgumentError, match="give exactly one of keep_macs"):
+        ACP(cut=OneShotCut())
 
 
 def test_a_fitness_without_training_is_measured_in_the_precision_of_training(
@@ -241,17 +242,15 @@ def test_a_fitness_without_training_is_measured_in_the_precision_of_training(
     monkeypatch.setattr(evaluate, "metrics", metrics)
     for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         training = TrainConfig(**{**FAST.model_dump(), "precision": precision})
-        config = ACP(keep_macs=0.7, **QUICK)
-        fitness = StructureFitness(graph, *digits, config=config, training=training, mean=MEAN, std=STD)
+        fitness = fitness_of(graph, digits, settings(), training=training)
         small = cp.apply(graph.model, fitness.plan(fitness.start), graph=graph)
         expected = genuine(small, Classification(*digits, mean=MEAN, std=STD), digits[1], dtype=dtype)
         assert fitness(fitness.start) == expected.deciding
         assert seen.pop() == dtype
     half = TrainConfig(**{**FAST.model_dump(), "precision": "float16"})
     with pytest.raises(ArgumentError, match="precision='float16' needs a CUDA device"):
-        StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), training=half, mean=MEAN, std=STD)
-    elsewhere = ACP(keep_macs=0.7, **{**QUICK, "fitness": "train"})
-    StructureFitness(graph, *digits, config=elsewhere, training=half, mean=MEAN, std=STD)  # it trains on CUDA
+        fitness_of(graph, digits, settings(), training=half)
+    fitness_of(graph, digits, settings(fitness="train"), training=half)  # it trains on CUDA
 
 
 def test_a_search_goes_on_and_is_repeatable(
@@ -266,13 +265,13 @@ def test_a_search_goes_on_and_is_repeatable(
         run(graph, digits, out=tmp_path, progress=stop)
     resumed = run(graph, digits, out=tmp_path)
     assert [(e.widths, e.values) for e in resumed.history] == [(e.widths, e.values) for e in whole.history]
-    fitness = StructureFitness(graph, *digits, config=ACP(keep_macs=0.7, **QUICK), training=FAST, mean=MEAN, std=STD)
+    fitness = fitness_of(graph, digits, settings())
     joined = work(resumed.storage, resumed.study, fitness, repair=fitness.repair)
     assert joined.history == resumed.history
 
 
 def test_the_published_fitness_trains_every_structure(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
-    result = run(graph, digits, config={"fitness": "train"})
+    result = run(graph, digits, settings(fitness="train"))
     evaluated = [e for e in result.history if e.duplicate_of is None]
     assert evaluated
     fitness = evaluated[0]
@@ -285,8 +284,7 @@ def test_the_published_fitness_trains_every_structure(graph: cp.ChannelGraph, di
 def test_candidates_may_inherit(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
     values = {}
     for inherits in (True, False):
-        config = ACP(keep_macs=0.7, **{**QUICK, "fitness": "train"}, candidates_inherit=inherits)
-        fitness = StructureFitness(graph, *digits, config=config, training=FAST, mean=MEAN, std=STD)
+        fitness = fitness_of(graph, digits, settings(fitness="train", candidates_inherit=inherits))
         plan = fitness.plan(fitness.start)
         small = cp.apply(graph.model, plan, graph=graph) if inherits else from_random(graph, plan)
         values[inherits] = fitness(fitness.start)
@@ -304,21 +302,25 @@ def test_equal_multiply_adds_by_hand() -> None:
 
 
 @pytest.mark.parametrize("inherit", [True, False])
-def test_retraining(graph: cp.ChannelGraph, digits: tuple[Split, Split], inherit: bool) -> None:
-    plan = plan_for_widths(graph, dict.fromkeys(inner_groups(graph), 8), merge="drop")
+def test_the_last_training(graph: cp.ChannelGraph, digits: tuple[Split, Split], inherit: bool, tmp_path: Path) -> None:
     training = FAST.model_copy(update={"epochs": 2})
-    small, record = retrain(graph, plan, *digits, training=training, inherit=inherit, mean=MEAN, std=STD)
-    share = evaluate.macs(small, graph.example) / evaluate.macs(graph.model, graph.example)
-    assert record.epochs == round(2 / share) > 2
-    assert correct(small, digits[1]) == record.history[-1]["validation_accuracy"]
-    assert not small.training
-    assert RETRAINING.epochs == 160
+    config = settings(cycles=0, retraining_inherits=inherit)
+    network, task = Network(graph.model, graph.args[0]), Classification(*digits, mean=MEAN, std=STD)
+    made: Outcome = config.run(network, task, Work(tmp_path, training))
+    share = evaluate.macs(made.model, network.example) / evaluate.macs(graph.model, network.example)
+    assert made.record["epochs"] == round(2 / share) > 2
+    assert correct(made.model, digits[1]) == made.record["accuracy"]
+    assert not made.model.training
+    # It begins where it is said to.
+    begun = cp.apply(graph.model, made.plan, graph=graph) if inherit else from_random(graph, made.plan)
+    longer = training.model_copy(update={"epochs": made.record["epochs"]})
+    assert train.fit(begun, task, longer).validation == made.record["accuracy"]
 
 
 def test_the_published_swarm() -> None:
-    config = ACP(eps=0.02)
+    config = ACP(keep_macs=0.5)
     assert (config.particles, config.cycles, config.velocity_max, config.sampler) == (6, 5, 2, "swarm")
-    assert (config.merge, config.fitness, config.candidates_inherit) == ("drop", "train", False)
+    assert (config.merging, config.fitness, config.candidates_inherit) == ("drop", "train", False)
 
 
 def test_random_weights_are_new_and_repeatable(graph: cp.ChannelGraph) -> None:
@@ -350,13 +352,13 @@ def test_a_layer_that_cannot_begin_anew_is_named() -> None:
     ("options", "message"),
     [
         ({}, "either eps or keep_macs"),
-        ({"eps": 0.1, "keep_macs": 0.5}, "either eps or keep_macs"),
+        ({"cut": ClusterCut(eps=0.1), "keep_macs": 0.5}, "either eps or keep_macs"),
         ({"keep_macs": 1.5}, "keep_macs"),
-        ({"eps": 0.1, "fitness": "luck"}, "fitness must be"),
-        ({"eps": 0.1, "merge": "add"}, "merge must be"),
-        ({"eps": 0.1, "sampler": "nsga2"}, "two objectives"),
-        ({"eps": 0.1, "cycles": -1}, "cycles must be a whole number of at least 0"),
-        ({"eps": 0.1, "particles": 0}, "particles must be a whole number of at least 1"),
+        ({"keep_macs": 0.5, "fitness": "luck"}, "fitness must be one of train, merge"),
+        ({"keep_macs": 0.5, "merging": "add"}, "merging must be"),
+        ({"keep_macs": 0.5, "sampler": "nsga2"}, "sampler must be one of swarm"),
+        ({"keep_macs": 0.5, "cycles": -1}, "cycles must be a whole number of at least 0"),
+        ({"keep_macs": 0.5, "particles": 0}, "particles must be a whole number of at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
@@ -366,19 +368,17 @@ def test_settings_that_make_no_sense_are_refused(options: dict, message: str) ->
 
 def test_data_that_do_not_fit_are_refused(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
     with pytest.raises(ArgumentError, match="samples=9999"):
-        run(graph, digits, config={"samples": 9999})
-    with pytest.raises(ArgumentError, match="validation must hold labelled images"):
+        run(graph, digits, settings(samples=9999))
+    with pytest.raises(ArgumentError, match="validation has no labels; classification needs a class for every image"):
         run(graph, (digits[0], Split.from_tensors(digits[1].images())))
-    other = Small().eval()
-    with pytest.raises(ArgumentError, match="another model"):
-        acp(other, graph, *digits, config=ACP(eps=0.1), mean=MEAN, std=STD)
 
 
 def test_the_bound_on_a_structure(graph: cp.ChannelGraph, digits: tuple[Split, Split]) -> None:
     """None as published; the multiply-adds of C' where more channels are never worse."""
-    common = {"mean": MEAN, "std": STD, "training": FAST}
-    free = StructureFitness(graph, *digits, config=ACP(eps=0.1, samples=64), **common)
-    bound = StructureFitness(graph, *digits, config=ACP(eps=0.1, samples=64, fitness="merge"), **common)
+    free, bound = (
+        fitness_of(graph, digits, ACP.read({"eps": 0.1, "samples": 64, "fitness": fitness}))
+        for fitness in ("train", "merge")
+    )
     assert free.limit == math.inf
     assert bound.limit == CostModel(bound.graph).total(
         "macs", np.array([bound.start.get(g.name, g.width) for g in bound.graph.groups], dtype=float)

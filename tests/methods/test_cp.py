@@ -1,7 +1,9 @@
 """CP: filters become identical in training."""
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,13 @@ from torch import Tensor, nn
 import clusterprune as cp
 from clusterprune import evaluate, train
 from clusterprune.errors import ArgumentError, BudgetError
-from clusterprune.methods.cp import CP, ClusterPruning, cluster_prune, finish, for_macs, without_batch_norm
+from clusterprune.methods import Network, Outcome, Work
+from clusterprune.methods.cp import CP, for_macs
+from clusterprune.methods.cp_addition import finish
+from clusterprune.methods.cp_clusters import ClusterPruning
+from clusterprune.methods.cp_layers import without_batch_norm
 from clusterprune.methods.cp_rates import Adaptive, Constant, Silhouette, pruning_rate, real_rate, replaced_count
+from clusterprune.tasks import Classification
 
 # Clustering and selection (Eqs. 3 and 4).
 
@@ -269,45 +276,51 @@ def data(count: int = 160, seed: int = 0) -> tuple[Tensor, Tensor]:
     return pixels.to(torch.uint8), labels
 
 
+FAST = train.TrainConfig(epochs=3, batch_size=32, lr=0.05, augment="none", device="cpu")
+
+
+TASK = Classification(data(), data(40, 1), mean=(0.3,) * 3, std=(0.2,) * 3)
+
+
+def run(model: nn.Module, config: CP, folder: object = None, **more: Any) -> Outcome:
+    return config.run(Network(model, X[:1]), TASK, Work(folder, **{"training": FAST, **more}))
+
+
 @pytest.mark.parametrize("batch_norm", ["tied", "removed"])
-def test_algorithm_1(batch_norm: str, tmp_path: object) -> None:
-    settings = {
-        "config": CP(batch_norm=batch_norm),
-        "train_config": train.TrainConfig(epochs=3, batch_size=32, lr=0.05, augment="none", device="cpu"),
-        "mean": (0.3,) * 3,
-        "std": (0.2,) * 3,
-    }
+def test_algorithm_1(batch_norm: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Plain(16)
+    model, config = Plain(16), CP(batch_norm=batch_norm)
     before = copy.deepcopy(model.state_dict())
-    result = cluster_prune(model, data(), data(40, 1), **settings)
+    result = run(model, config, tmp_path / "whole")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert len(result.history) == 3
-    assert result.history[-1]["loss"] < result.history[0]["loss"]
-    result.model.eval()
-    result.compact.eval()
-    assert relative_error(result.compact, result.model, X) < 1e-5
-    assert all(result.compact.get_submodule(f"{i}.0").out_channels <= 8 for i in range(3))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole/training/log.jsonl").read_text().splitlines()]
+    assert len(losses) == result.record["epochs"] == 3
+    assert losses[-1] < losses[0]
+    # The cut is lossless.
+    whole, trained = config.learn(Network(model, X[:1]), TASK, Work(tmp_path / "learnt", training=FAST))
+    assert trained.epochs == 3
+    assert relative_error(result.model, whole.model.eval(), X) < 1e-5
+    assert all(result.model.get_submodule(f"{i}.0").out_channels <= 8 for i in range(3))
 
     class KillError(Exception):
         pass
 
-    def stop(progress: train.Progress) -> None:
+    def stop(_: str, progress: train.Progress) -> None:
         if progress.kind == "epoch" and progress.epoch == 2:
             raise KillError
 
     with pytest.raises(KillError):
-        cluster_prune(model, data(), data(40, 1), out=tmp_path / "run", progress=stop, **settings)
-    resumed = cluster_prune(model, data(), data(40, 1), out=tmp_path / "run", resume=True, **settings)
-    pairs = zip(resumed.compact.state_dict().values(), result.compact.state_dict().values(), strict=True)
+        run(model, config, tmp_path / "run", watch=stop)
+    resumed = run(model, config, tmp_path / "run", resume=True)
+    pairs = zip(resumed.model.state_dict().values(), result.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_published_settings_are_one_call() -> None:
-    config = CP.published(goal=0.5)
-    assert config == CP(goal=0.5, batch_norm="removed")
+    config = CP.preset("published", goal=0.5)
+    assert config == CP(goal=0.5, batch_norm="removed", scratch=True)
     assert (config.schedule, config.mean_of, config.clustering, config.layers) == ("fast-slow", "cluster", None, None)
-    assert CP.published(schedule="linear", batch_norm="tied") == CP(schedule="linear")
+    assert CP.preset("published", schedule="linear", batch_norm="tied", scratch=False) == CP(schedule="linear")
 
 
 # Errors.
@@ -341,7 +354,7 @@ def test_networks_that_do_not_fit_are_refused() -> None:
         for_macs(graph, 0.001, CP())
     averaged = train.TrainConfig(ema_decay=0.9)
     with pytest.raises(ArgumentError, match=r"ema_decay=0\.9 does not go with CP"):
-        cluster_prune(model, data(), config=CP(), train_config=averaged, mean=(0.5,) * 3, std=(0.5,) * 3)
+        run(model, CP(), training=averaged)
 
 
 class Shared(nn.Module):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,19 @@ from clusterprune.clustering import DBSCAN
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError, OutputError, WeightsError
 from clusterprune.files.locking import locked
+from clusterprune.methods import ClusterCut, Network, OneShotCut, Outcome, Work
 from clusterprune.methods.criteria import scores
-from clusterprune.methods.icp import ICP, TRAINING, ICPResult, icp
+from clusterprune.methods.icp import ICP
 from clusterprune.models import ResNet
 from clusterprune.plan import Plan
 from clusterprune.tasks import Classification
 from clusterprune.train import Progress, TrainConfig
 
-module = importlib.import_module("clusterprune.methods.icp")
+module = importlib.import_module("clusterprune.methods.icp_steps")
 MEAN, STD = (0.3,), (0.4,)
-FAST = TrainConfig(batch_size=64, lr=0.05, augment="none", precision="float32", device="cpu")
-QUICK = {"samples": 32, "min_samples": 2, "epochs_between": 1, "final_epochs": 2, "stages": ("layer1", "layer2")}
+FAST = TrainConfig(epochs=2, batch_size=64, lr=0.05, augment="none", precision="float32", device="cpu")
+QUICK = {"samples": 32, "min_samples": 2, "epochs_between": 1, "stages": ("layer1", "layer2")}
+EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
 class Small(ResNet):
@@ -68,16 +70,30 @@ def trained(digits: tuple[Split, Split]) -> nn.Module:
     return teacher(digits[0])
 
 
-@pytest.fixture
-def run(trained: nn.Module, digits: tuple[Split, Split]) -> Callable[..., ICPResult]:
-    """`icp` with small settings where none are given."""
+def settings(**given: Any) -> ICP:
+    """Return small settings; of those that are no knob, what is not given is as in QUICK."""
+    found = {**QUICK, **({} if "eps" in given else {"keep_macs": 0.5}), **given}
+    return ICP.read({name: value for name, value in found.items() if value is not None})
 
-    def call(**given: Any) -> ICPResult:
-        config = given.pop("config", None) or ICP(**{"keep_macs": 0.5, **QUICK})
-        arguments = {"validation": digits[1], "training": FAST, "mean": MEAN, "std": STD}
-        return icp(trained, digits[0], config=config, **{**arguments, **given})
+
+def icp(model: nn.Module, splits: tuple[Split, Split | None], config: ICP, **work: Any) -> Outcome:
+    return config.run(
+        Network(model, EXAMPLE), Classification(*splits, mean=MEAN, std=STD), Work(**{"training": FAST, **work})
+    )
+
+
+@pytest.fixture
+def run(trained: nn.Module, digits: tuple[Split, Split]) -> Callable[..., Outcome]:
+    """ICP with small settings where none are given."""
+
+    def call(config: ICP | None = None, validation: Split | None = digits[1], **work: Any) -> Outcome:
+        return icp(trained, (digits[0], validation), config or settings(), **work)
 
     return call
+
+
+def steps_of(made: Outcome) -> list[Any]:
+    return [module.StepRecord(**step) for step in made.record["steps"]]
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -85,51 +101,50 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_target_is_spread_over_the_steps_and_met(run: Callable[..., ICPResult], trained: nn.Module) -> None:
+def test_a_target_is_spread_over_the_steps_and_met(run: Callable[..., Outcome], trained: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     result = run()
-    assert [(step.step, step.epochs) for step in result.steps] == [(0, 0), (1, 1), (2, 1), (3, 2)]
-    macs = [step.macs for step in result.steps]
+    assert [(step.step, step.epochs) for step in steps_of(result)] == [(0, 0), (1, 1), (2, 1), (3, 2)]
+    macs = [step.macs for step in steps_of(result)]
     share = 0.5 ** (1 / 3)
     assert share - 0.05 < macs[1] / macs[0] <= share
     assert macs[0] > macs[1] > macs[2] > macs[3]
     assert 0.45 < macs[3] / macs[0] <= 0.5
     assert macs[3] == evaluate.macs(result.model, torch.zeros(1, 1, 8, 8))
-    assert result.steps[3].params == evaluate.params(result.model)
-    for step in result.steps:
+    assert steps_of(result)[3].params == evaluate.params(result.model)
+    for step in steps_of(result):
         assert step.accuracy is not None
         assert step.accuracy_cut is not None
         assert 0 <= step.accuracy_cut <= 100
-    assert result.steps[3].accuracy > 30
+    assert steps_of(result)[3].accuracy > 30
     assert not result.model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
 
 
-@pytest.mark.parametrize("by", ["clusters", "oneshot"])
-def test_says_how_far_the_choice_of_channels_is(run: Callable[..., ICPResult], by: Any) -> None:
+@pytest.mark.parametrize("by", [{}, {"cut": "oneshot", "min_samples": None}])
+def test_says_how_far_the_choice_of_channels_is(run: Callable[..., Outcome], by: Any) -> None:
     told: list[tuple[str, int, int]] = []
-    run(config=ICP(**{**QUICK, "steps": 2}, keep_macs=0.5, by=by), report=lambda *event: told.append(event))
+    run(settings(steps=2, **by), report=lambda *event: told.append(event))
     for number in (1, 2):
         mine = [(done, total) for phase, done, total in told if phase.startswith(f"cut {number} of 2: ")]
         assert any(done == total > 0 for done, total in mine)
     assert all(0 <= done <= total for _, done, total in told)
 
 
-def test_cuts_that_go_by_all_that_one_shot_knows(run: Callable[..., ICPResult]) -> None:
-    config = ICP(**{**QUICK, "steps": 2}, keep_macs=0.5, by="oneshot", layers="all")
-    result = run(config=config)
-    macs = [step.macs / result.steps[0].macs for step in result.steps]
+def test_cuts_that_go_by_all_that_one_shot_knows(run: Callable[..., Outcome]) -> None:
+    result = run(settings(steps=2, cut="oneshot", min_samples=None))
+    macs = [step.macs / steps_of(result)[0].macs for step in steps_of(result)]
     assert macs[1:] == pytest.approx([0.5**0.5, 0.5], rel=0.02)
-    with pytest.raises(ArgumentError, match="by must be 'clusters', or 'oneshot' with keep_macs"):
-        ICP(eps=0.02, by="oneshot")
+    with pytest.raises(ArgumentError, match="give exactly one of keep_macs, keep_params and keep_latency"):
+        ICP(cut=OneShotCut())
     with pytest.raises(ArgumentError, match="layers must be 'inner' or 'all'"):
-        ICP(eps=0.02, layers="some")  # type: ignore[arg-type]
+        ClusterCut(eps=0.02, layers="some")  # type: ignore[arg-type]
 
 
 def test_a_cut_keeps_clusters_and_noise_and_of_the_filters_the_largest(
-    run: Callable[..., ICPResult], trained: nn.Module, digits: tuple[Split, Split], tmp_path: Path
+    run: Callable[..., Outcome], trained: nn.Module, digits: tuple[Split, Split], tmp_path: Path
 ) -> None:
-    run(config=ICP(eps=0.1, steps=1, **QUICK), out=tmp_path)
+    run(settings(eps=0.1, steps=1), folder=tmp_path)
     plan = Plan.load(tmp_path / "step-1" / "cut" / "plan")
     images = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
     maps: dict[str, Tensor] = {}
@@ -159,18 +174,18 @@ class StopError(Exception):
     """Stands for a kill."""
 
 
-TWO_STEPS = {**QUICK, "eps": 0.1, "steps": 2, "epochs_between": 2, "carry_momentum": True}  # what can go wrong most
+TWO_STEPS = settings(eps=0.1, steps=2, epochs_between=2, carry_momentum=True)  # what can go wrong most
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trained: nn.Module, digits: tuple[Split, Split]) -> ICPResult:
-    return icp(trained, *digits, config=ICP(**TWO_STEPS), training=FAST, mean=MEAN, std=STD)
+def undisturbed(trained: nn.Module, digits: tuple[Split, Split]) -> Outcome:
+    return icp(trained, digits, TWO_STEPS)
 
 
 @pytest.mark.parametrize("place", ["first training", "second cut", "last training"])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
-    run: Callable[..., ICPResult],
-    undisturbed: ICPResult,
+    run: Callable[..., Outcome],
+    undisturbed: Outcome,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     place: str,
@@ -180,54 +195,52 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         if event.kind == "epoch" and phase == trainings.get(place):
             raise StopError
 
-    config = ICP(**TWO_STEPS)
     with monkeypatch.context() as patch:
         if place == "second cut":
             patch.setattr(module.compact, "save", failing_after(1))
         with pytest.raises(StopError):
-            run(config=config, out=tmp_path, progress=stop)
+            run(TWO_STEPS, folder=tmp_path, watch=stop)
     for _ in range(2):  # the second time everything is done
-        result = run(config=config, out=tmp_path, resume=True)
+        result = run(TWO_STEPS, folder=tmp_path, resume=True)
         assert same(result.model, undisturbed.model)
-        assert [(s.macs, s.accuracy_cut, s.accuracy) for s in result.steps] == [
-            (s.macs, s.accuracy_cut, s.accuracy) for s in undisturbed.steps
+        assert [(s.macs, s.accuracy_cut, s.accuracy) for s in steps_of(result)] == [
+            (s.macs, s.accuracy_cut, s.accuracy) for s in steps_of(undisturbed)
         ]
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("icp.json", b'{"eps": 0.1, "st', "is damaged"),
-        ("icp.json", b"[1, 2]", "is damaged; choose another folder"),
+        ("asked.json", b'{"method": "icp", "st', "is damaged"),
+        ("asked.json", b"[1, 2]", "is damaged; choose another folder"),
         ("step-1/cut/momentum.safetensors", b"\xff" * 100, "remove the folder .*cut to have this cut made again"),
         ("step-1/cut/momentum.safetensors", b"", "remove the folder .*cut to have this cut made again"),
     ],
 )
 def test_damaged_files_of_a_run_are_named(
-    run: Callable[..., ICPResult], tmp_path: Path, file: str, content: bytes, said: str
+    run: Callable[..., Outcome], tmp_path: Path, file: str, content: bytes, said: str
 ) -> None:
-    config = ICP(**TWO_STEPS)
-    run(config=config, out=tmp_path / "run")
+    run(TWO_STEPS, folder=tmp_path / "run")
     damaged = tmp_path / "run" / file
     damaged.write_bytes(content)
     with pytest.raises((OutputError, WeightsError), match=f"(?s){re.escape(str(damaged))} .*{said}"):
-        run(config=config, out=tmp_path / "run", resume=True)
+        run(TWO_STEPS, folder=tmp_path / "run", resume=True)
     assert damaged.read_bytes() == content  # nothing is thrown away unasked
 
 
-def test_two_runs_in_one_folder_do_not_write_over_each_other(run: Callable[..., ICPResult], tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_do_not_write_over_each_other(run: Callable[..., Outcome], tmp_path: Path) -> None:
     """Another thread stands for another process: the lock belongs to whoever took it."""
     with ThreadPoolExecutor(1) as other, locked(tmp_path / "run"):
         with pytest.raises(OutputError, match=f"is in use: process {os.getpid()} on"):
-            other.submit(run, config=ICP(**TWO_STEPS), out=tmp_path / "run").result()
+            other.submit(run, TWO_STEPS, folder=tmp_path / "run").result()
         assert not (tmp_path / "run").exists()
-        run(config=ICP(**TWO_STEPS), out=tmp_path / "run")  # the command has taken it, and calls this
+        run(TWO_STEPS, folder=tmp_path / "run")  # the command has taken it, and calls this
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_kill_9_at_random_moments_changes_nothing(
-    run: Callable[..., ICPResult], undisturbed: ICPResult, tmp_path: Path
+    run: Callable[..., Outcome], undisturbed: Outcome, tmp_path: Path
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(5):
@@ -238,13 +251,13 @@ def test_kill_9_at_random_moments_changes_nothing(
         time.sleep(random.uniform(0, 3))
         process.kill()
         process.communicate()
-    assert same(run(config=ICP(**TWO_STEPS), out=tmp_path, resume=True).model, undisturbed.model)
+    assert same(run(TWO_STEPS, folder=tmp_path, resume=True).model, undisturbed.model)
 
 
-def test_momentum_may_be_left_behind(run: Callable[..., ICPResult], undisturbed: ICPResult) -> None:
-    result = run(config=ICP(**{**TWO_STEPS, "carry_momentum": False}))
-    assert [step.macs for step in result.steps][:2] == [step.macs for step in undisturbed.steps][:2]
-    assert result.steps[1].accuracy == undisturbed.steps[1].accuracy
+def test_momentum_may_be_left_behind(run: Callable[..., Outcome], undisturbed: Outcome) -> None:
+    result = run(replace(TWO_STEPS, carry_momentum=False))
+    assert [step.macs for step in steps_of(result)][:2] == [step.macs for step in steps_of(undisturbed)][:2]
+    assert steps_of(result)[1].accuracy == steps_of(undisturbed)[1].accuracy
     assert not same(result.model, undisturbed.model)
 
 
@@ -260,27 +273,27 @@ def failing_after(calls: int) -> Callable[..., None]:
     return call
 
 
-def test_every_step_is_on_disk(run: Callable[..., ICPResult], trained: nn.Module, tmp_path: Path) -> None:
-    result = run(out=tmp_path, config=ICP(eps=0.1, **{**QUICK, "steps": 2}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["icp.json", "step-1", "step-2"]
+def test_every_step_is_on_disk(run: Callable[..., Outcome], trained: nn.Module, tmp_path: Path) -> None:
+    result = run(settings(eps=0.1, steps=2), folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.json", "step-1", "step-2"]
     for number in (1, 2):
         folder = tmp_path / f"step-{number}"
         assert Plan.load(folder / "cut" / "plan").merges
-        assert json.loads((folder / "step.json").read_text()) == asdict(result.steps[number])
-        assert evaluate.params(cp.load(folder / "cut" / "compact", Small)) == result.steps[number].params
-        assert len((folder / "training" / "log.jsonl").read_text().splitlines()) == result.steps[number].epochs
+        assert json.loads((folder / "step.json").read_text()) == asdict(steps_of(result)[number])
+        assert evaluate.params(cp.load(folder / "cut" / "compact", Small)) == steps_of(result)[number].params
+        assert len((folder / "training" / "log.jsonl").read_text().splitlines()) == steps_of(result)[number].epochs
     with pytest.raises(OutputError, match="resume=True"):
-        run(out=tmp_path)
-    with pytest.raises(ArgumentError, match="another eps"):
-        run(out=tmp_path, resume=True, config=ICP(eps=0.2, **{**QUICK, "steps": 2}))
-    (tmp_path / "icp.json").write_text("{")
+        run(settings(eps=0.1, steps=2), folder=tmp_path)
+    with pytest.raises(ArgumentError, match=r"other settings, .*eps=0\.1.* than asked for now, .*eps=0\.2"):
+        run(settings(eps=0.2, steps=2), folder=tmp_path, resume=True)
+    (tmp_path / "asked.json").write_text("{")
     with pytest.raises(OutputError, match="damaged"):
-        run(out=tmp_path, resume=True)
+        run(settings(eps=0.1, steps=2), folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("carry", [False, True])
 def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless_momentum_is_to_follow(
-    run: Callable[..., ICPResult], trained: nn.Module, monkeypatch: pytest.MonkeyPatch, carry: bool
+    run: Callable[..., Outcome], trained: nn.Module, monkeypatch: pytest.MonkeyPatch, carry: bool
 ) -> None:
     calls: list[dict[str, Any]] = []
     fit = train.fit
@@ -289,9 +302,9 @@ def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless
         calls.append({**kwargs, "config": args[1], "shapes": {name: p.shape for name, p in network.named_parameters()}})
         return fit(network, *args, **kwargs)
 
-    monkeypatch.setattr(module, "fit", spy)
+    monkeypatch.setattr(train, "fit", spy)
     own = {"carry_momentum": True} if carry else {}
-    run(config=ICP(eps=0.1, seed=7, alpha=0.4, beta=2.0, temperature=5.0, **{**QUICK, "steps": 2}, **own))
+    run(settings(eps=0.1, alpha=0.4, beta=2.0, temperature=5.0, steps=2, **own), seed=7)
     assert [call["config"].epochs for call in calls] == [1, 2]
     assert [call["config"].seed for call in calls] == [8, 9]
     for call in calls:
@@ -307,46 +320,47 @@ def test_training_is_guided_by_the_original_and_its_optimizer_starts_anew_unless
     assert any(tensor.abs().max() > 0 for tensor in momentum.values())
 
 
-def test_what_takes_over_loses_less_than_what_drops(run: Callable[..., ICPResult]) -> None:
+def test_what_takes_over_loses_less_than_what_drops(run: Callable[..., Outcome]) -> None:
     accuracy = {}
     for merge, survivors in (("drop", "l1"), ("least_squares", "medoid"), ("refit", "l1")):
-        config = ICP(keep_macs=0.4, merge=merge, survivors=survivors, **{**QUICK, "steps": 1, "final_epochs": 1})
-        accuracy[merge] = run(config=config).steps[1].accuracy_cut
+        config = settings(keep_macs=0.4, merging=merge, survivors=survivors, steps=1)
+        made = run(config, training=FAST.model_copy(update={"epochs": 1}))
+        accuracy[merge] = steps_of(made)[1].accuracy_cut
     assert min(accuracy["least_squares"], accuracy["refit"]) > accuracy["drop"]
 
 
-def test_without_validation_images_there_are_no_accuracies(run: Callable[..., ICPResult]) -> None:
-    result = run(validation=None, config=ICP(eps=0.1, steps=1, **QUICK))
-    assert [(step.accuracy_cut, step.accuracy) for step in result.steps] == [(None, None), (None, None)]
+def test_without_validation_images_there_are_no_accuracies(run: Callable[..., Outcome]) -> None:
+    result = run(settings(eps=0.1, steps=1), None)
+    assert [(step.accuracy_cut, step.accuracy) for step in steps_of(result)] == [(None, None), (None, None)]
 
 
-def test_a_network_without_inner_convolutions_is_refused(run: Callable[..., ICPResult]) -> None:
+def test_a_network_without_inner_convolutions_is_refused(run: Callable[..., Outcome]) -> None:
     with pytest.raises(ArgumentError, match="no convolution inside a block"):
-        run(config=ICP(eps=0.1, ignore=("*",), **QUICK))
+        run(settings(eps=0.1, ignore=("*",)))
 
 
-def test_where_no_channels_are_alike_nothing_is_cut(run: Callable[..., ICPResult]) -> None:
-    result = run(config=ICP(eps=1e-9, **{**QUICK, "min_samples": 5, "steps": 1}))
-    assert result.steps[1].macs == result.steps[0].macs
-    assert result.steps[1].accuracy_cut == result.steps[0].accuracy
+def test_where_no_channels_are_alike_nothing_is_cut(run: Callable[..., Outcome]) -> None:
+    result = run(settings(eps=1e-9, min_samples=5, steps=1))
+    assert steps_of(result)[1].macs == steps_of(result)[0].macs
+    assert steps_of(result)[1].accuracy_cut == steps_of(result)[0].accuracy
 
 
-def test_a_target_out_of_reach_is_refused(run: Callable[..., ICPResult]) -> None:
+def test_a_target_out_of_reach_is_refused(run: Callable[..., Outcome]) -> None:
     with pytest.raises(BudgetError, match="keep_macs"):
-        run(config=ICP(keep_macs=0.001, **{**QUICK, "steps": 1}))
+        run(settings(keep_macs=0.001, steps=1))
 
 
 def test_the_published_settings() -> None:
-    cifar, imagenet = ICP(eps=0.015), ICP.imagenet(eps=0.08)
-    assert [cifar.epochs(step) for step in (1, 2, 3)] == [10, 10, 200]
-    assert not cifar.carry_momentum
-    assert not imagenet.carry_momentum
-    assert (cifar.temperature, cifar.alpha, cifar.beta, cifar.merge, cifar.survivors) == (20, 0.3, 1, "drop", "l1")
-    assert [imagenet.epochs(step) for step in range(1, 6)] == [4, 4, 4, 4, 90]
+    cifar, imagenet, training = ICP(keep_macs=0.5), ICP.preset("imagenet", eps=0.08), ICP.training
+    assert (cifar.steps, cifar.epochs_between, cifar.carry_momentum) == (3, 10, False)
+    assert (cifar.temperature, cifar.alpha, cifar.beta) == (20, 0.3, 1)
+    assert cifar.cut == ClusterCut(min_samples=5, merging="drop", survivors="l1", layers="inner")
+    assert (imagenet.steps, imagenet.epochs_between, imagenet.carry_momentum) == (5, 4, False)
     assert (imagenet.temperature, imagenet.alpha, imagenet.beta) == (20, 0.5, 50)
-    assert ICP.imagenet(keep_macs=0.5, steps=2).steps == 2
-    assert (TRAINING.lr, TRAINING.momentum, TRAINING.weight_decay, TRAINING.batch_size) == (0.1, 0.9, 2e-4, 128)
-    assert not TRAINING.nesterov
+    assert ICP.preset("imagenet", keep_macs=0.5, steps=2).steps == 2
+    assert training is not None
+    assert (training.lr, training.momentum, training.weight_decay, training.batch_size) == (0.1, 0.9, 2e-4, 128)
+    assert (training.epochs, training.nesterov) == (200, False)
 
 
 @pytest.mark.parametrize(
@@ -358,24 +372,24 @@ def test_the_published_settings() -> None:
         ({"keep_macs": 1.5}, "keep_macs=1.5"),
         ({"eps": 0.1, "steps": 0}, "steps=0"),
         ({"eps": 0.1, "epochs_between": 1.5}, "epochs_between=1.5"),
-        ({"eps": 0.1, "final_epochs": True}, "final_epochs=True"),
         ({"eps": 0.1, "samples": 0}, "samples=0"),
         ({"eps": 0.1, "min_samples": 0}, "min_samples"),
-        ({"eps": 0.1, "seed": -1}, "seed=-1"),
     ],
 )
 def test_settings_are_checked(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
-        ICP(**given)
+        ICP.read(given)
 
 
-def test_images_are_checked(run: Callable[..., ICPResult], trained: nn.Module, digits: tuple[Split, Split]) -> None:
+def test_images_are_checked(run: Callable[..., Outcome], trained: nn.Module, digits: tuple[Split, Split]) -> None:
     with pytest.raises(ArgumentError, match="samples=1000"):
-        run(config=ICP(eps=0.1, **{**QUICK, "samples": 1000}))
+        run(settings(eps=0.1, samples=1000))
     with pytest.raises(ArgumentError, match="train must be a Split"):
-        icp(trained, digits[0].load(), config=ICP(eps=0.1), mean=MEAN, std=STD)
+        icp(trained, (digits[0].load(), None), settings(eps=0.1))
     with pytest.raises(ArgumentError, match="validation must be a Split"):
-        run(validation=digits[1].load())
+        run(None, digits[1].load())
+    with pytest.raises(ArgumentError, match="seed"):
+        run(seed=-1)
 
 
 def main(folder: str) -> None:
@@ -385,7 +399,7 @@ def main(folder: str) -> None:
     model = teacher(digits[0])
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    icp(model, *digits, config=ICP(**TWO_STEPS), training=FAST, mean=MEAN, std=STD, out=folder, resume=True)
+    icp(model, digits, TWO_STEPS, folder=folder, resume=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 import pytest
 
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.settings import METHODS, TRAINED
-from clusterprune.methods.trainings import training_for
+from clusterprune.methods import METHODS, find
 from clusterprune.studies import comparison
 from clusterprune.train.schedules import learning_rate
 
@@ -19,28 +18,28 @@ from clusterprune.train.schedules import learning_rate
     ],
 )
 def test_the_published_trainings(method, epochs, lr, nesterov, weight_decay, batch_size, schedule) -> None:
-    found = training_for(method)
+    found = find(method).training_with()
     assert found is not None
     assert (found.epochs, found.lr, found.momentum, found.nesterov) == (epochs, lr, 0.9, nesterov)
     assert (found.weight_decay, found.batch_size, found.schedule) == (weight_decay, batch_size, schedule)
 
 
 def test_cp_lowers_its_rate_to_a_fifth_at_60_120_and_160_of_200() -> None:
-    config = training_for("cp")
+    config = find("cp").training_with()
     assert config is not None
     rates = [learning_rate(config, (epoch + 0.5) / 200) for epoch in (59, 60, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
 
 
 def test_methods_that_cut_once_train_only_when_asked_to() -> None:
-    for method in set(METHODS) - set(TRAINED):
-        assert training_for(method) is None
-        assert training_for(method, epochs=None, lr=None) is None
-        assert training_for(method, epochs=3) == comparison.TRAINING.model_copy(update={"epochs": 3})
+    for method in [name for name in METHODS if find(name).training is None]:
+        assert find(method).training_with() is None
+        assert find(method).training_with(epochs=None, lr=None) is None
+        assert find(method).training_with(epochs=3) == comparison.TRAINING.model_copy(update={"epochs": 3})
 
 
 def test_changes_are_made_and_none_is_no_change() -> None:
-    found = training_for("icp", epochs=5, lr=None, augment="none")
+    found = find("icp").training_with(epochs=5, lr=None, augment="none")
     assert found is not None
     assert (found.epochs, found.lr, found.augment, found.weight_decay) == (5, 0.1, "none", 2e-4)
 
@@ -56,4 +55,4 @@ def test_changes_are_made_and_none_is_no_change() -> None:
 )
 def test_what_makes_no_sense_is_named(method, changes, message) -> None:
     with pytest.raises(ArgumentError, match=message):
-        training_for(method, **changes)
+        find(method).training_with(**changes)

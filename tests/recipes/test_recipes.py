@@ -2,15 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from clusterprune import models, studies
 from clusterprune.errors import ArgumentError
-from clusterprune.methods.settings import read_method
-from clusterprune.methods.trainings import training_for
+from clusterprune.methods import Method, find
 from clusterprune.studies.recipe import CLASSES
 
 NAMES = studies.names()
@@ -32,33 +30,31 @@ def test_a_recipe_is_what_its_name_says(name: str):
         assert recipe.settings["eps"] == float(knob)
         assert recipe.knob == f"ε = {knob}"
     assert recipe.training is not None
-    config, _ = read_method(method, recipe.settings, epochs=recipe.training.epochs)
     if method == "icp":
-        assert config.final_epochs == (90 if data == "imagenet" else 200)
+        assert recipe.training.epochs == (90 if data == "imagenet" else 200)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "cifar" in name])
 def test_defaults_are_the_published_ones_but_for_what_the_readme_names(name: str):
     recipe = studies.read(name)
-    training = training_for(recipe.method)
+    kind = find(recipe.method)
+    training = kind.training
     assert recipe.training is not None
     assert training is not None
-    epochs = {"epochs": training.epochs}
-    found = {field: repr(value) for field, value in facts(read_method(recipe.method, recipe.settings, **epochs))}
+    found = facts(kind.read(recipe.settings))
     knobs = ("eps", "goal", "clusters")
     stated = {knob: recipe.settings[knob] for knob in knobs if knob in recipe.settings}
-    usual = {field: repr(value) for field, value in facts(read_method(recipe.method, stated, **epochs))}
+    usual = facts(kind.read(stated))
     different = {field for field, value in found.items() if usual[field] != value}
     assert different <= ({"batch_norm", "scratch"} if recipe.method == "cp" else set())
     assert recipe.training == training.model_copy(update={"warmup_epochs": recipe.training.warmup_epochs})
-    preset = {**stated, "preset": "published"}
-    preset = {field: repr(value) for field, value in facts(read_method(recipe.method, preset, **epochs))}
+    preset = facts(kind.preset("published", **stated))
     named = {"icp": {"samples": "128"}, "acp": {"samples": "200"}, "cp": {"batch_norm": "'removed'", "scratch": "True"}}
     assert {f: value for f, value in preset.items() if usual[f] != value} == named[recipe.method]
 
 
-def facts(settings: tuple[Any, Any]) -> list[tuple[str, Any]]:
-    return [pair for part in settings if part is not None for pair in vars(part).items()]
+def facts(method: Method) -> dict[str, str]:
+    return {name: repr(value) for name, value in vars(method).items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from clusterprune import data, evaluate, models, studies
+from clusterprune import data, evaluate, models, studies, train
 from clusterprune.errors import ArgumentError, DataError, OutputError, UntrustedCodeError
 from clusterprune.studies import reproduction
 
@@ -69,16 +69,15 @@ def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
     ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[tuple[str, int, int | None]] = []
-    from clusterprune.methods import acp
+    genuine = train.fit
 
-    genuine = acp.fit
-
-    def fit(model, train, validation=None, **more):
+    def fit(model, task, config, **more):
         phase = "retrain" if more.get("out") else "candidate"
-        seen.append((phase, len(train), None if validation is None else len(validation)))
-        return genuine(model, train, validation, **more)
+        seen.append((phase, len(task.train), None if task.validation is None else len(task.validation)))
+        return genuine(model, task, config, **more)
 
-    monkeypatch.setattr(acp, "fit", fit)
+    for place in ("methods.acp_search", "train"):
+        monkeypatch.setattr(f"clusterprune.{place}.fit", fit)
     recipe = shallow("acp-resnet56-cifar10-0.035")
     # Two structures in place of 36.
     recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
@@ -86,7 +85,8 @@ def test_acp_compares_structures_on_held_out_images_and_trains_the_best_on_all(
         recipe, data.load(f"folder:{ten}"), out=tmp_path, epochs_scale=LEAST, limit=60, precision="float32"
     )
 
-    assert set(seen[:-1]) == {("candidate", 54, 6)}
+    assert seen[0] == ("retrain", 60, None)  # the baseline
+    assert set(seen[1:-1]) == {("candidate", 54, 6)}
     assert seen[-1] == ("retrain", 60, None)
     assert made.compressed[0].macs < made.baseline.macs
 
@@ -125,10 +125,8 @@ def test_what_is_finished_is_not_done_again(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("done again")
 
-    for name in ("train.fit", "runs.measure", "compress"):
-        monkeypatch.setattr(reproduction, name, fail) if "." not in name else monkeypatch.setattr(
-            f"clusterprune.{name}", fail
-        )
+    for name in ("train.fit", "runs.measure", "methods.Method.run"):
+        monkeypatch.setattr(f"clusterprune.{name}", fail)
     again = reproduce(recipe, digits, out=tmp_path, limit=100, epochs_scale=0.3)
     assert again.baseline == first.baseline
     assert again.compressed == first.compressed

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clusterprune import studies
-from clusterprune.methods.settings import read_method
+from clusterprune.methods import Method, find
 
 BEFORE: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "resolved.json").read_text())
 """Made by `resolved` of all recipes; a value is the text that Python has for it."""
@@ -29,15 +29,45 @@ MOVED: dict[str, dict[str, str | None]] = {
 }
 """By method, the settings that mean something else since, or are new, or (None) are gone. Why is beside each."""
 
+RENAMED = {"merge": "merging", "fitness_merge": "fitness_merging"}
+CUT = ("eps", "min_samples", "layers", "survivors", "merge")
+"""Settings of ICP and ACP that their cut has now; ACP's `merge` is its own."""
+OF_THE_RUN = ("seed", "final_epochs", "approximate")
+"""No settings any more: the run's seed, its training's epochs, and what may be cut of the network."""
+NEW = {"metric": "'cosine'", "clustering": "None"}
+"""Settings of a cut by clusters that could not be chosen."""
+
+
+def flat(method: Method) -> dict[str, str]:
+    """Return the settings of a method and of its cut."""
+    found: dict[str, str] = {}
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if field.name == "cut":
+            found |= {f"cut.{part.name}": repr(getattr(value, part.name)) for part in fields(value)}
+        else:
+            found[field.name] = repr(value)
+    return found
+
+
+def as_now(name: str, before: dict[str, str]) -> dict[str, str]:
+    """Return settings as they were, under the names that they have now."""
+    method = name.partition("-")[0]
+    found = {key: value for key, value in before.items() if key not in OF_THE_RUN}
+    if method == "cp":
+        return found
+    assert found.pop("by") == "'clusters'"
+    own = {key: value for key, value in found.items() if key not in CUT or (method, key) == ("acp", "merge")}
+    cut = {f"cut.{RENAMED.get(key, key)}": found[key] for key in CUT if key in found}
+    # What the cut of ACP handed over, and who survived it, could not be chosen: only its widths count.
+    cut |= {"cut.merging": "'drop'", "cut.survivors": "'l1'"} if method == "acp" else {}
+    return {RENAMED.get(key, key): value for key, value in own.items()} | cut | {f"cut.{k}": v for k, v in NEW.items()}
+
 
 def resolved(name: str) -> dict[str, dict[str, str]]:
     """Return the settings of a recipe with all defaults filled in, those of its trainings, and what it is of."""
     recipe = studies.read(name)
     assert recipe.training is not None
-    settings = {}
-    for part in read_method(recipe.method, recipe.settings, epochs=recipe.training.epochs):
-        if part is not None:
-            settings |= {field.name: repr(getattr(part, field.name)) for field in fields(part)}
 
     def texts(values: dict[str, Any]) -> dict[str, str]:
         return {key: repr(value) for key, value in values.items()}
@@ -45,7 +75,7 @@ def resolved(name: str) -> dict[str, dict[str, str]]:
     about = {"model": recipe.model, "data": recipe.data, "method": recipe.method, "seeds": recipe.seeds}
     return {
         "about": texts(about),
-        "settings": settings,
+        "settings": flat(find(recipe.method).read(recipe.settings)),
         "training": texts(recipe.training.model_dump()),
         "baseline": texts(recipe.baseline.model_dump()),
     }
@@ -64,8 +94,11 @@ def test_a_recipe_means_what_it_meant_but_for_what_is_listed(name: str):
     before, now = BEFORE[name], resolved(name)
 
     moved = MOVED.get(studies.read(name).method, {})
-    expected = {**before["settings"], **moved, **SOLVED.get(name, {})}
+    expected = as_now(name, {**before["settings"], **moved, **SOLVED.get(name, {})})
     assert now == {**before, "settings": {key: value for key, value in expected.items() if value is not None}}
+    # ICP's last training was told its length; it is that of the recipe's training.
+    assert before["settings"].get("final_epochs", now["training"]["epochs"]) == now["training"]["epochs"]
+    assert (before["settings"]["seed"], before["settings"].get("approximate", "False")) == ("0", "False")
 
 
 def test_nothing_is_listed_that_has_not_moved():

@@ -1,15 +1,41 @@
 """The commands in one place. Nothing heavy is imported before a command runs, so that help is instant."""
 
 import sys
-from importlib import metadata
-from typing import Annotated
+from importlib import import_module, metadata
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from clusterprune.cli import compare, compress, demo, evaluate, inspect, reproduce, train, worker
+from clusterprune.cli.command import COMMANDS
+from clusterprune.files.credentials import print_traceback
+
+
+class Commands(TyperGroup):
+    """The commands by name, each imported when it is called: its module has a plain header, and needs torch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, in the order of the help."""
+        del ctx
+        return [*COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        """Return what the help says of a command."""
+        del ctx
+        text = COMMANDS.get(cmd_name)
+        return None if text is None else TyperCommand(cmd_name, help=text, rich_markup_mode="rich")
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the command itself, and its arguments."""
+        name, found, rest = super().resolve_command(ctx, args)
+        if found is not None and name is not None:
+            found = getattr(import_module(f"clusterprune.cli.{name}"), name)
+        return name, found, rest
+
 
 app = typer.Typer(
     name="clusterprune",
+    cls=Commands,
     help=(
         "Make a trained convolutional network smaller and faster: find channels that do the same work, keep one "
         "of each kind, and give it the work of the others."
@@ -21,8 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, train, compress, compare, reproduce, worker, evaluate):
-    command.register(app)
 
 
 def _print_version(value: bool) -> None:
@@ -47,7 +71,5 @@ def main() -> None:
     except KeyboardInterrupt:  # between two commands' own handlers there is nothing to say
         sys.exit(130)
     except Exception as error:  # a fault of ours: all of it is shown, but for passwords
-        from clusterprune.files.credentials import print_traceback
-
         print_traceback(error)
         sys.exit(1)

@@ -17,6 +17,8 @@ import typer
 from rich.text import Text
 
 from clusterprune.cli.console import console
+from clusterprune.errors import ArgumentError, ClusterpruneError
+from clusterprune.files.credentials import hide_passwords, print_traceback
 
 INTERRUPTED = 130
 FAILED = 2
@@ -26,6 +28,22 @@ PATIENCE = 5.0
 LARGEST = {"": 2**31 - 1, "seed": 2**63 - 1, "image_size": 1 << 14, "latency_batch": 1 << 16, "num_classes": 1 << 24}
 """What options may be at most, by name; "" is any other. One image of 16,384 pixels a side takes 3 GiB."""
 NOTHING_WRITTEN = "Nothing was written; give the same command to begin again."
+COMMANDS = {
+    "demo": "Train a small network on embedded data, and compress it three ways. Takes about a minute.",
+    "inspect": "Show a model's groups of channels: who makes them, who reads them, what is frozen and why.",
+    "train": "Train a model. A stopped run goes on where it was.",
+    "compress": (
+        "Make a trained model smaller: in one shot with a few unlabelled images or none, or with training. "
+        "A stopped run goes on where it was."
+    ),
+    "compare": "Let methods compete: one network, one budget, one training. A stopped run goes on where it was.",
+    "reproduce": (
+        "Run a row of the papers' tables, and show published beside measured. A stopped run goes on where it was."
+    ),
+    "worker": "Help a run of 'compress' to search: evaluate structures beside it, on this machine or another.",
+    "evaluate": "Measure accuracy, multiply-adds, parameters and latency of a model or of an earlier run.",
+}
+"""The commands, in the order of the help, and what each does; the module of that name has it, under that name."""
 _explanations: list[Callable[[], str]] = []
 """What Ctrl-C says; the last one counts."""
 
@@ -35,17 +53,25 @@ def explain_stop(explanation: Callable[[], str]) -> None:
     _explanations.append(explanation)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that our own errors and Ctrl-C end it without a traceback.
+def command(examples: str) -> Callable[[Callable[..., None]], Any]:
+    """Make a function a command of its name, with examples below its help.
 
-    Exit codes: 0 done, 2 an error that the user can act on, 130 stopped by Ctrl-C. Other exceptions are
-    faults of ours and propagate.
+    Our own errors and Ctrl-C end it without a traceback. Exit codes: 0 done, 2 an error that the user can act on, 130
+    stopped by Ctrl-C. Other exceptions are faults of ours and propagate.
     """
 
+    def make(function: Callable[..., None]) -> Any:
+        name = function.__name__
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        app.command(name, help=COMMANDS[name], epilog=examples)(_ending_well(function))
+        return typer.main.get_command(app)
+
+    return make
+
+
+def _ending_well(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        from clusterprune.errors import ClusterpruneError
-        from clusterprune.files.credentials import print_traceback
 
         debug = bool(kwargs.get("debug"))
         _explanations.clear()
@@ -75,8 +101,6 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     ArgumentError
         If an option is one.
     """
-    from clusterprune.errors import ArgumentError
-
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -122,7 +146,6 @@ def _one_interrupt() -> Iterator[None]:
 
 
 def _say(text: str, style: str) -> None:
-    from clusterprune.files.credentials import hide_passwords
 
     # Soft wrapping leaves paths and commands whole, to be copied.
     console(stderr=True).print(Text(hide_passwords(text), style=style), soft_wrap=True)

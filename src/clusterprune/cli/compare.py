@@ -2,33 +2,39 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from clusterprune import evaluate, runs
+from clusterprune.budget.allocation import check_fraction
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.cli.console import console, table
+from clusterprune.cli.opening import Opened, absolute, alone, open_task, read_seeds, require
 from clusterprune.cli.presets import chosen
+from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from clusterprune.cli.opening import Subject
-    from clusterprune.data import Split
-    from clusterprune.methods.pipeline import Task
-    from clusterprune.studies.comparison import Contender, Entry
-    from clusterprune.train import TrainConfig
+from clusterprune.cli.watching import Watch
+from clusterprune.data import Split
+from clusterprune.methods._registry import COMPARED
+from clusterprune.studies.comparison import TRAINING as BASE
+from clusterprune.studies.comparison import Contender, Entry, finished, label, method_of
+from clusterprune.studies.comparison import compare as compete
+from clusterprune.train import TrainConfig
+from clusterprune.train.config import resolve_device
 
 EXAMPLES = """[bold]Examples[/bold]
 
 clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/compare
 
 clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/icp --seeds 0,1,2 \\
-    --methods icp,icp:merge=drop:survivors=l1,icp:alpha=0:beta=0 --epochs 40
+    --methods icp,icp:cut=clusters:merging=refit,icp:alpha=0:beta=0 --epochs 40
 
 clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --out runs/papers --published \\
     --methods icp,acp,cp --epochs 200 --lr 0.1
@@ -36,16 +42,9 @@ clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs
 clusterprune compare --out runs/compare --resume
 """
 TRAINING = "Training"
-ALL = "oneshot,icp,acp,cp,l1,fpgm,bn_scale,taylor"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Let methods compete: one network, one budget, one training. A stopped run goes on where it was."
-    app.command("compare", help=text, epilog=EXAMPLES)(compare)
-
-
-@command
+@command(EXAMPLES)
 def compare(
     context: typer.Context,
     *,
@@ -70,15 +69,15 @@ def compare(
         str,
         typer.Option(
             metavar="METHOD,METHOD",
-            help="Who competes. METHOD:NAME=VALUE changes a setting, such as icp:merge=drop.",
+            help="Who competes. METHOD:NAME=VALUE changes a setting, such as l1:merging=refit. Also file.py:MyMethod.",
             rich_help_panel="Comparison",
         ),
-    ] = ALL,
+    ] = COMPARED,
     published: Annotated[
         bool,
         typer.Option(
             "--published",
-            help="icp, acp and cp with their papers' settings, not ours; one alone: icp:preset=published.",
+            help="Methods with their papers' settings, not ours; one alone: METHOD:preset=published.",
             rich_help_panel="Comparison",
         ),
     ] = False,
@@ -118,13 +117,6 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Run every method with every seed, and print who keeps the most accuracy."""
-    from clusterprune import runs
-    from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute, alone, open_task, require
-    from clusterprune.cli.progress import Display
-    from clusterprune.studies.comparison import finished
-    from clusterprune.train.config import resolve_device
-
     alone("compare", "Seeds can be compared apart, each into a folder of its own.")
     wanted = chosen(context)
     folder = out.expanduser()
@@ -132,84 +124,73 @@ def compare(
         check_same(context, folder, wanted)
     else:
         runs.check_out(out)
+    check_code(context, wanted, trust, resume=resume)
     contenders, numbers, training = _read(wanted)
-    check_code(context, wanted["model"], trust, resume=resume)
     with own_folder(out, resume=resume), Display() as display:
         planned = [(contender, seed) for seed in numbers for contender in contenders]
         will_go_on("compare", folder, lambda: f"{finished(folder, planned)} of {len(planned)} runs are done.")
         timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
-            subject, task, test = open_task(wanted, resolve_device(training))
-            test = require(test, "test", f"{wanted['data']} has no test images to compare on")
+            opened = open_task(wanted, resolve_device(training))
+            test = require(opened.test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
             runs.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
         entries: list[Entry] = []
-        _compete(folder, wanted, contenders, numbers, training, task, test, display, entries)
-        whole = _whole(subject, task, test)
+        _compete(folder, wanted, contenders, numbers, training, opened, test, display, entries)
+        whole = _whole(opened, test)
         result = {
             "command": "compare",
             "whole": whole,
             "entries": [vars(entry) for entry in entries],
-            **runs.environment(subject.example.device),
+            **runs.environment(opened.network.example.device),
         }
         runs.write_result(folder, result)
     console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]))
     console().print(f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.")
 
 
-def _read(wanted: dict[str, Any]) -> "tuple[list[Contender], list[int], TrainConfig]":
+def _read(wanted: dict[str, Any]) -> tuple[list[Contender], list[int], TrainConfig]:
     """Read and check what can be checked before any data is opened."""
-    from clusterprune.budget.allocation import check_fraction
-    from clusterprune.cli.opening import read_seeds
-    from clusterprune.methods.pipeline import check_approximate
-    from clusterprune.methods.settings import read_method
-    from clusterprune.studies.comparison import TRAINING as BASE
-    from clusterprune.studies.comparison import Contender, settings_of
-    from clusterprune.train import TrainConfig
-
     check_fraction("keep_macs", wanted["keep_macs"])
     seeds = read_seeds(wanted["seeds"])
     fields = {name: wanted[name] for name in TrainConfig.model_fields if name in wanted}
     training = TrainConfig(**{**BASE.model_dump(), **fields})
     contenders = [Contender.read(text) for text in wanted["methods"].split(",")]
     for contender in contenders:
-        settings, own = settings_of(contender, wanted["keep_macs"], training, published=wanted["published"])
-        read_method(contender.method, settings, epochs=own.epochs)
-        check_approximate(contender.method, approximate=wanted["approximate"])
+        method, own = method_of(contender, wanted["keep_macs"], training, published=wanted["published"])
+        method.check(approximate=wanted["approximate"], training=own)
     return contenders, seeds, training
 
 
 def _compete(
     folder: Path,
     wanted: dict[str, Any],
-    contenders: "Sequence[Contender]",
+    contenders: Sequence[Contender],
     seeds: Sequence[int],
-    training: "TrainConfig",
-    task: "Task",
-    test: "Split",
+    training: TrainConfig,
+    opened: Opened,
+    test: Split,
     display: Any,
-    entries: "list[Entry]",
+    entries: list[Entry],
 ) -> None:
-    from clusterprune.cli.watching import Watch
-    from clusterprune.studies.comparison import Contender, label
-    from clusterprune.studies.comparison import compare as compete
 
-    def done(entry: "Entry") -> None:
+    def done(entry: Entry) -> None:
         entries.append(entry)
         cut = "" if entry.accuracy_cut is None else f"  after the cut {entry.accuracy_cut:5.2f} %"
         name = label(Contender.read(entry.contender), published=wanted["published"])
         display.line(f"{name}, seed {entry.seed}: {entry.accuracy:5.2f} %{cut}")
 
     compete(
-        task, test, contenders, keep_macs=wanted["keep_macs"], training=training, published=wanted["published"],
+        opened.network, require(opened.task, "data", "give --data"), test, contenders, keep_macs=wanted["keep_macs"],
+        training=training, published=wanted["published"],
         seeds=seeds, out=folder, report=display, watch=Watch(display, lines=False), done=done,
     )  # fmt: skip
 
 
-def _whole(subject: "Subject", task: "Task", test: "Split") -> dict[str, Any]:
-    from clusterprune import evaluate
-
-    accuracy = evaluate.metrics(subject.model, task.purpose, test).deciding
+def _whole(opened: Opened, test: Split) -> dict[str, Any]:
+    subject = opened.subject
+    task = require(opened.task, "data", "give --data")
+    accuracy = evaluate.metrics(subject.model, task, test).deciding
     return {
         "params": evaluate.params(subject.model),
         "macs": evaluate.macs(subject.model, subject.example),
@@ -218,19 +199,14 @@ def _whole(subject: "Subject", task: "Task", test: "Split") -> dict[str, Any]:
 
 
 def ranking(
-    model: str, keep_macs: float, whole: dict[str, Any], entries: "Sequence[Entry]", *, published: bool = False
-) -> "Table":
+    model: str, keep_macs: float, whole: dict[str, Any], entries: Sequence[Entry], *, published: bool = False
+) -> Table:
     """Return the closing table: mean and standard deviation over the seeds, the best first."""
-    import statistics
-
-    from clusterprune.cli.console import table
-    from clusterprune.studies.comparison import Contender, label
-
     by_name: dict[str, list[Entry]] = {}
     for entry in entries:
         by_name.setdefault(entry.contender, []).append(entry)
 
-    def over_seeds(values: "Sequence[float]") -> str:
+    def over_seeds(values: Sequence[float]) -> str:
         spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.2f}{spread}"
 

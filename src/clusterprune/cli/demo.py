@@ -3,17 +3,17 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from clusterprune.studies.demo import DemoResult
+from clusterprune.cli.console import console, milliseconds, percent, table
+from clusterprune.cli.progress import Display
+from clusterprune.studies.demo import DemoResult, demonstrate
+from clusterprune.tables import count
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -23,13 +23,7 @@ clusterprune demo --keep-macs 0.3 --out runs/third
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Train a small network on embedded data, and compress it three ways. Takes about a minute."
-    app.command("demo", help=text, epilog=EXAMPLES)(demo)
-
-
-@command
+@command(EXAMPLES)
 def demo(
     *,
     out: Annotated[
@@ -54,10 +48,6 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Train, compress three ways, and compare."""
-    from clusterprune.cli.console import console
-    from clusterprune.cli.progress import Display
-    from clusterprune.studies.demo import demonstrate
-
     with Display() as display:
         display.line("ResNet-20 on scikit-learn's handwritten digits: first it is trained, then compressed.")
         result = demonstrate(out, keep_macs=keep_macs, epochs=epochs, seed=seed, progress=display)
@@ -74,9 +64,7 @@ def demo(
     where.print("  clusterprune inspect --model resnet20", soft_wrap=True)
 
 
-def _table(result: "DemoResult") -> "Table":
-    from clusterprune.cli.console import milliseconds, percent, table
-    from clusterprune.tables import count
+def _table(result: DemoResult) -> Table:
 
     batch = result.rows[0].measured.latency_batch
     made = table("", ("", "MACs", "params", "accuracy", "drop", f"latency ({batch})", "seconds"))

@@ -9,8 +9,23 @@ from typing import Annotated
 
 import typer
 
+from clusterprune import models, runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.cli.console import console, single
+from clusterprune.cli.opening import (
+    check_classes,
+    known_classes,
+    locate,
+    open_data,
+    open_model,
+    require,
+    stated_number,
+)
+from clusterprune.cli.progress import Display
+from clusterprune.cli.trusting import check_named
+from clusterprune.errors import WeightsError
+from clusterprune.files.reading import exists
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -20,13 +35,7 @@ clusterprune evaluate resnet56.safetensors --model resnet56 --data cifar10:DIR -
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Measure accuracy, multiply-adds, parameters and latency of a model or of an earlier run."
-    app.command("evaluate", help=text, epilog=EXAMPLES)(evaluate)
-
-
-@command
+@command(EXAMPLES)
 def evaluate(
     *,
     path: Annotated[
@@ -62,22 +71,6 @@ def evaluate(
     debug: options.Debug = False,
 ) -> None:
     """Measure on the test split of the data; without data, the cost alone."""
-    from clusterprune import models, runs
-    from clusterprune.cli.console import console, single
-    from clusterprune.cli.opening import (
-        check_classes,
-        known_classes,
-        locate,
-        open_data,
-        open_model,
-        require,
-        stated_number,
-    )
-    from clusterprune.cli.progress import Display
-    from clusterprune.cli.trusting import check_model
-    from clusterprune.errors import WeightsError
-    from clusterprune.files.reading import exists
-
     if not exists(path.expanduser()):
         raise WeightsError(
             f"RUN_OR_WEIGHTS={str(path)!r} does not exist (looked in {Path.cwd()}); name a weights file, or the folder "
@@ -90,7 +83,7 @@ def evaluate(
     data = data or known.get("data")
     if model is None:
         remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
-        check_model(name, known, str(located.config_file), trust, named=False, remedy=remedy)
+        check_named(name, known, str(located.config_file), trust, named=False, remedy=remedy)
     spec = models.resolve(name)
     target = runs.pick_device(device)
     with Display() as display:

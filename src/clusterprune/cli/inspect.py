@@ -3,18 +3,25 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import torch
 import typer
+from rich.table import Table
 
+import clusterprune
+from clusterprune import evaluate, models
+from clusterprune.budget.allocation import CostModel, reachable
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.cli.console import console, table
+from clusterprune.cli.opening import locate, open_model
+from clusterprune.cli.progress import Display
+from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.channels import frozen_layers
+from clusterprune.runs import Timeline
 from clusterprune.tables import count, few
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from clusterprune.graph import ChannelGraph, Group
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -25,13 +32,7 @@ clusterprune inspect --model my_net.py:build --image-size 96 --num-classes 5 --j
 _SHOWN = 2
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Show a model's groups of channels: who makes them, who reads them, what is frozen and why."
-    app.command("inspect", help=text, epilog=EXAMPLES)(inspect)
-
-
-@command
+@command(EXAMPLES)
 def inspect(
     *,
     model: options.Model,
@@ -53,17 +54,6 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Trace a model and describe its graph."""
-    from pathlib import Path
-
-    import torch
-
-    import clusterprune
-    from clusterprune import models
-    from clusterprune.cli.console import console
-    from clusterprune.cli.opening import locate, open_model
-    from clusterprune.cli.progress import Display
-    from clusterprune.runs import Timeline
-
     spec = models.resolve(model)
     with Display() as display:
         timeline = Timeline(display)
@@ -89,12 +79,8 @@ def inspect(
         where.print(line, soft_wrap=True)
 
 
-def _facts(graph: "ChannelGraph") -> dict[str, Any]:
+def _facts(graph: ChannelGraph) -> dict[str, Any]:
     """Return all that is known about a graph as plain values."""
-    from clusterprune import evaluate
-    from clusterprune.budget.allocation import CostModel, reachable
-    from clusterprune.graph.channels import frozen_layers
-
     cost = {"macs": evaluate.macs(graph.model, graph.args), "params": evaluate.params(graph.model)}
     model = CostModel(graph)
     whole, frozen = frozen_layers(graph)
@@ -113,7 +99,7 @@ def _facts(graph: "ChannelGraph") -> dict[str, Any]:
     }
 
 
-def _describe(group: "Group") -> dict[str, Any]:
+def _describe(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "channels": group.channels,
@@ -127,9 +113,7 @@ def _describe(group: "Group") -> dict[str, Any]:
     }
 
 
-def _table(title: str, graph: "ChannelGraph") -> "Table":
-    from clusterprune.cli.console import table
-    from clusterprune.graph.channels import frozen_layers
+def _table(title: str, graph: ChannelGraph) -> Table:
 
     made = table(title, ("group", "channels", "also made by", "read by"))
     made.columns[0].no_wrap = made.columns[1].no_wrap = True

@@ -3,19 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clusterprune.cli.opening import absolute
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, WeightsError
+from clusterprune.methods import Network
 from clusterprune.models.code import CodeDigest, digest_of_code
 from clusterprune.plan import digest_of
+from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig
-
-if TYPE_CHECKING:
-    from clusterprune.methods.pipeline import Task
 
 
 class Job(BaseModel):
@@ -25,8 +24,8 @@ class Job(BaseModel):
     ----------
     model, weights, data, image_size, num_classes, validation, seed, approximate
         Options of ``clusterprune compress``, with absolute paths.
-    settings
-        Of ACP, as :func:`clusterprune.methods.settings.read_method` takes them; without the storage and the study.
+    method, settings
+        Its name, and its settings as plain values; without the storage and the study.
     training
         Fields of :class:`clusterprune.train.TrainConfig`; without the device.
     code
@@ -45,6 +44,7 @@ class Job(BaseModel):
     validation: float
     seed: int
     approximate: bool = False
+    method: str
     settings: dict[str, Any]
     training: dict[str, Any]
     code: CodeDigest | None = None
@@ -66,7 +66,7 @@ class Job(BaseModel):
         except ValidationError:
             raise ArgumentError(
                 f"{where} does not say what its run works on; it was not begun by this release's "
-                "'clusterprune compress --method acp'"
+                "'clusterprune compress'"
             ) from None
 
     def check_same(self, other: "Job") -> None:
@@ -85,7 +85,7 @@ class Job(BaseModel):
                 "--study, or another --storage"
             )
 
-    def check(self, task: "Task") -> None:
+    def check(self, network: Network, task: Task) -> None:
         """Check that weights and images are the run's.
 
         Raises
@@ -93,7 +93,7 @@ class Job(BaseModel):
         WeightsError, DataError
             If they are others.
         """
-        if digest_of(task.model) != self.weights_digest:
+        if digest_of(network.model) != self.weights_digest:
             raise WeightsError(
                 "these weights are not the ones that the search was begun with; name the same file as --weights"
             )
@@ -106,16 +106,18 @@ class Job(BaseModel):
                 )
 
 
-def describe(wanted: Mapping[str, Any], settings: Mapping[str, Any], training: TrainConfig, task: "Task") -> Job:
+def describe(
+    wanted: Mapping[str, Any], settings: Mapping[str, Any], training: TrainConfig, network: Network, task: Task
+) -> Job:
     """Return what a run with the options `wanted` tells its workers."""
     wanted = absolute(dict(wanted))
-    named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed", "approximate")
+    named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed", "approximate", "method")
     return Job(
         **{name: wanted[name] for name in named},
         settings={name: value for name, value in settings.items() if name not in ("storage", "study")},
         training=training.model_dump(mode="json", exclude={"device"}),
         code=digest_of_code(wanted["model"]),
-        weights_digest=digest_of(task.model),
+        weights_digest=digest_of(network.model),
         train_digest=_describe(task.train),
         validation_digest=_describe(task.validation),
     )

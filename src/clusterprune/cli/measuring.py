@@ -1,24 +1,22 @@
 """A network and its compact successor, measured alike."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from clusterprune import runs
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from clusterprune.cli.opening import Subject
-    from clusterprune.cli.progress import Display
-    from clusterprune.data import Split
+from clusterprune.cli.opening import Subject
+from clusterprune.cli.progress import Display
+from clusterprune.data import Split
 
 
 def measure_both(
-    subject: "Subject",
-    compact: "nn.Module",
-    test: "Split | None",
+    subject: Subject,
+    compact: nn.Module,
+    test: Split | None,
     wanted: dict[str, Any],
     timeline: runs.Timeline,
-    display: "Display",
+    display: Display,
 ) -> dict[str, Any]:
     """Return what every ``result.json`` of a compression holds; the test split is read here alone, after every choice.
 

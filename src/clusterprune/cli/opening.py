@@ -5,24 +5,23 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, models, runs
+from clusterprune import data, load, models, runs
 from clusterprune.cli.command import LARGEST
 from clusterprune.cli.trusting import trust_option_of
-from clusterprune.data import Dataset
+from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.files.reading import exists, is_folder
 from clusterprune.graph.throwaway import evaluating
+from clusterprune.methods import Network
 from clusterprune.models import ModelSpec
+from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.models.weights import classes_in
-
-if TYPE_CHECKING:
-    from clusterprune.data import Split
-    from clusterprune.methods.pipeline import Task
+from clusterprune.tasks import Classification, Plain, Task
 
 STRUCTURE_NAME = "structure.json"
 
@@ -137,8 +136,6 @@ def open_model(
         As :func:`clusterprune.models.build` and :func:`clusterprune.load`.
     """
     if located is not None and located.compact:
-        from clusterprune import load
-
         model = load(located.path, functools.partial(spec.build, num_classes))
     else:
         model = models.build(spec, num_classes=num_classes, weights=located.path if located else None, seed=seed)
@@ -211,14 +208,41 @@ def check_classes(subject: Subject, dataset: Dataset, remedy: str = "") -> None:
         )
 
 
-def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, Task, Split | None]":
-    """Open what a method that trains works on, and the test images where there are any.
+@dataclass(frozen=True)
+class Opened:
+    """What a method works on.
+
+    Attributes
+    ----------
+    subject, network
+        The model, as measuring takes it and as methods do.
+    task
+        None where there are neither data nor images to calibrate with.
+    images
+        Those that a cut looks at, where they are not those of the training.
+    test
+        The test images, where there are any.
+    """
+
+    subject: Subject
+    network: Network
+    task: Task | None
+    images: Split | None
+    test: Split | None
+
+
+def open_task(wanted: dict[str, Any], device: torch.device, *, trains: bool = True) -> Opened:
+    """Open what a method works on, and the test images where there are any.
 
     Parameters
     ----------
     wanted
-        The options `model`, `weights`, `data`, `image_size`, `num_classes` and `validation`; the number of classes is
-        noted there, so that the run's folder is enough to build the model again.
+        The options `model`, `weights`, `data`, `image_size`, `num_classes` and `validation`, and where the command has
+        them `calibration`, `evaluate` and `approximate`; the number of classes is noted there, so that the run's folder
+        is enough to build the model again.
+    trains
+        Whether anything is trained. Else no image is held out, and outputs need not be the data's classes if no
+        accuracy is measured.
 
     Raises
     ------
@@ -227,36 +251,38 @@ def open_task(wanted: dict[str, Any], device: torch.device) -> "tuple[Subject, T
     ClusterpruneError
         If model, weights and data do not go together.
     """
-    from clusterprune.methods.pipeline import Task
-
     check_weights(wanted)
     spec = models.resolve(wanted["model"])
-    dataset = open_data(wanted["data"], spec, wanted["image_size"])
+    dataset = None if wanted["data"] is None else open_data(wanted["data"], spec, wanted["image_size"])
     located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
     classes = wanted["num_classes"] = known_classes(spec, located, wanted["num_classes"])
-    subject = open_model(
-        spec, located, image_size=wanted["image_size"], num_classes=classes, device=device, seed=0
-    )  # fmt: skip
-    check_classes(subject, dataset)
-    train, held_out = dataset.train, None
-    if wanted["validation"]:
+    subject = open_model(spec, located, image_size=wanted["image_size"], num_classes=classes, device=device, seed=0)
+    calibration = None
+    if wanted.get("calibration") is not None:
+        calibration = data.unlabelled(wanted["calibration"], input_size(spec, wanted["image_size"])[1])
+    test = dataset.splits.get("test") if dataset is not None and wanted.get("evaluate", True) else None
+    if dataset is not None and (trains or test is not None):
+        check_classes(subject, dataset, "" if trains else "; or leave the accuracy out with --no-evaluate")
+    task, images = None, calibration
+    if dataset is not None:
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
-        train, held_out = data.holdout(train, wanted["validation"])
-    factory = functools.partial(_new_network, spec, classes, located)
-    approximate = bool(wanted.get("approximate"))
-    task = Task(
-        subject.model, subject.example, train, held_out, spec.mean, spec.std, factory, approximate=approximate
+        holds = trains and wanted["validation"]
+        parts = data.holdout(dataset.train, wanted["validation"]) if holds else (dataset.train, None)
+        task = Classification(*parts, mean=spec.mean, std=spec.std)
+        images = calibration or dataset.train
+    elif calibration is not None:
+        task = Plain(calibration, reference=subject.model, mean=spec.mean, std=spec.std)
+    network = Network(
+        subject.model, subject.example, functools.partial(_new_network, spec, classes, located),
+        bool(wanted.get("approximate")),
     )  # fmt: skip
-    return subject, task, dataset.splits.get("test")
+    return Opened(subject, network, task, images, test)
 
 
 def _new_network(spec: ModelSpec, classes: int | None, located: Located | None) -> nn.Module:
     """Return the network with random weights drawn from PyTorch's generator, compact if its weights are."""
     if located is None or not located.compact:
         return spec.build(classes)
-    from clusterprune import load
-    from clusterprune.methods.acp_structures import reinitialise_
-
     return reinitialise_(load(located.path, functools.partial(spec.build, classes)), torch.initial_seed())
 
 
@@ -280,6 +306,12 @@ def absolute_model(name: str) -> str:
     return f"{Path(path).expanduser().resolve()}:{factory}" if colon and path.endswith(".py") else name
 
 
+def _absolute_method(text: str) -> str:
+    """Return a method's name, and what is said of its settings behind it, with the absolute path of its file."""
+    file, name, *more = text.split(":")
+    return ":".join([absolute_model(f"{file}:{name}"), *more]) if file.endswith(".py") else text
+
+
 def absolute_data(name: str) -> str:
     """Return a data set's name such that it means the same from every folder."""
     kind, colon, folder = name.partition(":")
@@ -297,6 +329,9 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
     found = dict(options)
     if found.get("model"):
         found["model"] = absolute_model(found["model"])
+    for name in ("method", "methods"):
+        if ".py:" in str(found.get(name)):
+            found[name] = ",".join(_absolute_method(one) for one in found[name].split(","))
     if found.get("data"):
         found["data"] = absolute_data(found["data"])
     for name in ("weights", "calibration"):

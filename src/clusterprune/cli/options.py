@@ -62,7 +62,7 @@ Data = Annotated[
 OptionalData = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
 ]
-METHOD, TRAINING, SEARCH = "Method", "Training", "Search"
+METHOD, TRAINING = "Method", "Training"
 
 
 def training(name: str, metavar: str, text: str) -> Any:
@@ -76,9 +76,9 @@ Epochs = Annotated[
     typer.Option(
         "--epochs",
         metavar="N",
-        help="Epochs of the training; of icp after the last cut, of methods that cut once after the cut.",
+        help="Epochs of the training; of methods that cut by turns or once, after the last cut.",
         rich_help_panel=TRAINING,
-        show_default="icp, cp, sfp 200, acp 160, others none",
+        show_default="as published; of methods that cut once none",
     ),
 ]
 Validation = Annotated[
@@ -88,52 +88,18 @@ Validation = Annotated[
         min=0.0,
         max=0.9,
         metavar="SHARE",
-        help="Share of the training images held out to watch the training on, and for what acp chooses; 0 for none.",
+        help="Share of the training images held out to watch, and for what a method chooses; 0 for none.",
         rich_help_panel=TRAINING,
     ),
-]
-Eps = Annotated[
-    float | None,
-    typer.Option(
-        "--eps",
-        metavar="DISTANCE",
-        help="Of icp and acp, in place of a budget: how near channels of one cluster are. Published: 0.005 to 0.3.",
-        rich_help_panel=METHOD,
-        show_default=False,
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", metavar="N", help="How often icp cuts.", rich_help_panel=METHOD, show_default="3"),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Any other setting of the method, such as merge=refit; may be repeated. A wrong name lists them all.",
+        help="Any other setting of the method, such as merging=refit; may be repeated. A wrong name lists them all.",
         rich_help_panel=METHOD,
         show_default=False,
-    ),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="URL",
-        help="Where acp keeps its search, so that 'clusterprune worker' can join: a file, sqlite:///… or postgresql://…",
-        rich_help_panel=SEARCH,
-        show_default="search.db in --out",
-    ),
-]
-Study = Annotated[
-    str | None,
-    typer.Option(
-        "--study",
-        metavar="NAME",
-        help="Name of the search in the storage.",
-        rich_help_panel=SEARCH,
-        show_default="acp",
     ),
 ]
 Out = Annotated[
@@ -189,11 +155,14 @@ Config = Annotated[
     ),
 ]
 Trust = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--trust",
         metavar="FILE.py",
-        help="Run this file, where not --model but the run, the recipe or the study names it; FILE.py@SHA256 pins it.",
+        help=(
+            "Run this file, where not the command but the run, the recipe or the study names it; FILE.py@SHA256 pins "
+            "it; may be repeated."
+        ),
         rich_help_panel="Model",
         show_default=False,
     ),

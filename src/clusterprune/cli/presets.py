@@ -5,10 +5,14 @@ from typing import Any
 
 import typer
 
+from clusterprune.errors import ArgumentError, ClusterpruneError
+from clusterprune.files.credentials import without_passwords
+from clusterprune.runs import read_config
+
 # What a file never decides: where to write, and what belongs to one call alone.
 _ONCE = frozenset({"out", "resume", "config", "debug", "json", "trust"})
 # What a file says beside options.
-_BESIDE = ("clusterprune", "command", "code")
+_BESIDE = ("clusterprune", "command", "code", "method_code")
 _META = "clusterprune.presets"
 _CONFIG = "config.yaml"
 
@@ -32,8 +36,6 @@ def remember_resume(context: typer.Context, value: bool) -> bool:
 
 def chosen(context: typer.Context) -> dict[str, Any]:
     """Return all options that decide what a run does, by name, in the order of the help; passwords are taken out."""
-    from clusterprune.files.credentials import without_passwords
-
     names = [parameter.name for parameter in context.command.params]
     for name in names:
         _check_text(name, context.params.get(name))
@@ -50,8 +52,6 @@ def _check_text(name: str | None, value: Any) -> None:
     ArgumentError
         If the value is one; `--out` may be, for no file repeats it.
     """
-    from clusterprune.errors import ArgumentError
-
     if name in _ONCE or isinstance(value, int | float | None):
         return
     for text in value if isinstance(value, list | tuple) else (value,):
@@ -89,8 +89,6 @@ def _remember(context: typer.Context, name: str, value: Any) -> Any:
 
 
 def _preset(context: typer.Context, file: Path) -> None:
-    from clusterprune.errors import ClusterpruneError
-    from clusterprune.runs import read_config
 
     try:
         content = read_config(file)

@@ -4,21 +4,27 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from clusterprune import models, runs, studies
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.cli.console import console, table
+from clusterprune.cli.opening import absolute, alone, locate, open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
+from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
-from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from clusterprune.data import Dataset
-    from clusterprune.studies import Recipe, Reproduction
+from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code, trusted
+from clusterprune.cli.watching import Watch
+from clusterprune.data import Dataset
+from clusterprune.errors import ArgumentError
+from clusterprune.studies import Recipe, Reproduction
+from clusterprune.studies.reproduction import check_data
+from clusterprune.train import TrainConfig
+from clusterprune.train.config import resolve_device
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -33,13 +39,7 @@ clusterprune reproduce --out runs/row --resume
 SCALE = "Size (anything but the defaults makes a trial of it)"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Run a row of the papers' tables, and show published beside measured. A stopped run goes on where it was."
-    app.command("reproduce", help=text, epilog=EXAMPLES)(reproduce)
-
-
-@command
+@command(EXAMPLES)
 def reproduce(
     context: typer.Context,
     *,
@@ -110,11 +110,6 @@ def reproduce(
     debug: options.Debug = False,
 ) -> None:
     """Train the original network, run the method, measure both, and compare with the paper."""
-    from clusterprune import runs, studies
-    from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute, alone, require
-    from clusterprune.cli.progress import Display
-
     if listing:
         console().print(table_of([studies.read(name) for name in studies.names()]))
         return
@@ -141,7 +136,7 @@ def reproduce(
             dataset = _open(wanted, found)
         if not resume:
             runs.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
-        made = _run(folder, found, dataset, display, {**more, "trust": trust})
+        made = _run(folder, found, dataset, display, {**more, "trust": trusted(found.model, trust)})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
         runs.write_result(folder, result)
     console().print(comparison(made))
@@ -152,7 +147,7 @@ def reproduce(
     console().print(f"Written to {folder}: baseline/, method/, {runs.RESULT_NAME}, {runs.CONFIG_NAME}")
 
 
-def _check_code(context: typer.Context, recipe: "Recipe", trust: str | None, *, resume: bool) -> None:
+def _check_code(context: typer.Context, recipe: Recipe, trust: list[str] | None, *, resume: bool) -> None:
     """Refuse to run a model's file that a recipe names and this command does not, or that was changed."""
     file, before = preset_file(context) or (None, {})
     goes_on = resume or not given(context, "recipe")
@@ -161,13 +156,8 @@ def _check_code(context: typer.Context, recipe: "Recipe", trust: str | None, *, 
         compare_code(recipe.model, before, str(file), AS_BEFORE)
 
 
-def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
+def _arguments(wanted: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return the arguments of the run, having checked what can be checked before the data are opened."""
-    from clusterprune.cli.opening import locate, read_seeds
-    from clusterprune.errors import ArgumentError
-    from clusterprune.train import TrainConfig
-    from clusterprune.train.config import resolve_device
-
     more = {name: wanted[name] for name in ("epochs_scale", "limit", "precision", "device")}
     more |= {"seeds": None, "weights": None}
     if wanted["seeds"] is not None:
@@ -182,31 +172,22 @@ def _arguments(wanted: dict[str, Any], recipe: "Recipe") -> dict[str, Any]:
     return more
 
 
-def _open(wanted: dict[str, Any], recipe: "Recipe") -> "Dataset":
-    from clusterprune import models
-    from clusterprune.cli.opening import open_data
-    from clusterprune.studies.reproduction import check_data
+def _open(wanted: dict[str, Any], recipe: Recipe) -> Dataset:
 
     dataset = open_data(wanted["data"], models.resolve(recipe.model), None)
     check_data(recipe, dataset, wanted["limit"])
     return dataset
 
 
-def _run(folder: Path, recipe: "Recipe", dataset: "Dataset", display: Any, more: dict[str, Any]) -> "Reproduction":
-    from clusterprune import studies
-    from clusterprune.cli.watching import Watch
+def _run(folder: Path, recipe: Recipe, dataset: Dataset, display: Any, more: dict[str, Any]) -> Reproduction:
 
     watch = Watch(display, lines=False)
     will_go_on("reproduce", folder, lambda: epochs_on_disk(folder, watch.phase), recipe.model)
     return studies.reproduce(recipe, dataset, out=folder, report=display, watch=watch, **more)
 
 
-def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:
+def _result(made: Reproduction, seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:
     """Return the content of ``result.json``."""
-    from clusterprune import runs
-    from clusterprune.train import TrainConfig
-    from clusterprune.train.config import resolve_device
-
     figures = [name for name, value in made.baseline.to_dict().items() if value is not None]
     over = {name: made.over_seeds(lambda one, name=name: getattr(one, name)) for name in figures}
     return {
@@ -223,10 +204,8 @@ def _result(made: "Reproduction", seconds: dict[str, float], more: dict[str, Any
     }
 
 
-def table_of(recipes: "list[Recipe]") -> "Table":
+def table_of(recipes: list[Recipe]) -> Table:
     """Return what ``--list`` shows."""
-    from clusterprune.cli.console import table
-
     columns = ("recipe", "network", "data", "method", "knob", "top-1", "drop", "MACs")
     found = table(f"{len(recipes)} recipes, with what was published", columns, left=5)
     found.collapse_padding = True
@@ -241,10 +220,8 @@ def table_of(recipes: "list[Recipe]") -> "Table":
     return found
 
 
-def comparison(made: "Reproduction") -> "Table":
+def comparison(made: Reproduction) -> Table:
     """Return the closing table: published beside measured, over the seeds."""
-    from clusterprune.cli.console import table
-
     recipe, paper, base = made.recipe, made.recipe.published, made.baseline
     network = recipe.model.rpartition(":")[2]
     seeds = f"seed{'s' if len(recipe.seeds) > 1 else ''} {', '.join(map(str, recipe.seeds))}"

@@ -1,6 +1,7 @@
 """Runs that can be stopped: whose folder it is, what a resume may change, what a stop says, what a failure leaves."""
 
 import shlex
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +9,25 @@ from typing import Any
 
 import typer
 
+from clusterprune import runs
 from clusterprune.cli.command import NOTHING_WRITTEN, explain_stop
+from clusterprune.cli.opening import absolute
 from clusterprune.cli.presets import given
 from clusterprune.cli.trusting import trust_option, trust_option_of
+from clusterprune.errors import ArgumentError
+from clusterprune.files.credentials import without_passwords
+from clusterprune.files.locking import locked
+from clusterprune.files.writing import sweep, sweep_beside
+from clusterprune.methods._work import ASKED_NAME
+from clusterprune.runs import CONFIG_NAME, RESULT_NAME, read_config
+from clusterprune.train import checkpoint
 
 # Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
 MAY_CHANGE = frozenset({"data", "device", "latency_batch"})
+
+
+NOTHING_YET = frozenset({CONFIG_NAME, ASKED_NAME})
+"""What a run writes before anything is finished."""
 
 
 @contextmanager
@@ -25,10 +39,6 @@ def own_folder(out: Path, *, resume: bool) -> Iterator[Path]:
     OutputError
         If another process works there, or the folder of a new run is not empty or cannot be made.
     """
-    from clusterprune import runs
-    from clusterprune.files.locking import locked
-    from clusterprune.files.writing import sweep, sweep_beside
-
     folder = out.expanduser() if resume else runs.check_out(out)
     with locked(folder):
         if not resume:
@@ -53,7 +63,6 @@ def will_go_on(command: str, folder: Path, done: Callable[[], str], model: str |
     model
         The run's; None reads it from the folder.
     """
-    from clusterprune.runs import CONFIG_NAME, RESULT_NAME
 
     def explain() -> str:
         if (folder / RESULT_NAME).exists():
@@ -74,8 +83,6 @@ def epochs_on_disk(folder: Path, phase: str = "") -> str:
     phase
         Its name, where a run has several.
     """
-    from clusterprune.train import checkpoint
-
     found = sorted(folder.rglob(checkpoint.FILE_NAME), key=lambda path: path.stat().st_mtime_ns)
     reached = checkpoint.progress_of(found[-1]) if found else None
     if reached is None:
@@ -96,11 +103,6 @@ def check_same(
     ArgumentError
         If there are any.
     """
-    from clusterprune.cli.opening import absolute
-    from clusterprune.errors import ArgumentError
-    from clusterprune.files.credentials import without_passwords
-    from clusterprune.runs import CONFIG_NAME, read_config
-
     before = absolute(without_passwords(read_config(folder / CONFIG_NAME)))
     wanted = absolute(wanted)
     different = [
@@ -116,9 +118,7 @@ def check_same(
 
 
 def tidy(folder: Path) -> None:
-    """Remove the options of a run that never began, so that the corrected command may use the folder."""
-    from clusterprune.runs import CONFIG_NAME
-
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == [CONFIG_NAME]:
-        (folder / CONFIG_NAME).unlink()
-        folder.rmdir()
+    """Remove what a run that has finished nothing leaves, so that the corrected command may use the folder."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if CONFIG_NAME in names and names <= NOTHING_YET:
+        shutil.rmtree(folder)

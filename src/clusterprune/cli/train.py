@@ -5,21 +5,26 @@
 import contextlib
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from clusterprune import data, models, runs, save
 from clusterprune.cli import options
 from clusterprune.cli.command import command
+from clusterprune.cli.console import console, duration, single
+from clusterprune.cli.opening import Subject, absolute, check_classes, known_classes, locate, open_data, open_model
 from clusterprune.cli.presets import chosen
+from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import MAY_CHANGE, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
-
-if TYPE_CHECKING:
-    from clusterprune.cli.opening import Subject
-    from clusterprune.cli.progress import Display
-    from clusterprune.data import Dataset, Split
-    from clusterprune.train import Processes, TrainConfig, TrainResult
+from clusterprune.cli.watching import Watch
+from clusterprune.data import Dataset, Split
+from clusterprune.errors import ArgumentError
+from clusterprune.surgery.history import stages
+from clusterprune.tasks import Classification
+from clusterprune.train import Processes, TrainConfig, TrainResult, fit
+from clusterprune.train.processes import join
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -36,12 +41,7 @@ def _training(name: str, text: str, **more: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel=TRAINING, **more)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train", help="Train a model. A stopped run goes on where it was.", epilog=EXAMPLES)(train)
-
-
-@command
+@command(EXAMPLES)
 def train(
     context: typer.Context,
     *,
@@ -126,11 +126,6 @@ def train(
     debug: options.Debug = False,
 ) -> None:
     """Train with stochastic gradient descent, and test the last epoch's weights once."""
-    from clusterprune import runs
-    from clusterprune.cli.console import console, duration, single
-    from clusterprune.cli.progress import Display
-    from clusterprune.train.processes import join
-
     wanted = chosen(context)
     folder = out.expanduser()
     settings = _train_config(wanted)
@@ -144,7 +139,7 @@ def train(
             return
     else:
         runs.check_out(out)
-    check_code(context, wanted["model"], trust, resume=resume)
+    check_code(context, wanted, trust, resume=resume)
     # One of the processes keeps others out of the folder that all of them share.
     keep = own_folder(out, resume=resume) if processes.is_main else contextlib.nullcontext()
     with keep, Display(quiet=not processes.is_main) as display:
@@ -162,16 +157,13 @@ def train(
 def _run(
     folder: Path,
     wanted: dict[str, Any],
-    settings: "TrainConfig",
-    processes: "Processes",
-    display: "Display",
+    settings: TrainConfig,
+    processes: Processes,
+    display: Display,
     *,
     resume: bool,
 ) -> dict[str, Any] | None:
     """Train, test and write; return the content of ``result.json``, which is of the main process alone."""
-    from clusterprune import runs
-    from clusterprune.cli.opening import absolute
-
     timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
         subject, dataset = _open(wanted, settings)
@@ -210,10 +202,7 @@ def _run(
     return result
 
 
-def _open(wanted: dict[str, Any], settings: "TrainConfig") -> "tuple[Subject, Dataset]":
-    from clusterprune import models
-    from clusterprune.cli.opening import check_classes, known_classes, locate, open_data, open_model
-    from clusterprune.train.processes import join
+def _open(wanted: dict[str, Any], settings: TrainConfig) -> tuple[Subject, Dataset]:
 
     _, device = join(settings)
     spec = models.resolve(wanted["model"])
@@ -238,19 +227,16 @@ def _open(wanted: dict[str, Any], settings: "TrainConfig") -> "tuple[Subject, Da
 
 def _fit(
     folder: Path,
-    settings: "TrainConfig",
-    subject: "Subject",
-    parts: "tuple[Split, Split | None]",
-    display: "Display",
+    settings: TrainConfig,
+    subject: Subject,
+    parts: tuple[Split, Split | None],
+    display: Display,
     *,
     resume: bool,
-) -> "TrainResult":
-    from clusterprune import train
-    from clusterprune.cli.watching import Watch
-    from clusterprune.tasks import Classification
+) -> TrainResult:
 
     watch = Watch(display)
-    return train.fit(
+    return fit(
         subject.model,
         Classification(*parts, mean=subject.spec.mean, std=subject.spec.std),
         settings,
@@ -260,18 +246,14 @@ def _fit(
     )
 
 
-def _parts(dataset: "Dataset", wanted: dict[str, Any]) -> "tuple[Split, Split | None]":
+def _parts(dataset: Dataset, wanted: dict[str, Any]) -> tuple[Split, Split | None]:
     """Return the images to train on, and those held out of them."""
-    from clusterprune import data
-
     if wanted["validation"] == 0:
         return dataset.train, None
     return data.holdout(dataset.train, wanted["validation"], wanted["seed"])
 
 
-def _train_config(wanted: dict[str, Any]) -> "TrainConfig":
-    from clusterprune.errors import ArgumentError
-    from clusterprune.train import TrainConfig
+def _train_config(wanted: dict[str, Any]) -> TrainConfig:
 
     fields = {name: wanted[name] for name in TrainConfig.model_fields if name in wanted}
     try:
@@ -284,15 +266,11 @@ def _train_config(wanted: dict[str, Any]) -> "TrainConfig":
     return TrainConfig(**fields, nesterov=wanted["momentum"] > 0)
 
 
-def _save(folder: Path, subject: "Subject") -> None:
+def _save(folder: Path, subject: Subject) -> None:
     """Write the trained model: weights, or a compact folder if the model was compressed before."""
-    from clusterprune import runs
-    from clusterprune.surgery.history import stages
-
     if not stages(subject.model):
         runs.write_weights(folder, subject.model)
         return
-    from clusterprune import save
 
     runs.remove_folder(folder / runs.COMPACT_NAME)
     save(subject.model, folder / runs.COMPACT_NAME)

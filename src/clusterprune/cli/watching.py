@@ -1,10 +1,10 @@
 """What a training reports, as bars and lines."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from clusterprune.cli.progress import Display
-    from clusterprune.train import Progress
+from clusterprune.cli.console import duration
+from clusterprune.cli.progress import Display
+from clusterprune.train import Progress
 
 
 class Watch:
@@ -23,11 +23,11 @@ class Watch:
         The training in progress, or the last one; empty before the first.
     """
 
-    def __init__(self, display: "Display", *, lines: bool = True) -> None:
+    def __init__(self, display: Display, *, lines: bool = True) -> None:
         self.phase = ""
         self._display, self._lines = display, lines
 
-    def __call__(self, phase: str, event: "Progress") -> None:
+    def __call__(self, phase: str, event: Progress) -> None:
         """Show an event of a phase."""
         self.phase = phase
         if event.kind == "note":
@@ -49,7 +49,6 @@ class Watch:
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    from clusterprune.cli.console import duration
 
     accuracy = record["validation_accuracy"]
     watched = "" if accuracy is None else f"  validation {accuracy:6.2f} %"

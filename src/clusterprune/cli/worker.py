@@ -1,19 +1,28 @@
-"""``clusterprune worker``: take part in the search of ``compress --method acp``, from any process or machine."""
+"""``clusterprune worker``: take part in the search of a run of ``compress``, from any process or machine."""
 
 # ruff: noqa: ARG001  (`debug` is read by the wrapper)
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command, explain_stop
-
-if TYPE_CHECKING:
-    from clusterprune.cli.progress import Display
-    from clusterprune.search import Begun
+from clusterprune.cli.console import console, duration
+from clusterprune.cli.job import Job
+from clusterprune.cli.opening import absolute_storage, open_task, require
+from clusterprune.cli.progress import Display
+from clusterprune.cli.settings import usual
+from clusterprune.cli.trusting import check_named
+from clusterprune.errors import ArgumentError
+from clusterprune.files.credentials import without_password
+from clusterprune.methods import Work, find
+from clusterprune.runs import Timeline
+from clusterprune.search import Begun, begun
+from clusterprune.train import TrainConfig
+from clusterprune.train.config import resolve_device
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -28,13 +37,7 @@ _POLL = 1.0
 _SAME_PATHS = "the one that the run was begun with"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    text = "Help 'compress --method acp' to search: evaluate structures beside it, on this machine or another."
-    app.command("worker", help=text, epilog=EXAMPLES)(worker)
-
-
-@command
+@command(EXAMPLES)
 def worker(
     *,
     storage: Annotated[
@@ -46,7 +49,9 @@ def worker(
             show_default=False,
         ),
     ],
-    study: Annotated[str, typer.Option(metavar="NAME", help="Name of the search.", rich_help_panel="Search")] = "acp",
+    study: Annotated[str, typer.Option(metavar="NAME", help="Name of the search.", rich_help_panel="Search")] = usual(
+        "study"
+    ),
     timeout: Annotated[
         float,
         typer.Option(
@@ -85,11 +90,6 @@ def worker(
     debug: options.Debug = False,
 ) -> None:
     """Wait for the search, check that this is the same network and data, and work until it is over."""
-    from clusterprune.cli.console import console
-    from clusterprune.cli.opening import absolute_storage
-    from clusterprune.cli.progress import Display
-    from clusterprune.files.credentials import without_password
-
     here = {"model": model, "weights": weights, "data": data}
     url = absolute_storage(without_password(storage))
     explain_stop(lambda: "The search goes on without this worker; give the same command to join again.")
@@ -99,11 +99,8 @@ def worker(
     console().print(f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %.")
 
 
-def _wait(url: str, study: str, seconds: float, display: "Display") -> "Begun":
+def _wait(url: str, study: str, seconds: float, display: Display) -> Begun:
     """Return the search, as soon as there is one."""
-    from clusterprune.errors import ArgumentError
-    from clusterprune.search import begun
-
     until = time.monotonic() + seconds
     told = False
     while (found := begun(url, study)) is None:
@@ -111,7 +108,7 @@ def _wait(url: str, study: str, seconds: float, display: "Display") -> "Begun":
         if left <= 0:
             raise ArgumentError(
                 f"there is no search study={study!r} in this storage after {seconds / 60:g} minutes; begin it with "
-                "'clusterprune compress --method acp --storage … --study …', or wait longer with --timeout"
+                "'clusterprune compress --storage … --study …', or wait longer with --timeout"
             )
         if not told:
             display.line(f"Waiting for the search {study!r} to begin, up to {seconds / 60:g} minutes.", "dim")
@@ -123,32 +120,24 @@ def _wait(url: str, study: str, seconds: float, display: "Display") -> "Begun":
 def _work(
     url: str,
     study: str,
-    begun: "Begun",
+    begun: Begun,
     here: dict[str, Any],
-    trust: str | None,
+    trust: list[str] | None,
     device: str | None,
-    display: "Display",
+    display: Display,
 ) -> tuple[int, float]:
     """Evaluate structures until the search is over; return how many, and the fitness of the best."""
-    from clusterprune.cli.console import duration
-    from clusterprune.cli.job import Job
-    from clusterprune.cli.opening import open_task
-    from clusterprune.cli.trusting import check_model
-    from clusterprune.methods.acp_worker import join
-    from clusterprune.runs import Timeline
-    from clusterprune.train import TrainConfig
-    from clusterprune.train.config import resolve_device
-
     job = Job.read(begun.about, f"study={study!r}")
-    check_model(
+    check_named(
         here["model"] or job.model, {} if job.code is None else {"code": job.code.to_dict()}, f"the study {study!r}",
         trust, named=here["model"] is not None, remedy="Take the file that the run was begun with, or begin a new run.",
     )  # fmt: skip
     training = TrainConfig(**{**job.training, "device": device})
     with Timeline(display).phase("open data and model"):
         given = {name: value for name, value in here.items() if value is not None}
-        _, task, _ = open_task({**job.model_dump(), **given}, resolve_device(training))
-        job.check(task)
+        opened = open_task({**job.model_dump(), **given}, resolve_device(training))
+        network, task = opened.network, require(opened.task, "data", "the search was begun with some; give --data")
+        job.check(network, task)
     evaluated = 0
 
     def show(structure: Any, done: int, total: int) -> None:
@@ -162,6 +151,6 @@ def _work(
             display.line(f"structure {structure.slot + 1} of {total}: {widths}  {structure.values[0]:.2f} %  {took}")
         display("structures", done, total)
 
-    settings = {**job.settings, "storage": url, "study": study}
-    found = join(task, settings, training=training, seed=job.seed, start=begun.start, report=display, progress=show)
+    method = find(job.method).read({**job.settings, "storage": url, "study": study})
+    found = method.join(network, task, Work(None, training, job.seed, report=display), start=begun.start, progress=show)
     return evaluated, found.value

@@ -3,26 +3,38 @@
 ACP stays in :mod:`clusterprune.methods.acp`: it needs Optuna, which takes a while to import.
 """
 
+from clusterprune.methods._base import Method
+from clusterprune.methods._registry import METHODS, find
+from clusterprune.methods._work import Network, Outcome, Work
 from clusterprune.methods.clustered import cluster
-from clusterprune.methods.cp import CP, ClusterPruning, CPResult, cluster_prune
+from clusterprune.methods.cp import CP
 from clusterprune.methods.criteria import prune_by
-from clusterprune.methods.icp import ICP, ICPResult, ICPStep, icp
+from clusterprune.methods.cuts import ClusterCut, CriterionCut, Cut, Keep, OneShotCut
+from clusterprune.methods.icp import ICP
 from clusterprune.methods.layers import inner_groups
+from clusterprune.methods.once import CutOnce
 from clusterprune.methods.oneshot import OneShot, oneshot
-from clusterprune.methods.soft_pruning import SoftPruning
+from clusterprune.methods.soft_pruning import Soft, SoftPruning
 
 __all__ = [
     "CP",
     "ICP",
-    "CPResult",
-    "ClusterPruning",
-    "ICPResult",
-    "ICPStep",
+    "METHODS",
+    "ClusterCut",
+    "CriterionCut",
+    "Cut",
+    "CutOnce",
+    "Keep",
+    "Method",
+    "Network",
     "OneShot",
+    "OneShotCut",
+    "Outcome",
+    "Soft",
     "SoftPruning",
+    "Work",
     "cluster",
-    "cluster_prune",
-    "icp",
+    "find",
     "inner_groups",
     "oneshot",
     "prune_by",

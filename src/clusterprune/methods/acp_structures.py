@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from clusterprune.budget.allocation import CostModel
-from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.evaluate.mode import device_of
+from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, as_inputs, whole_batches
 from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
@@ -18,6 +17,7 @@ from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.methods.criteria import best, scores
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.oneshot import Measured, OneShot, kept_of, measure, moments_of, order_channels
+from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import apply
 
@@ -194,30 +194,3 @@ def from_random(graph: ChannelGraph, plan: Plan, *, factory: Factory | None = No
         torch.manual_seed(seed)
         fresh = factory()
     return apply(fresh, structure)
-
-
-def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
-    """Let every layer draw its own initial weights, in place, by its `reset_parameters`.
-
-    They are drawn on the CPU, so that a seed means the same weights on every device.
-
-    Raises
-    ------
-    ModelError
-        If a module has parameters and does not know how.
-    """
-    place = device_of(model)
-    model.cpu()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for path, module in model.named_modules():
-            if not list(module.parameters(recurse=False)):
-                continue
-            reset = getattr(module, "reset_parameters", None)
-            if not callable(reset):
-                raise ModelError(
-                    f"{path or type(module).__name__} has parameters but no reset_parameters, so it cannot be trained "
-                    "from random weights; give a factory, or let it inherit the original's"
-                )
-            reset()
-    return model.to(place)

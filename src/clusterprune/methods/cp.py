@@ -13,26 +13,22 @@
 What a filter was set to, training may change again (soft pruning); only the last epoch's choice stays.
 """
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from clusterprune import train as training
-from clusterprune.arguments import check_instance, check_model, check_statistics
+from clusterprune import evaluate
 from clusterprune.budget.allocation import CostModel, check_fraction
-from clusterprune.clustering import NOISE, Clustering, Clusters, KMeans
-from clusterprune.data import Split
+from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError, BudgetError
-from clusterprune.evaluate.mode import device_of, dtype_of
-from clusterprune.graph import ChannelGraph, Use, trace
-from clusterprune.methods.cp_addition import finish, rows_of
+from clusterprune.graph import ChannelGraph
+from clusterprune.methods._base import Method
+from clusterprune.methods._settings import BUDGET, option, read_clustering
+from clusterprune.methods._work import Network, Outcome, Work, trained_record
+from clusterprune.methods.cp_addition import finish
+from clusterprune.methods.cp_clusters import ClusterPruning
 from clusterprune.methods.cp_layers import target_groups, without_batch_norm
 from clusterprune.methods.cp_rates import (
     SCHEDULES,
@@ -40,29 +36,24 @@ from clusterprune.methods.cp_rates import (
     ClusterCount,
     Schedule,
     check_rate,
-    pruning_rate,
+    read_cluster_count,
     replaced_count,
     usual_goal,
 )
-from clusterprune.plan import Plan
+from clusterprune.methods.targets import check_met
 from clusterprune.surgery.apply import apply
-from clusterprune.tables import network_of, plural
-from clusterprune.tasks import Classification
-
-__all__ = ["CP", "CPResult", "ClusterPruning", "cluster_prune", "finish", "for_macs", "without_batch_norm"]
-
-Images = Split | tuple[Tensor, Tensor]
-
-PUBLISHED: dict[str, Any] = {"batch_norm": "removed"}
-"""In what the published settings differ from the defaults."""
+from clusterprune.tasks import Task
+from clusterprune.train import TrainConfig, TrainResult
 
 
 @dataclass(frozen=True)
-class CP:
-    """The settings of CP; :meth:`published` has those of the paper, whose networks train from random weights.
+class CP(Method):
+    """Cluster pruning; the preset "published" has the paper's settings, whose networks train from random weights.
 
     Attributes
     ----------
+    keep_macs
+        In place of `goal`, `clusters` and `widths`: the share of the multiply-adds to keep; see :func:`for_macs`.
     goal
         P_goal, the share of each layer's filters that are replaced after the last epoch.
     clusters
@@ -90,8 +81,8 @@ class CP:
         Filters that each layer is left with, in order of depth, where the paper's rate only says how many go at least
         (Eq. 9). After every epoch as few are then replaced as it takes to be as far on the way there as the rate is on
         its way to the goal. None follows the rate.
-    seed
-        Of the first k-means.
+    scratch
+        Train from random weights. Without batch norms a learning rate of 0.1 may then need a warm-up.
 
     Raises
     ------
@@ -99,6 +90,19 @@ class CP:
         If a setting is outside what it accepts, or two do not go together.
     """
 
+    name: ClassVar[str] = "cp"
+    training: ClassVar[TrainConfig | None] = TrainConfig(
+        epochs=200, lr=0.1, schedule="step", milestones=(0.3, 0.6, 0.8), gamma=0.2
+    )
+    """Section 4.1 of the paper: Nesterov momentum 0.9, a fifth of the rate from epochs 60, 120 and 160 on."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {"batch_norm": "removed", "scratch": True},
+        "ours": {"curvature": 20.0, "mean_of": "replaced"},
+    }
+    readers: ClassVar[dict[str, Any]] = {"clusters": read_cluster_count, "clustering": read_clustering}
+    approximates: ClassVar[bool] = False
+
+    keep_macs: float | None = option(None, "SHARE", panel=BUDGET)
     goal: float = 0.75
     clusters: ClusterCount = Adaptive()  # noqa: RUF009 (frozen)
     schedule: Schedule = "fast-slow"
@@ -108,18 +112,17 @@ class CP:
     mean_of: Literal["cluster", "replaced"] = "cluster"
     layers: tuple[str, ...] | None = None
     widths: tuple[int, ...] | None = None
-    seed: int = 0
-
-    @classmethod
-    def published(cls, **changes: Any) -> "CP":
-        """Return the published settings: fast-slow, adaptive clusters, k-means, no batch norm behind a target layer.
-
-        Give :func:`cluster_prune` a network with random weights. Without batch norms a learning rate of 0.1 may need a
-        warm-up.
-        """
-        return cls(**{**PUBLISHED, **changes})
+    scratch: bool = False
 
     def __post_init__(self) -> None:
+        """Check what does not go together, and what the numbers may be."""
+        if self.keep_macs is not None:
+            check_fraction("keep_macs", self.keep_macs)
+            for name, usual in (("goal", 0.75), ("clusters", Adaptive()), ("widths", None)):
+                if (value := getattr(self, name)) != usual:
+                    raise ArgumentError(
+                        f"{name}={value!r} and keep_macs={self.keep_macs!r} exclude each other; give one"
+                    )
         check_rate("goal", self.goal)
         self.clusters.check(self.goal)
         if self.schedule not in SCHEDULES:
@@ -131,74 +134,32 @@ class CP:
         if self.mean_of not in ("cluster", "replaced"):
             raise ArgumentError(f"mean_of must be 'cluster' or 'replaced', but got mean_of={self.mean_of!r}")
 
+    def compress(self, network: Network, task: Task, work: Work) -> Outcome:
+        """Train, from the network's weights or random ones, prune on the way, and add channels up (Algorithm 1)."""
+        whole, trained = self.learn(network, task, work)
+        plan = finish(whole.model, graph := whole.graph())
+        small = apply(whole.model, plan, graph=graph).eval()
+        if self.keep_macs is not None:
+            left = evaluate.macs(small, whole.example) / evaluate.macs(network.model, network.example)
+            check_met("macs", self.keep_macs, left, "clusters of identical filters could not be made finer")
+        return Outcome(small, None, None, trained_record(trained))
 
-@dataclass(frozen=True, eq=False)
-class CPResult:
-    """The trained network with its repeated filters, the plan that removes them, and what it leaves."""
-
-    model: nn.Module
-    plan: Plan
-    compact: nn.Module
-    history: list[dict[str, Any]]
-
-    def __repr__(self) -> str:
-        """Say how large the compact network is, how long it was trained, and by which plan it was cut."""
-        trained = plural(len(self.history), "epoch")
-        return f"<CPResult: {network_of(self.compact)} after {trained}, plan={self.plan!r}>"
-
-
-def cluster_prune(
-    model: nn.Module,
-    train: Images,
-    validation: Images | None = None,
-    *,
-    config: CP,
-    train_config: training.TrainConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: Callable[[training.Progress], None] | None = None,
-) -> CPResult:
-    """Train a copy of `model`, from scratch or from its weights, and prune it on the way (Algorithm 1).
-
-    Takes the arguments of :func:`clusterprune.train.fit` and raises what that raises.
-
-    Raises
-    ------
-    ArgumentError
-        If a layer is no group that may be cut, its batch norm cannot be removed, or the average of weights is asked
-        for: filters that are identical after the last epoch are not identical on average.
-    """
-    check_model(model)
-    check_instance("config", config, CP, "write CP(goal=0.5)")
-    check_instance("train_config", train_config, training.TrainConfig, "write TrainConfig(epochs=10)")
-    mean, std = check_statistics(mean, std)
-    if train_config.ema_decay is not None:
-        raise ArgumentError(
-            f"ema_decay={train_config.ema_decay:g} does not go with CP: averaged filters are no longer identical. "
-            "Pass ema_decay=None."
-        )
-    network = copy.deepcopy(model)
-    height, width = (train.shape if isinstance(train, Split) else train[0].shape)[-2:]
-    example = torch.zeros(1, len(mean), height, width, dtype=dtype_of(network))
-    graph = trace(network, example.to(device_of(network)))
-    if config.batch_norm == "removed":
-        network = without_batch_norm(network, graph, config.layers)
-        graph = trace(network, example.to(device_of(network)))
-    pruning = ClusterPruning(graph, config)
-    trained = training.fit(
-        network,
-        Classification(train, validation, mean=mean, std=std),
-        train_config,
-        out=out,
-        resume=resume,
-        progress=progress,
-        hook=pruning,
-    )
-    graph = trace(network, example.to(device_of(network)))  # training may have moved it to another device
-    plan = finish(network, graph)
-    return CPResult(network, plan, apply(network, plan, graph=graph), trained.history)
+    def learn(self, network: Network, task: Task, work: Work) -> tuple[Network, TrainResult]:
+        """Return the network with its repeated filters, which :func:`finish` removes without loss (lines 1 to 7)."""
+        averaged = work.needed().ema_decay
+        if averaged is not None:
+            raise ArgumentError(
+                f"ema_decay={averaged:g} does not go with CP: averaged filters are no longer identical. Pass "
+                "ema_decay=None."
+            )
+        model = network.copy(work.seed if self.scratch else None)
+        if self.batch_norm == "removed":
+            model = without_batch_norm(model, replace(network, model=model).graph(), self.layers)
+        graph = replace(network, model=model).graph()
+        config = self if self.keep_macs is None else for_macs(graph, self.keep_macs, self)
+        trained = work.fit(model, task, "train and cluster", hook=ClusterPruning(graph, config, seed=work.seed))
+        example = network.example.to(next(model.parameters()).device)  # training may be on another device
+        return replace(network, model=model, example=example), trained
 
 
 def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
@@ -228,7 +189,7 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
         for layer, group in enumerate(groups, 1):
             count = clusters.of(torch.empty(group.width, 0), layer, len(groups), goal)
             widths.append(min(group.width, group.width - replaced_count(group.width, goal) + count))
-        return share(widths), replace(config, goal=goal, clusters=clusters, widths=tuple(widths))
+        return share(widths), replace(config, keep_macs=None, goal=goal, clusters=clusters, widths=tuple(widths))
 
     low, high = 0.0, 0.99
     kept, best = at(high)
@@ -254,124 +215,3 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
 def _with(widths: list[int], layer: int) -> list[int]:
     """Return widths with one more filter in a layer."""
     return [width + (number == layer) for number, width in enumerate(widths)]
-
-
-class ClusterPruning:
-    """Lines 3-7 of Algorithm 1, after every epoch of :func:`clusterprune.train.fit`.
-
-    Parameters
-    ----------
-    graph
-        The network that is going to be trained.
-
-    Raises
-    ------
-    ArgumentError
-        If a layer is no group that may be cut, or has a batch norm although `batch_norm="removed"`.
-    """
-
-    def __init__(self, graph: ChannelGraph, config: CP) -> None:
-        self.config = config
-        self.groups = target_groups(graph, config.layers)
-        self._counts: dict[str, int] = {}
-        self._centroids: dict[str, Tensor] = {}
-        left = [group.name for group in self.groups if graph.norms_of(group)]
-        if config.batch_norm == "removed" and left:
-            raise ArgumentError(
-                f"batch_norm='removed', but {left[0]} has a batch norm; train the copy that "
-                "without_batch_norm(model, graph) returns, or pass batch_norm='tied'"
-            )
-
-    @torch.no_grad()
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
-        """Replace filters by their centroids, in place; `epoch` counts from 1."""
-        config = self.config
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        rate = pruning_rate(config.schedule, config.goal, epoch, epochs, config.curvature)
-        for layer, group in enumerate(self.groups, 1):
-            filters = torch.cat([rows_of(tensors, use) for use in group.producers], 1)
-            self._counts[group.name] = config.clusters.of(filters, layer, len(self.groups), config.goal)
-            clusters = self._cluster(group.name, filters)
-            centroids = clusters.centroids(filters)
-            distances = (filters - centroids[torch.tensor(clusters.labels)]).norm(dim=1)
-            # A filter alone in its cluster is at distance 0 and counts among them, as it does in Eq. 9.
-            order = distances.argsort(stable=True)
-            count = replaced_count(group.width, rate)
-            if config.widths is not None:
-                surplus = group.width - config.widths[layer - 1]
-                # Rounded, not cut off: the last filter shall not go in the last epoch, after which nothing recovers.
-                count = _fewest(clusters.labels[order.numpy()], group.width - round(surplus * rate / config.goal))
-            closest = order[:count]
-            averaged = clusters if config.mean_of == "cluster" else _among(clusters, closest)
-            for use in (*group.producers, *group.carriers):
-                _replace(tensors, use, averaged, closest)
-            self._centroids[group.name] = centroids.to(tensors[group.producers[0].path].dtype)
-
-    def _cluster(self, name: str, filters: Tensor) -> Clusters:
-        """Put filters (N, d) into clusters (Eq. 3)."""
-        count, clustering = self._counts[name], self.config.clustering
-        if clustering is None:
-            start = self._centroids.get(name)
-            if start is not None and len(start) > count:  # only Silhouette changes its mind
-                start = None
-            # One start is enough: the next epoch clusters again.
-            return KMeans(count, seed=self.config.seed, n_init=1).fit(vectors=filters, init_centroids=start)
-        if getattr(clustering, "n_clusters", None) is not None:
-            clustering = replace(clustering, n_clusters=count)  # type: ignore[type-var]
-        distances = torch.cdist(filters, filters).fill_diagonal_(0) if clustering.reads == "distances" else None
-        return clustering.fit(vectors=filters, distances=distances).as_partition()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what the next epoch starts from, centroids and numbers of clusters, and the settings as text."""
-        found = {"settings": torch.tensor(list(repr(self.config).encode()), dtype=torch.uint8)}
-        found |= {f"clusters.{name}": torch.tensor(count) for name, count in self._counts.items()}
-        return found | {f"centroids.{name}": centroids.clone() for name, centroids in self._centroids.items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`tensors` returned.
-
-        Raises
-        ------
-        ArgumentError
-            If that was under other settings.
-        """
-        settings = bytes(tensors["settings"].tolist()).decode()
-        if settings != repr(self.config):
-            raise ArgumentError(
-                f"config={self.config!r} differs from that of the run being resumed, {settings}; "
-                "resume with the same settings, or start in another folder"
-            )
-        parts = [(key.partition(".")[0], key.partition(".")[2], value) for key, value in tensors.items()]
-        self._counts = {name: int(value) for kind, name, value in parts if kind == "clusters"}
-        self._centroids = {name: value.cpu().clone() for kind, name, value in parts if kind == "centroids"}
-
-
-def _fewest(labels: np.ndarray, width: int) -> int:
-    """Return how many of the first filters must be replaced so that `width` different ones are left.
-
-    Parameters
-    ----------
-    labels
-        Cluster of each filter, in the order in which they are replaced: shape (N,).
-    """
-    # A cluster's first replaced filter becomes its centroid and stays; every further one goes.
-    first = np.zeros(len(labels), dtype=bool)
-    first[np.unique(labels, return_index=True)[1]] = True
-    left = len(labels) - np.cumsum(~first)
-    enough = np.flatnonzero(left <= width)
-    return 0 if width >= len(labels) else int(enough[0]) + 1 if len(enough) else len(labels)
-
-
-def _among(clusters: Clusters, chosen: Tensor) -> Clusters:
-    """Return the clusters of the chosen filters; the others are noise."""
-    labels = np.full(clusters.n_points, NOISE)
-    labels[chosen.numpy()] = clusters.labels[chosen.numpy()]
-    return Clusters.from_labels(labels)
-
-
-def _replace(tensors: dict[str, Tensor], use: Use, clusters: Clusters, closest: Tensor) -> None:
-    """Set what a parameter holds for the closest channels to the mean over their clusters."""
-    stored = tensors[use.path].detach().movedim(use.dim, 0)
-    positions = torch.from_numpy(use.positions)[closest].to(stored.device)
-    means = clusters.centroids(rows_of(tensors, use))[torch.tensor(clusters.labels)[closest]]
-    stored[positions] = means.view(*positions.shape, *stored.shape[1:]).to(stored.device, stored.dtype)

@@ -4,15 +4,16 @@ Everything here is a function of numbers; :mod:`clusterprune.methods.cp` applies
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from clusterprune.clustering import KMeans
 from clusterprune.errors import ArgumentError
+from clusterprune.methods._settings import checked
 from clusterprune.similarity import pairwise_distances
 
 Schedule = Literal["fast-slow", "slow-fast", "linear"]
@@ -179,3 +180,37 @@ def check_rate(name: str, value: float) -> None:
     """Raise :class:`ArgumentError` unless a pruning rate is above 0 and below 1."""
     if not 0 < value < 1:
         raise ArgumentError(f"{name} must be above 0 and below 1, but got {name}={value!r}")
+
+
+def read_cluster_count(value: Any) -> ClusterCount:
+    """Return how many clusters CP makes; a ready object passes.
+
+    Parameters
+    ----------
+    value
+        ``"adaptive"``, ``{"adaptive": real_rate}``, ``{"constant": number}``, ``{"share": share}`` or ``"silhouette"``.
+
+    Raises
+    ------
+    ArgumentError
+        For anything else.
+    """
+    if hasattr(value, "check"):
+        return value
+    if value == "silhouette":
+        return Silhouette()
+    if value == "adaptive":
+        return Adaptive()
+    makers: dict[str, Callable[[Any], ClusterCount]] = {
+        "adaptive": lambda rate: Adaptive(checked("adaptive", rate, float)),
+        "constant": lambda number: Constant(number=checked("constant", number, int)),
+        "share": lambda share: Constant(share=checked("share", share, float)),
+    }
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((kind, number),) = value.items()
+        if kind in makers:
+            return makers[kind](number)
+    raise ArgumentError(
+        f"clusters={value!r} is not known; give adaptive, {{adaptive: RATE}}, {{constant: NUMBER}}, {{share: SHARE}} "
+        "or silhouette"
+    )

@@ -4,7 +4,8 @@ A filter that training needs grows back and competes anew; what is zero at the e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +14,19 @@ from torch import Tensor, nn
 from clusterprune.budget.allocation import CostModel, Limits, Quantity
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
+from clusterprune.methods._base import Method
+from clusterprune.methods._settings import BUDGET, option
+from clusterprune.methods._work import Network, Outcome, Work, trained_record
 from clusterprune.methods.criteria import best, by_filter, share
+from clusterprune.methods.cuts import Keep, Layers, inner_layers
 from clusterprune.methods.targets import check_met, read_target
 from clusterprune.plan import Merge, Plan
+from clusterprune.surgery.apply import apply
+from clusterprune.tasks import Task
+from clusterprune.train import TrainConfig
+
+SFP_TRAINING = TrainConfig(epochs=200, lr=0.01, schedule="step", milestones=(0.3, 0.6, 0.8), gamma=0.2)
+"""After Zagoruyko & Komodakis 2016; a trained network begins at a tenth of their rate (He et al. 2018)."""
 
 
 class SoftPruning:
@@ -99,3 +110,54 @@ class SoftPruning:
             raise ArgumentError(f"model has no parameter {lost[0]}; train the model that the graph was traced from")
         norms = by_filter(lambda rows: rows.norm(dim=1), self.graph.prunable, parameters)
         return {g.name: best(g, norms[g.name].cpu().numpy(), self.widths[g.name]) for g in self.graph.prunable}
+
+
+@dataclass(frozen=True)
+class Soft(Method):
+    """Zero the weakest filters after every epoch, and drop what is zero at the end.
+
+    Attributes
+    ----------
+    keep_macs
+        Share of the multiply-adds to keep.
+    keep_params
+        Share of the parameters to keep.
+    layers
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+    round_to
+        Keep multiples of so many channels.
+    min_width
+        Keep at least so many channels of a group.
+    ignore
+        Layers or groups of these names, or globs, are left alone.
+    scratch
+        Train from random weights.
+    """
+
+    name: ClassVar[str] = "sfp"
+    training: ClassVar[TrainConfig | None] = SFP_TRAINING
+
+    keep_macs: float | None = option(None, "SHARE", panel=BUDGET)
+    keep_params: float | None = option(None, "SHARE", panel=BUDGET)
+    layers: Layers = "all"
+    round_to: int = option(1, "N")
+    min_width: int = option(1, "N")
+    ignore: tuple[str, ...] = option((), "GLOB")
+    scratch: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the target."""
+        Keep(self.keep_macs, self.keep_params).check()
+
+    def compress(self, network: Network, task: Task, work: Work) -> Outcome:
+        """Train with soft pruning, then drop what is zero."""
+        model = network.copy(work.seed if self.scratch else None)
+        graph = replace(network, model=model).graph()
+        hook = SoftPruning(
+            inner_layers(graph) if self.layers == "inner" else graph,
+            keep_macs=self.keep_macs, keep_params=self.keep_params, round_to=self.round_to, min_width=self.min_width,
+            ignore=self.ignore,
+        )  # fmt: skip
+        trained = work.fit(model, task, "train and prune", hook=hook)
+        small = apply(model.eval(), hook.finish(), graph=replace(network, model=model).graph())
+        return Outcome(small.eval(), None, None, trained_record(trained))

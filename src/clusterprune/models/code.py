@@ -89,7 +89,7 @@ def digest_of_code(model: str) -> CodeDigest | None:
     return None if digest is None else CodeDigest(sha256=digest, beside=known)
 
 
-def allow(model: str, *, named_by: str, trust: str | None) -> None:
+def allow(model: str, *, named_by: str, trust: str | None, what: str = "model") -> None:
     """Refuse to run a file that the user's command does not name.
 
     Parameters
@@ -98,6 +98,8 @@ def allow(model: str, *, named_by: str, trust: str | None) -> None:
         A model's name that was read from somewhere.
     named_by
         From where, for the message.
+    what
+        The option that names it.
     trust
         The file that the command names: a path, or ``PATH@SHA256`` with at least twelve digits of the digest.
 
@@ -114,19 +116,19 @@ def allow(model: str, *, named_by: str, trust: str | None) -> None:
     digest = _sha256(file)
     if digest is None:
         raise ModelError(
-            f"model={model!r}, which {named_by} names: there is no file {str(file)!r}. Put it back, or check the path."
+            f"{what}={model!r}, which {named_by} names: there is no file {str(file)!r}. Put it back, or check the path."
         )
     option = f"--trust {shlex.quote(str(file))}"
     if trust is None:
         raise UntrustedCodeError(
-            f"{named_by} names model={model!r}, and going on would run the code in {file} (sha256 {digest}), which "
+            f"{named_by} names {what}={model!r}, and going on would run the code in {file} (sha256 {digest}), which "
             f"this command does not name. If you know that file and trust it, add {option}"
         )
     pinned = _PINNED.fullmatch(trust)
     given = Path(pinned["file"] if pinned else trust).expanduser().resolve()
     if given != file:
         raise UntrustedCodeError(
-            f"trust={trust!r} is {given}, but {named_by} names model={model!r}, which would run the code in {file} "
+            f"trust={trust!r} is {given}, but {named_by} names {what}={model!r}, which would run the code in {file} "
             f"(sha256 {digest}). If you know that file and trust it, give {option} instead"
         )
     if pinned and not digest.startswith(pinned["digest"].lower()):
@@ -169,7 +171,7 @@ def check_unchanged(model: str, recorded: CodeDigest, *, named_by: str, remedy: 
             )
 
 
-def run_file(file: Path, spec: str) -> ModuleType:
+def run_file(file: Path, spec: str, *, what: str = "model") -> ModuleType:
     """Run a Python file as a module whose name is its own, whatever other files are called.
 
     The bytes that are run are those whose digest :func:`digest_of_code` returns: no compiled file beside it is used.
@@ -182,12 +184,14 @@ def run_file(file: Path, spec: str) -> ModuleType:
     place = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     found = importlib.util.spec_from_file_location(f"{file.stem}_{place}", file)
     if found is None:
-        msg = f"model={spec!r}: {str(file)!r} is not a Python file: its name must end in .py."
+        msg = f"{what}={spec!r}: {str(file)!r} is not a Python file: its name must end in .py."
         raise ModelError(msg)
     try:
         source = file.read_bytes()
     except OSError as error:
-        raise ModelError(f"model={spec!r}: {str(file)!r} cannot be read ({error.strerror}). Check the path.") from error
+        raise ModelError(
+            f"{what}={spec!r}: {str(file)!r} cannot be read ({error.strerror}). Check the path."
+        ) from error
     module = importlib.util.module_from_spec(found)
     # Dataclasses and torch.export look a class's module up by name.
     sys.modules[module.__name__] = module
@@ -198,7 +202,7 @@ def run_file(file: Path, spec: str) -> ModuleType:
     # Whatever a user's own file raises becomes an error that names it.
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        msg = f"model={spec!r}: running {file.name} raised {describe(error)}. Correct the file."
+        msg = f"{what}={spec!r}: running {file.name} raised {describe(error)}. Correct the file."
         raise ModelError(msg) from error
     _ran[file] = hashlib.sha256(source).hexdigest()
     return module

@@ -7,7 +7,7 @@ in the record.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from torch import nn
 
 from clusterprune import evaluate
 from clusterprune.data import Split
-from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.errors import ArgumentError
 from clusterprune.files.reading import ReadError, parse_yaml
-from clusterprune.files.writing import begun_with, read_record, write_json
-from clusterprune.methods.pipeline import Report, Task, Watch, compress
-from clusterprune.methods.settings import METHODS, PRESET, PRESETS
-from clusterprune.methods.trainings import FINE_TUNING
+from clusterprune.files.writing import read_record, write_json
+from clusterprune.methods._base import FINE_TUNING, Method
+from clusterprune.methods._registry import METHODS, find
+from clusterprune.methods._work import ASKED_NAME, Network, Report, Watch, Work, silent, unwatched
 from clusterprune.surgery import compact
+from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig
 
-ASKED_NAME = "asked.json"
+PUBLISHED, OURS = "published", "ours"
+"""Presets of a method that competes as its paper has it, or as ours."""
 ENTRY_NAME = "entry.json"
 COMPACT_NAME = "compact"
 TRAINING = FINE_TUNING
@@ -39,7 +41,7 @@ class Contender:
     Attributes
     ----------
     method
-        One of :data:`clusterprune.methods.settings.METHODS`.
+        A name, or a class in a file, as :func:`clusterprune.methods.find` takes it.
     changes
         Settings by name.
     """
@@ -57,8 +59,12 @@ class Contender:
             If there is no such method, or a change is not of the form name=value.
         """
         method, *changes = (part.strip() for part in text.split(":"))
-        if method not in METHODS:
-            raise ArgumentError(f"methods={text!r} names no method; choose from {', '.join(METHODS)}")
+        if method.endswith(".py") and changes:
+            method = f"{method}:{changes.pop(0)}"
+        elif method not in METHODS:
+            raise ArgumentError(
+                f"methods={text!r} names no method; choose from {', '.join(METHODS)}, or path/to/file.py:MyMethod"
+            )
         pairs = [change.partition("=") for change in changes]
         if any(not (name and sign and value) for name, sign, value in pairs):
             raise ArgumentError(f"methods={text!r} is not of the form METHOD:NAME=VALUE:NAME=VALUE")
@@ -100,48 +106,27 @@ class Entry:
     seconds: float | None
 
 
-def settings_of(
+def method_of(
     contender: Contender, keep_macs: float, training: TrainConfig, *, published: bool = False
-) -> tuple[dict[str, Any], TrainConfig]:
-    """Return a contender's settings, and its last training, such that it trains as long as all others.
+) -> tuple[Method, TrainConfig]:
+    """Return a contender's method, and its last training, such that it trains as long as all others.
 
-    ICP, ACP and CP are ours, unless `published` or a contender's own `preset=published` asks for the papers'. Ours of
-    ICP and ACP cut as the one-shot compressor does; ours of CP replaces its filters early, and leaves them together, so
-    that most of a short training is for recovering. As published, ICP and ACP cut the inner layers by clusters and drop
-    the smallest norms, ACP's candidates train, and its last training begins anew; CP trains from random weights without
-    the batch norms of its layers. The budget, in place of ε and rate, and the lengths of trainings are the comparison's
-    either way.
+    A method that was published competes as ours, by the preset of that name, unless `published` or the contender's own
+    `preset=published` asks for the paper's. The budget, in place of ε and rate, and the lengths of trainings are the
+    comparison's either way.
     """
-    settings: dict[str, Any] = {"keep_macs": keep_macs}
-    published = is_published(contender, published=published)
-    if contender.method == "icp":
-        settings |= {"steps": 3, "epochs_between": max(1, training.epochs // 5)}
-    if contender.method == "acp":
-        settings |= {"equal_macs": False}
-    if published:
-        settings |= {PRESET: "published"}
-    elif contender.method == "icp":
-        settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "carry_momentum": True}
-    elif contender.method == "acp":
-        settings |= {"by": "oneshot", "layers": "all", "samples": 1024, "fitness": "merge", "merge": "refit"}
-        settings |= {"candidates_inherit": True, "retraining_inherits": True, "velocity_max": None}
-    elif contender.method == "cp":
-        settings |= {"curvature": 20.0, "mean_of": "replaced"}
-    settings |= dict(contender.changes)
-    if contender.method == "icp":
-        last = training.epochs - (settings["steps"] - 1) * settings["epochs_between"]
-        if last < 1:
-            raise ArgumentError(
-                f"epochs={training.epochs} are too few for {contender} with steps={settings['steps']} and "
-                f"epochs_between={settings['epochs_between']}; give more epochs, or fewer steps"
-            )
-        training = TrainConfig(**{**training.model_dump(), "epochs": last})
-    return settings, training
+    kind = find(contender.method)
+    settings: dict[str, Any] = {"keep_macs": keep_macs, **kind.within(training.epochs)}
+    preset = PUBLISHED if is_published(contender, published=published) else OURS
+    settings |= {"preset": preset} if preset in kind.presets else {}
+    method = kind.read(settings | dict(contender.changes))
+    return method, TrainConfig(**{**training.model_dump(), "epochs": method.last_epochs(training.epochs)})
 
 
 def is_published(contender: Contender, *, published: bool) -> bool:
     """Tell whether a contender competes as its paper has it, which its own preset or else the comparison says."""
-    return contender.method in PRESETS and (dict(contender.changes).get(PRESET) == "published" or published)
+    own = dict(contender.changes).get("preset")
+    return PUBLISHED in find(contender.method).presets and (own == PUBLISHED or (own is None and published))
 
 
 def label(contender: Contender, *, published: bool = False) -> str:
@@ -152,12 +137,13 @@ def label(contender: Contender, *, published: bool = False) -> str:
     >>> label(Contender.read("icp")), label(Contender.read("icp"), published=True), label(Contender.read("l1"))
     ('icp (ours)', 'icp (published)', 'l1')
     """
-    if contender.method not in PRESETS:
+    if PUBLISHED not in find(contender.method).presets:
         return str(contender)
-    return f"{contender} ({'published' if is_published(contender, published=published) else 'ours'})"
+    return f"{contender} ({PUBLISHED if is_published(contender, published=published) else OURS})"
 
 
 def compare(
+    network: Network,
     task: Task,
     test: Split,
     contenders: Sequence[Contender],
@@ -180,25 +166,26 @@ def compare(
     training
         Its number of epochs is that of every contender.
     published
-        Whether ICP, ACP and CP compete as published, or as ours; see :func:`settings_of`.
+        Whether methods compete as published, or as ours; see :func:`method_of`.
     out
         Folder; each contender and seed has a run folder of its own in it.
     report, watch
-        As :func:`clusterprune.methods.pipeline.compress`.
+        As :class:`clusterprune.methods.Work` has them.
     done
         Called with every entry.
 
     Raises
     ------
     ArgumentError, BudgetError, TrainingError, OutputError
-        As :func:`clusterprune.methods.pipeline.compress`, and when a folder was begun with other settings.
+        As :meth:`clusterprune.methods.Method.run`, and when a folder was begun with other settings.
     """
-    planned = [(one, *settings_of(one, keep_macs, training, published=published)) for one in contenders]
+    planned = [(one, *method_of(one, keep_macs, training, published=published)) for one in contenders]
     entries = []
     for seed in seeds:
-        for contender, settings, own in planned:
+        for contender, method, own in planned:
             folder = _folder(out, contender, seed)
-            entry = _run(task, test, contender, settings, own, seed, folder, report, watch)
+            work = Work(folder, own, seed, resume=True, report=report or silent, watch=watch or unwatched)
+            entry = _run(network, task, test, str(contender), method, work)
             entries.append(entry)
             if done is not None:
                 done(entry)
@@ -214,48 +201,23 @@ def _folder(out: str | Path, contender: Contender, seed: int) -> Path:
     return Path(out) / str(contender).replace("/", "_") / f"seed-{seed}"
 
 
-def _run(
-    task: Task,
-    test: Split,
-    contender: Contender,
-    settings: Mapping[str, Any],
-    training: TrainConfig,
-    seed: int,
-    folder: Path,
-    report: Report | None,
-    watch: Watch | None,
-) -> Entry:
-    path = folder / ENTRY_NAME
-    began_before = _same(folder / ASKED_NAME, settings, training, seed)
+def _run(network: Network, task: Task, test: Split, name: str, method: Method, work: Work) -> Entry:
+    path = work.place / ENTRY_NAME
+    began_before = (work.place / ASKED_NAME).exists()
+    work.begin(method.asked(network, task, work))
     if path.exists():
         return read_record(path, Entry)
     began = time.perf_counter()
-    made = compress(
-        task, contender.method, settings, training=training, seed=seed, out=folder, report=report, watch=watch
-    )
+    made = method.run(network, task, work)
     seconds = None if began_before else round(time.perf_counter() - began, 1)
 
     def accuracy(model: nn.Module) -> float:
-        return evaluate.metrics(model, task.purpose, test).deciding
+        return evaluate.metrics(model, task, test).deciding
 
     cut = None if made.cut is None else accuracy(made.cut)
-    size = evaluate.params(made.model), evaluate.macs(made.model, task.example)
-    entry = Entry(str(contender), seed, *size, cut, accuracy(made.model), seconds)
-    if not (folder / COMPACT_NAME).exists():
-        compact.save(made.model, folder / COMPACT_NAME)
+    size = evaluate.params(made.model), evaluate.macs(made.model, network.example)
+    entry = Entry(name, work.seed, *size, cut, accuracy(made.model), seconds)
+    if not (work.place / COMPACT_NAME).exists():
+        compact.save(made.model, work.place / COMPACT_NAME)
     write_json(path, asdict(entry))
     return entry
-
-
-def _same(path: Path, settings: Mapping[str, Any], training: TrainConfig, seed: int) -> bool:
-    """Note what is asked for in a run folder; if that was done before, compare, and return True."""
-    asked = {"settings": dict(settings), "training": training.model_dump(mode="json"), "seed": seed}
-    found = begun_with(path, asked)
-    if found is None:
-        return False
-    before, now = found
-    if differ := [name for name in now if now[name] != before.get(name)]:
-        raise OutputError(
-            f"{path.parent} was begun with other {' and '.join(differ)}; compare in another folder, or remove it"
-        )
-    return True

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clusterprune.errors import ArgumentError
 from clusterprune.files.reading import ReadError, read_yaml
-from clusterprune.methods.settings import TRAINED, read_method
+from clusterprune.methods._registry import METHODS, find
 from clusterprune.models.sources import suggestion
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision
@@ -17,8 +17,6 @@ Data = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
 CLASSES: dict[str, int] = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
 """By kind of data; a folder may have any number."""
 
-# Numbers of epochs among the settings of a method, with their defaults.
-_EPOCHS = {"icp": {"epochs_between": 10}, "acp": {"fitness_epochs": 3}}
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -73,7 +71,7 @@ class Recipe(BaseModel):
     data
         The kind; where it lies is for the caller to say.
     method, settings
-        As :func:`clusterprune.methods.pipeline.compress` takes them.
+        One of :data:`clusterprune.methods.METHODS`, and its settings by name, as plain values.
     knob
         The one setting that tells the rows of a table apart, as the paper writes it.
     training, baseline
@@ -112,7 +110,9 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_trains(self) -> Self:
-        if self.training is None and self.method in TRAINED:
+        if self.method not in METHODS:  # a class in a file would be code that the user has not named
+            raise ValueError(f"method={self.method!r} is not known; choose from {', '.join(METHODS)}")
+        if self.training is None and find(self.method).training is not None:
             raise ValueError(f"training is missing, but method={self.method!r} trains; state how")
         return self
 
@@ -151,8 +151,8 @@ class Recipe(BaseModel):
 
         settings = dict(self.settings)
         if epochs_scale != 1:
-            for name, default in _EPOCHS.get(self.method, {}).items():
-                settings[name] = _scaled(settings.get(name, default), epochs_scale)
+            method = find(self.method).read(settings)
+            settings |= {name: _scaled(getattr(method, name), epochs_scale) for name in method.in_epochs}
         changes = {"settings": settings, "training": shorter(self.training), "baseline": shorter(self.baseline)}
         return self.model_copy(update=changes | ({} if seeds is None else {"seeds": _different(seeds)}))
 
@@ -202,7 +202,7 @@ def read(name: str | Path) -> Recipe:
         raise ArgumentError(f"recipe={str(name)!r} must hold fields such as 'model: resnet56', one a line")
     try:
         recipe = Recipe.model_validate({"name": path.stem, **content})
-        read_method(recipe.method, recipe.settings)
+        find(recipe.method).read(recipe.settings)
     except ValidationError as error:
         raise ArgumentError(f"recipe {path}: {_explain(error)}") from None
     except ArgumentError as error:

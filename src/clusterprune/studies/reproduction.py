@@ -3,7 +3,7 @@
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files.locking import alone
 from clusterprune.files.reading import ReadError, sha256_of
 from clusterprune.files.writing import begun_with, read_record, write_json
-from clusterprune.methods.pipeline import Report, Task, Watch, compress
-from clusterprune.methods.settings import read_method
+from clusterprune.methods._registry import find
+from clusterprune.methods._work import Network, Report, Watch, Work, silent, unwatched
 from clusterprune.models import ModelSpec, code
 from clusterprune.runs import Measurement
 from clusterprune.studies.recipe import CLASSES, Recipe
@@ -102,7 +102,7 @@ def reproduce(
     device
         As in :class:`clusterprune.train.TrainConfig`.
     report, watch
-        As :func:`clusterprune.methods.pipeline.compress`.
+        As :class:`clusterprune.methods.Work` and :meth:`clusterprune.methods.Method.run`.
     trust
         The Python file that the recipe's model is in, where it is not one of ours, torchvision's or timm's: a recipe
         is a file, and what a file names is not run unasked. A path, or ``PATH@SHA256``.
@@ -116,7 +116,7 @@ def reproduce(
     OutputError
         If `out` was begun with other arguments.
     BudgetError, ModelError, TrainingError, WeightsError
-        As :func:`clusterprune.methods.pipeline.compress`.
+        As :class:`clusterprune.methods.Work` and :meth:`clusterprune.methods.Method.run`.
     UntrustedCodeError
         If the model is in a file that `trust` does not name.
     """
@@ -130,9 +130,9 @@ def reproduce(
     with alone(folder):
         _same(folder, {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)})
         images, test = _limited(dataset, limit)
-        work = _Work(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
-        original, baseline = work.original(model.to(place), trained=weights is not None)
-        compressed = {seed: work.compressed(original, seed) for seed in wanted.seeds}
+        run = _Run(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
+        original, baseline = run.original(model.to(place), trained=weights is not None)
+        compressed = {seed: run.compressed(original, seed) for seed in wanted.seeds}
     return Reproduction(wanted, _trial(epochs_scale, limit), baseline, compressed, timeline.seconds)
 
 
@@ -158,7 +158,7 @@ def check_data(recipe: Recipe, dataset: Dataset, limit: int | None = None) -> No
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Run:
     """A recipe, its images, and where it is done."""
 
     recipe: Recipe
@@ -192,19 +192,17 @@ class _Work:
             return _read(folder)
         recipe, spec, classes = self.recipe, self.spec, len(self.images.classes)
         # Whoever chooses nothing may train on all images, as the papers do.
-        parts = data.holdout(self.images, VALIDATION) if recipe.method == "acp" else (self.images, None)
-        factory = functools.partial(spec.build, classes)
-        task = Task(original, self._example, *parts, spec.mean, spec.std, factory, whole=self.images)
+        kind = find(recipe.method)
+        parts = data.holdout(self.images, VALIDATION) if kind.chooses else (self.images, None)
+        network = Network(original, self._example, functools.partial(spec.build, classes))
+        task = tasks.Classification(*parts, mean=spec.mean, std=spec.std, whole=self.images)
+        method = kind.read(recipe.settings)
+        if self.limited:
+            method = replace(method, **{n: min(len(parts[0]), getattr(method, n)) for n in kind.in_images})
         training = None if recipe.training is None else self._training(recipe.training, seed)
-        settings = dict(recipe.settings)
-        samples = getattr(read_method(recipe.method, settings)[0], "samples", None)
-        if self.limited and samples is not None:
-            settings["samples"] = min(len(parts[0]), samples)
+        work = Work(folder, training, seed, resume=True, report=self.report or silent, watch=self.watch or unwatched)
         with self.timeline.phase(f"{recipe.method}, seed {seed}", announce=False):
-            made = compress(
-                task, recipe.method, settings, training=training, seed=seed, out=folder, report=self.report,
-                watch=self.watch,
-            )  # fmt: skip
+            made = method.run(network, task, work)
         runs.remove_folder(folder / runs.COMPACT_NAME)
         compact.save(made.model, folder / runs.COMPACT_NAME)
         return self._measured(folder, made.model, f"test, seed {seed}")

@@ -1,0 +1,98 @@
+"""The options of the command line that are settings of methods: read off the methods' own fields."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from clusterprune.cli.presets import given
+from clusterprune.errors import ArgumentError
+from clusterprune.files.reading import ReadError, parse_yaml
+from clusterprune.methods import METHODS, find
+from clusterprune.methods._settings import BUDGET, default_of, descriptions, settings_of
+
+
+def _fields() -> dict[str, dict[str, tuple[type[Any], Field[Any]]]]:
+    """Return the fields that are options, by name and method, with their classes."""
+    found: dict[str, dict[str, tuple[type[Any], Field[Any]]]] = {}
+    for name in METHODS:
+        method = find(name)
+        for kind in (method, *(each for kinds in method.parts.values() for each in kinds.values())):
+            for one in settings_of(kind):
+                if "metavar" in one.metadata:
+                    found.setdefault(one.name, {}).setdefault(name, (kind, one))
+    return found
+
+
+FIELDS = _fields()
+
+
+def usual(name: str) -> Any:
+    """Return the default of a setting that is an option."""
+    return next(default_of(one) for _, one in FIELDS[name].values())
+
+
+def _parameter(name: str, of: Mapping[str, tuple[type[Any], Field[Any]]]) -> inspect.Parameter:
+    """Return the parameter of one option: without a default, for every method has its own."""
+    kind, one = next(iter(of.values()))
+    hint = get_type_hints(kind)[name]
+    plain = next((each for each in get_args(hint) if each is not type(None)), hint) if get_origin(hint) else hint
+    default, text = default_of(one), descriptions(kind)[name]
+    if len(of) < len(METHODS):
+        others = [method for method in METHODS if method not in of]
+        text += f" Not for {', '.join(others)}." if len(others) < len(of) else f" For {', '.join(of)}."
+    option = typer.Option(
+        *(one.metadata["names"] or (f"--{name.replace('_', '-')}",)),
+        metavar=one.metadata["metavar"] or None,
+        help=text,
+        rich_help_panel=one.metadata["panel"],
+        show_default=str(default) if default else False,
+    )
+    annotation: Any = list[str] | None if isinstance(default, tuple) else plain | None
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
+
+
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the settings of all methods as options, in the place of its ``**settings``."""
+    before = inspect.signature(function, eval_str=True)
+    after: list[inspect.Parameter] = []
+    for parameter in before.parameters.values():
+        if parameter.name == "data":  # the budget stands behind the model in the help
+            after += [_parameter(name, of) for name, of in FIELDS.items()]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            after.append(parameter)
+    function.__signature__ = before.replace(parameters=after)  # type: ignore[attr-defined]
+    return function
+
+
+def settle_budget(context: typer.Context, wanted: dict[str, Any]) -> None:
+    """Let a budget on the command line take the place of the one in a file, in place."""
+    budgets = [name for name, of in FIELDS.items() for _, one in of.values() if one.metadata["panel"] == BUDGET]
+    if any(given(context, name) for name in budgets):
+        wanted |= {name: None for name in budgets if not given(context, name)}
+
+
+def read_options(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the method among the options, as plain values, those of ``--set`` included.
+
+    Raises
+    ------
+    ArgumentError
+        If a ``--set`` is not of the form NAME=VALUE, or names what has an option or was set before.
+    """
+    found = {name: wanted[name] for name in FIELDS if wanted[name] not in (None, [], ())}
+    for text in wanted["set"] or ():
+        name, sign, value = text.partition("=")
+        if not (name and sign and value):
+            raise ArgumentError(f"set={text!r} is not of the form NAME=VALUE, such as --set merging=refit")
+        if name in found:
+            raise ArgumentError(f"{name} is given twice, as {found[name]!r} and in --set {text}; leave one out")
+        try:
+            found[name] = parse_yaml(value)
+        except ReadError as error:
+            raise ArgumentError(f"set={text!r} has a value that {error}") from None
+    return found

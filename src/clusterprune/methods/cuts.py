@@ -1,0 +1,275 @@
+"""What a cut goes by: which channels stay, and what they take over. Methods are told by an object.
+
+ClusterCut     clusters of channels, as ICP and ACP were published
+OneShotCut     all that the one-shot compressor knows
+CriterionCut   a score per channel
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from clusterprune.arguments import shown
+from clusterprune.budget.allocation import check_fraction
+from clusterprune.clustering import DBSCAN, Clustering
+from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph
+from clusterprune.graph.images import Images, Progress
+from clusterprune.merge import FreeMergingName, MergingName
+from clusterprune.methods._settings import BUDGET, fixed, option, read_clustering
+from clusterprune.methods.clustered import cluster
+from clusterprune.methods.criteria import Criterion, Scope, prune_by
+from clusterprune.methods.layers import inner_groups, published_layers
+from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.targets import read_target
+from clusterprune.plan import Plan
+from clusterprune.similarity import FeatureMaps
+
+Layers = Literal["inner", "all"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a cut shall leave: at most one share, in (0, 1], of the original network's cost.
+
+    Attributes
+    ----------
+    macs, params, latency
+        The share of multiply-adds, parameters, or measured time.
+    round_to, min_width
+        Kept widths are multiples of `round_to` and at least `min_width`.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    round_to: int = 1
+    min_width: int = 1
+
+    def check(self) -> None:
+        """Raise :class:`ArgumentError` unless exactly one share is given, and is one."""
+        read_target(self.macs, self.params, self.latency)
+
+    def arguments(self, *names: str) -> dict[str, Any]:
+        """Return the shares of these names, with the widths, as the functions that plan take them."""
+        shares = {f"keep_{name}": getattr(self, name) for name in names}
+        return {**shares, "round_to": self.round_to, "min_width": self.min_width}
+
+
+class Cut(Protocol):
+    """Chooses a plan for a network as it is; a frozen dataclass of settings."""
+
+    def check(self, keep: Keep) -> None:
+        """Raise :class:`ArgumentError` if settings and share do not go together."""
+        ...
+
+    def plan(
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:  # fmt: skip
+        """Return the plan.
+
+        Parameters
+        ----------
+        images
+            Normalised inputs, shape (images, channels, height, width); None where there are none.
+        labels
+            Class of every image, int64 (images,); of a criterion that differentiates the loss.
+        seed, progress
+            As in :func:`clusterprune.oneshot`.
+        """
+        ...
+
+    def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
+        """Return the graph with all frozen that this does not cut."""
+        ...
+
+    def narrow(self) -> "Cut":
+        """Return the cut of the same widths that hands nothing over, for who needs the widths alone."""
+        ...
+
+
+def inner_layers(graph: ChannelGraph, *, tied: bool = False) -> ChannelGraph:
+    """Return the graph with the papers' layers alone, in a bottleneck of one width or each of its own.
+
+    Raises
+    ------
+    ArgumentError
+        If there are none.
+    """
+    names = inner_groups(graph)
+    if not names:
+        raise ArgumentError(
+            f"{type(graph.model).__name__} has no convolution inside a block that may be cut; print "
+            "clusterprune.trace(model, example) to see why, ignore less, or set layers='all'"
+        )
+    return published_layers(graph) if tied else graph.only(names)
+
+
+@dataclass(frozen=True)
+class ClusterCut:
+    """Clusters of channels; the defaults are those of ICP and ACP as released.
+
+    Attributes
+    ----------
+    eps
+        In place of a budget: ε of DBSCAN, how near channels of one cluster are. Published: 0.005 to 0.3.
+    metric
+        How mean feature maps are compared: "cosine" or "euclidean".
+    min_samples
+        MinPts of DBSCAN.
+    clustering
+        Another clustering than DBSCAN, by its name. Where it takes a number of clusters, the budget says how many.
+    merging, survivors
+        What the survivors take over, and who survives, as in :func:`clusterprune.cluster`. The released code drops all
+        but the filters of largest ℓ1 norm.
+    layers
+        "inner", the papers' choice (:func:`clusterprune.inner_groups`, one width for a bottleneck), or "all" that may
+        be cut.
+    """
+
+    readers: ClassVar[dict[str, Any]] = {"clustering": read_clustering}
+
+    eps: float | None = option(None, "DISTANCE", panel=BUDGET)
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    min_samples: int = 5
+    clustering: Clustering | None = None
+    merging: MergingName = "drop"
+    survivors: Literal["medoid", "l1"] = "l1"
+    layers: Layers = "inner"
+
+    def __post_init__(self) -> None:
+        """Check what needs no network."""
+        _check_layers(self.layers)
+        DBSCAN(eps=0.5 if self.eps is None else self.eps, min_samples=self.min_samples)
+
+    def check(self, keep: Keep) -> None:
+        """Check that one thing says how much is cut."""
+        if self.clustering is not None and self.eps is not None:
+            raise ArgumentError(f"eps={self.eps!r} is DBSCAN's; leave it out with clustering={self.clustering!r}")
+        if self.clustering is None and (self.eps is None) == (keep.macs is None):
+            raise ArgumentError(
+                f"give either eps or keep_macs, but got eps={self.eps!r} and keep_macs={keep.macs!r}; the papers' eps "
+                "is between 0.005 and 0.3"
+            )
+        if keep.macs is not None:
+            check_fraction("keep_macs", keep.macs)
+
+    def plan(
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:  # fmt: skip
+        """Return the plan of clusters and noise points."""
+        del labels
+        usual = DBSCAN(eps=0.5 if self.eps is None else self.eps, min_samples=self.min_samples)
+        return cluster(
+            self.layers_of(graph), images, similarity=FeatureMaps(self.metric), clustering=self.clustering or usual,
+            merging=self.merging, survivors=self.survivors, seed=seed, progress=progress,
+            **keep.arguments("macs", "params"),
+        )  # fmt: skip
+
+    def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
+        """Return the graph as it is cut."""
+        return inner_layers(graph, tied=True) if self.layers == "inner" else graph
+
+    def narrow(self) -> "ClusterCut":
+        """Return the cut that drops."""
+        return replace(self, merging="drop", survivors="l1")
+
+
+@dataclass(frozen=True)
+class OneShotCut(OneShot):
+    """All that the one-shot compressor knows: :class:`clusterprune.OneShot`, and which layers it cuts.
+
+    Attributes
+    ----------
+    layers
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+    """
+
+    layers: Layers = "all"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        _check_layers(self.layers)
+
+    def check(self, keep: Keep) -> None:
+        """Check that there is a budget."""
+        keep.check()
+
+    def plan(
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:  # fmt: skip
+        """Return the plan of :func:`clusterprune.oneshot`."""
+        del labels
+        shares = keep.arguments("macs", "params", "latency")
+        return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **shares)
+
+    def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
+        """Return the graph as it is cut."""
+        return inner_layers(graph) if self.layers == "inner" else graph
+
+    def narrow(self) -> "OneShotCut":
+        """Return the cut that does not refit."""
+        return replace(self, refit=None)
+
+
+@dataclass(frozen=True)
+class CriterionCut:
+    """A score per channel, and the lowest go; see :func:`clusterprune.prune_by`.
+
+    Attributes
+    ----------
+    criterion
+        Which score.
+    scope
+        "local": every group keeps the same fraction. "global": one order over all groups.
+    merging
+        What the kept channels take over: nothing ("drop", as published), or what "least_squares" or "refit" finds.
+    layers
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+    """
+
+    criterion: Criterion = fixed("l1")  # noqa: RUF009 (a field)
+    scope: Scope = "local"
+    merging: FreeMergingName = "drop"
+    layers: Layers = "all"
+
+    def __post_init__(self) -> None:
+        """Check the layers; the rest is checked by whoever cuts."""
+        _check_layers(self.layers)
+
+    def check(self, keep: Keep) -> None:
+        """Check that there is a budget."""
+        keep.check()
+
+    def plan(
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:  # fmt: skip
+        """Return the plan of :func:`clusterprune.prune_by`."""
+        return prune_by(
+            self.layers_of(graph), self.criterion, images=images, labels=labels, scope=self.scope, merging=self.merging,
+            seed=seed, progress=progress, **keep.arguments("macs", "params", "latency"),
+        )  # fmt: skip
+
+    def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
+        """Return the graph as it is cut."""
+        return inner_layers(graph) if self.layers == "inner" else graph
+
+    def narrow(self) -> "CriterionCut":
+        """Return the cut that drops."""
+        return replace(self, merging="drop")
+
+
+def _check_layers(layers: Sequence[str]) -> None:
+    if layers not in ("inner", "all"):
+        raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={shown(layers)}")
+
+
+CUTS: dict[str, type[Any]] = {"clusters": ClusterCut, "oneshot": OneShotCut}
+"""The cuts that a method may take by name."""
