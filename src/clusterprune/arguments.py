@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, ModelError
 
 LARGEST_SEED = (1 << 63) - 1
+
+Public = TypeVar("Public", bound=Callable[..., Any])
 
 
 def check_graph(graph: object) -> None:
@@ -250,7 +252,7 @@ def _is_finite(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
 
 
-def renamed(**names: str) -> Callable[[Any], Any]:
+def renamed(**names: str) -> Callable[[Public], Public]:
     """Decorate a function or a class that still takes keywords by the names that they had before, with a warning.
 
     Parameters
@@ -259,8 +261,8 @@ def renamed(**names: str) -> Callable[[Any], Any]:
         Today's name by the one before.
     """
 
-    def decorate(public: Any) -> Any:
-        inner = public.__init__ if isinstance(public, type) else public
+    def decorate(public: Public) -> Public:
+        inner: Callable[..., Any] = public.__init__ if isinstance(public, type) else public
 
         @functools.wraps(inner)
         def call(*args: Any, **given: Any) -> Any:
@@ -272,9 +274,8 @@ def renamed(**names: str) -> Callable[[Any], Any]:
                 given[now] = given.pop(before)
             return inner(*args, **given)
 
-        if not isinstance(public, type):
-            return call
-        public.__init__ = call
-        return public
+        if isinstance(public, type):
+            public.__init__ = call
+        return cast(Public, public if isinstance(public, type) else call)
 
     return decorate
