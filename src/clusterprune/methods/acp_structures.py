@@ -14,9 +14,11 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, as_inputs, whole_batches
 from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
 from clusterprune.merge.elimination import RemovalOrder
+from clusterprune.merge.measured import Measured, measure, moments_of
+from clusterprune.merge.orders import kept_of, order_channels
 from clusterprune.methods.criteria import best, scores
 from clusterprune.methods.layers import with_followers
-from clusterprune.methods.oneshot import Measured, OneShot, kept_of, measure, moments_of, order_channels
+from clusterprune.methods.oneshot import OneShot
 from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import apply
@@ -119,13 +121,17 @@ class WidthPlanner:
             self.graph,
             groups,
             images,
-            options,
-            data_free=False,
+            output_aware=options.output_aware,
+            temperature=options.temperature,
+            whole_kernel_limit=options.whole_kernel_limit,
+            moment_rows=options.moment_rows,
+            work=options.macs_to_spend,
             generator=generator,
             progress=self._progress,
-            folds_=1,
+            n_folds=1,
         )
-        return measured, order_channels(self.graph, groups, measured, options, self._progress)
+        paths = order_channels(self.graph, groups, measured, damping=options.damping, progress=self._progress)
+        return measured, paths
 
     def __call__(self, widths: Mapping[str, int], *, merge: FreeMergingName | None = None) -> Plan:
         """Return the plan that keeps so many channels of each group; groups without a width stay whole.
