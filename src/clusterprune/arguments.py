@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, ModelError
 
+Public = TypeVar("Public", bound=Callable[..., Any])
 LARGEST_SEED = (1 << 63) - 1
 
 Public = TypeVar("Public", bound=Callable[..., Any])
