@@ -15,7 +15,6 @@ from clusterprune.errors import ArgumentError, ModelError
 Public = TypeVar("Public", bound=Callable[..., Any])
 LARGEST_SEED = (1 << 63) - 1
 
-Public = TypeVar("Public", bound=Callable[..., Any])
 
 
 def check_graph(graph: object) -> None:
