@@ -9,6 +9,8 @@ import clusterprune as cp
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge.least_squares import mixing_matrix
 from clusterprune.merge.refit import Refit, refit
+from clusterprune.merge.refit_solving import _accumulate_by_channel
+from clusterprune.merge.refit_targets import Rows, Target, aimed, nearest
 from clusterprune.merge.statistics import input_moments
 from clusterprune.surgery.apply import bias_home
 
@@ -244,14 +246,12 @@ def depthwise() -> nn.Module:
 @pytest.mark.parametrize("constant", [True, False])
 def test_a_depthwise_kernel_is_solved_channel_by_channel(constant: bool):
     """What its channels would have to be, if a spoilt first layer is to be made good: as by one regression each."""
-    from clusterprune.merge.refit import _accumulate_by_channel, _Rows
-
     rows, channels, taps = 500, 4, 9
     patches = torch.randn(rows, channels, taps, generator=generator()) + 2.0
     true, level = torch.randn(channels, taps, generator=generator()), torch.arange(4.0) * constant
     wanted = (patches * true).sum(2) + level
     found, bias = _accumulate_by_channel(
-        [_Rows(patches[:300].flatten(1), wanted[:300]), _Rows(patches[300:].flatten(1), wanted[300:])],
+        [Rows(patches[:300].flatten(1), wanted[:300]), Rows(patches[300:].flatten(1), wanted[300:])],
         torch.zeros(channels, 1, 3, 3),
         torch.zeros(channels, dtype=torch.float64),
         1e-9,
@@ -282,22 +282,20 @@ def test_targets_move_only_where_a_rectifier_does_not_show_it(
     seed: int, bounds: tuple[float, float], added: bool, normed: bool
 ):
     """Behind the rectifier the moved targets give what the original gives, and none is further than it was."""
-    from clusterprune.merge.refit import _aimed, _nearest, _Target
-
     draw = torch.Generator().manual_seed(seed)
     made, other, pred = (4 * torch.randn(50, 6, generator=draw, dtype=torch.float64) for _ in range(3))
     scale, shift = torch.randn(2, 6, generator=draw, dtype=torch.float64)  # of either sign
     scale = torch.where(scale.abs() < 0.1, 0.5, scale)
     node = object() if added else None
-    target = _Target(None, None, node, "", bounds)  # type: ignore[arg-type]
+    target = Target(None, None, node, "", bounds)  # type: ignore[arg-type]
     affine = (scale, shift) if normed else None
-    rows = _aimed(pred, made, other if added else None, affine, target)
+    rows = aimed(pred, made, other if added else None, affine, target)
 
     def behind(outputs: Tensor) -> Tensor:
         end = outputs * scale + shift if normed else outputs
         return (end + other if added else end).clamp(*bounds)
 
-    moved = _nearest(pred, rows)
+    moved = nearest(pred, rows)
     assert torch.allclose(behind(moved), behind(rows.wanted), atol=1e-9)
     assert ((moved - pred).abs() <= (rows.wanted - pred).abs() + 1e-9).all()
     assert (moved != rows.wanted).any()

@@ -1,0 +1,110 @@
+"""The original and the compressed network, layer after layer on the same images, as a refit looks at them."""
+
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from clusterprune.graph import ChannelGraph, LayerCall
+from clusterprune.graph.images import Images, as_inputs, batches
+from clusterprune.graph.program import Program, named_tensors
+from clusterprune.graph.rewrite import ChannelMask, rewrite
+from clusterprune.merge.patches import PatchExtractor
+from clusterprune.merge.refit_targets import Rows, Target, aimed
+from clusterprune.plan import Plan
+from clusterprune.surgery.apply import removed_labels, with_new_biases
+
+
+class Pair:
+    """The original and the compressed network, both part-way through the same images."""
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        plan: Plan,
+        state: dict[str, Tensor],
+        images: Images,
+        batch_size: int,
+    ) -> None:
+        self.graph, self.state = graph, state
+        removed = removed_labels(graph, plan)
+        self.original = Program(graph)
+        self.compact = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)))
+        before = self.original.weights(named_tensors(graph))
+        self.after = self.compact.weights(state)
+        self.values = [
+            (ChainMap(self.original.bind(batch), before), ChainMap(self.compact.bind(batch), self.after))
+            for batch in batches(images, batch_size)
+        ]
+        self.images = len(as_inputs(images)[0])
+        self._done = (0, 0)
+        self._held: list[Tensor] = []
+        self._rows: dict[str, Tensor] = {}
+        mask = ChannelMask(graph, removed)
+        for call in graph.calls:
+            kept = mask.kept(call.node)[call.channel_dim]
+            if kept is not None:
+                self._rows[call.node] = torch.from_numpy(kept)
+
+    def observe(self, target: Target, reader: PatchExtractor, limit: int, generator: torch.Generator) -> Iterator[Rows]:
+        """Run both networks up to a call; yield, batch by batch, rows of its input and of the output it should have.
+
+        At most `limit` positions are taken of each image, before anything else is done with them.
+        """
+        call = target.call
+        index = self.original.index[call.node]
+        last = call.node if target.addition is None else target.addition.name
+        stop = index if target.addition is None else self.original.index[last]
+        rows = self._rows.get(call.node)
+        affine = None if target.norm is None else target.norm.folding(self.state)
+        self._held = []
+        with torch.no_grad():
+            for original, compact in self.values:
+                self.original.advance(original, self._done[0], stop + 1)
+                self.compact.advance(compact, self._done[1], index)
+                x = compact[call.input]
+                self._held.append(x)
+                made = original[last]
+                where = reader.positions(made, limit, generator)
+                wanted = reader.outputs(made, where)
+                wanted = wanted if rows is None else wanted[:, rows]
+                other: Tensor | None = None
+                if target.addition is not None:
+                    # The other side of the sum is needed, not what the old kernel makes.
+                    old = {call.node, target.norm.name if target.norm is not None else ""}
+                    self.compact.advance(compact, index, stop, skip=old)
+                    other = reader.outputs(compact[target.other], where)
+                yield aimed(reader.inputs(x, where), wanted, other, affine, target)
+        self._done = (stop + 1, stop)
+
+    def places(self, call: LayerCall) -> int:
+        """Return how many output positions a call has in one image."""
+        return call.places(self.graph.nodes[call.node].meta["val"].shape)
+
+    def replace(self, fresh: Mapping[str, Tensor]) -> None:
+        """Put refitted tensors into the compressed network."""
+        self.state.update(fresh)
+        self.after.update(self.compact.weights(self.state))
+
+    def finish(self, target: Target) -> None:
+        """Run the refitted call (and its norm) again, so that what follows sees its new output."""
+        index = self.compact.index[target.call.node]
+        with torch.no_grad():
+            for (_, compact), x in zip(self.values, self._held, strict=True):
+                local = compact.maps[0]
+                present = target.call.input in local
+                local[target.call.input] = x
+                self.compact.advance(compact, index, index + 1)
+                if target.addition is not None:
+                    if target.norm is not None:
+                        again = self.compact.index[target.norm.name]
+                        self.compact.advance(compact, again, again + 1)
+                    # What stands between the call and the addition ran already; keep what was still needed then.
+                    if present:
+                        local[target.call.input] = x
+                    else:
+                        local.pop(target.call.input, None)
+        self._held = []
+        if target.addition is None:
+            self._done = (self._done[0], index + 1)
