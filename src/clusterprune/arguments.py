@@ -16,7 +16,6 @@ Public = TypeVar("Public", bound=Callable[..., Any])
 LARGEST_SEED = (1 << 63) - 1
 
 
-
 def check_graph(graph: object) -> None:
     """Check that an argument is what :func:`clusterprune.trace` returns.
 
