@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import clusterprune as cp
-from clusterprune import data, evaluate, train
+from clusterprune import criteria, data, evaluate, train
 from clusterprune.clustering import DBSCAN, HDBSCAN, OPTICS, Agglomerative, Birch, KMeans, MeanShift, Spectral
 from clusterprune.data import Split
-from clusterprune.methods.criteria import CRITERIA
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters
@@ -355,7 +354,7 @@ def part_prune_by(place: Place) -> Iterator[Row]:
     pair = Pair.on(place)
     labels = torch.arange(len(pair.inputs)) % 10
     merges = itertools.cycle(("drop", "least_squares", "refit"))
-    for criterion, scope in zip(CRITERIA, itertools.cycle(("local", "global")), strict=False):
+    for criterion, scope in zip(criteria.names(), itertools.cycle(("local", "global")), strict=False):
         given = {"keep_macs": 0.6, "scope": scope, "merging": next(merges), "labels": labels}
         # There is no batch norm behind two of the layers.
         given["ignore"] = ["up", "last"] if criterion == "bn_scale" else []

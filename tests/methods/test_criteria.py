@@ -1,8 +1,9 @@
 """Criteria: scores computed by hand, budgets met, and what soft pruning zeroes."""
 
 import contextlib
+import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 import clusterprune as cp
 from clusterprune import evaluate, train
 from clusterprune.budget.allocation import CostModel
+from clusterprune.criteria import CriterionName, names
 from clusterprune.errors import ArgumentError, BudgetError
-from clusterprune.methods.criteria import Criterion, prune_by, scores
+from clusterprune.methods.prune_by import prune_by, scores
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.models import build
 from clusterprune.tasks import Classification
 
-CRITERIA = get_args(Criterion)
 FILTERS = torch.tensor([[3.0, -4.0], [1.0, 0.0], [0.0, 2.0]])
 
 
@@ -62,7 +63,7 @@ def labelled(count: int = 64) -> Tensor:
         ("bn_scale", [0.5, 2, 1]),
     ],
 )
-def test_scores_of_weights_by_hand(criterion: Criterion, expected: list[float]) -> None:
+def test_scores_of_weights_by_hand(criterion: CriterionName, expected: list[float]) -> None:
     graph = cp.trace(by_hand(), torch.zeros(1, 2, 4, 4))
     found = scores(graph, criterion)
     assert list(found) == ["0"]
@@ -116,7 +117,7 @@ def test_taylor_is_weight_times_gradient_by_hand() -> None:
 def test_taylor_does_not_depend_on_how_images_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     _, graph, images = ready(Plain())
     together = scores(graph, "taylor", images=images, labels=labelled())
-    monkeypatch.setattr("clusterprune.methods.criteria.gradient_batch_size", lambda graph: 7)
+    monkeypatch.setattr("clusterprune.criteria.taylor.gradient_batch_size", lambda graph: 7)
     for name, score in scores(graph, "taylor", images=images, labels=labelled()).items():
         assert torch.allclose(score, together[name], rtol=1e-4)
 
@@ -145,7 +146,7 @@ def resnet() -> cp.ChannelGraph:
     quantity=st.sampled_from(["macs", "params"]),
 )
 def test_the_budget_is_met_within_one_percent_or_refused(
-    resnet: cp.ChannelGraph, keep: float, criterion: Criterion, scope: str, quantity: str
+    resnet: cp.ChannelGraph, keep: float, criterion: CriterionName, scope: str, quantity: str
 ) -> None:
     try:
         plan = prune_by(resnet, criterion, **{f"keep_{quantity}": keep}, scope=scope)
@@ -160,9 +161,9 @@ def test_the_budget_is_met_within_one_percent_or_refused(
     assert keep - 0.01 <= share <= keep + 1e-9
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", names())
 @pytest.mark.parametrize("network", [Plain, Grouped])
-def test_every_criterion_compresses_streams_and_grouped_convolutions(network: type, criterion: Criterion) -> None:
+def test_every_criterion_compresses_streams_and_grouped_convolutions(network: type, criterion: CriterionName) -> None:
     model, graph, images = ready(network())
     plan = prune_by(graph, criterion, images=images, labels=labelled(), keep_macs=0.6, scope="global", seed=1)
     small = cp.apply(model, plan, graph=graph)
@@ -217,7 +218,7 @@ def test_a_latency_target_is_handed_to_the_measured_search(monkeypatch: pytest.M
         asked.append(keep)
         return plan_at(0.5)
 
-    monkeypatch.setattr("clusterprune.methods.criteria.plan_for_latency", search)
+    monkeypatch.setattr(sys.modules["clusterprune.methods.prune_by"], "plan_for_latency", search)
     plan = prune_by(graph, "l1", keep_latency=0.8)
     assert asked == [0.8]
     assert plan.notes["keep_latency"] == 0.8

@@ -26,8 +26,8 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, BudgetError, OutputError, WeightsError
 from clusterprune.files.locking import locked
 from clusterprune.methods import ClusterCut, Network, OneShotCut, Outcome, Work
-from clusterprune.methods.criteria import scores
 from clusterprune.methods.icp import ICP
+from clusterprune.methods.prune_by import scores
 from clusterprune.models import ResNet
 from clusterprune.plan import Plan
 from clusterprune.tasks import Classification

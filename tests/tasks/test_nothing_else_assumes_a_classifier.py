@@ -3,7 +3,7 @@ from pathlib import Path
 
 import clusterprune
 
-ROOMS = ("train", "methods", "search", "studies")
+ROOMS = ("criteria", "similarity", "train", "methods", "search", "studies")
 WORDS = re.compile(
     r"\b(top_?-?[15]|cross_?entropy|logits\w*|accuracy\w*|label_smoothing|labelled|classifiers?)\b", re.I
 )
@@ -18,8 +18,6 @@ ALLOWED = {
     "methods/icp.py": {"accuracy", "accuracy_cut", "labelled", "classifier"},
     "methods/pipeline.py": {"accuracy", "accuracy_cut", "labelled"},
     "methods/acp.py": {"accuracy", "labelled", "classifier"},
-    # Taylor's criterion differentiates the loss of a classification.
-    "methods/criteria.py": {"cross_entropy", "logits", "logits_of", "labelled"},
 }
 
 

@@ -8,12 +8,12 @@ from clusterprune.methods._registry import METHODS, find
 from clusterprune.methods._work import Network, Outcome, Work
 from clusterprune.methods.clustered import cluster
 from clusterprune.methods.cp import CP
-from clusterprune.methods.criteria import prune_by
 from clusterprune.methods.cuts import ClusterCut, CriterionCut, Cut, Keep, OneShotCut
 from clusterprune.methods.icp import ICP
 from clusterprune.methods.layers import inner_groups
 from clusterprune.methods.once import CutOnce
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.prune_by import prune_by
 from clusterprune.methods.soft_pruning import Soft, SoftPruning
 
 __all__ = [

@@ -5,9 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from clusterprune import criteria
 from clusterprune.errors import ArgumentError
 from clusterprune.methods._base import Method
-from clusterprune.methods.criteria import CRITERIA
 from clusterprune.methods.once import by_criterion
 from clusterprune.models import code
 
@@ -20,7 +20,7 @@ _HOMES = {
 }
 """Module and class; ACP's is imported when it is asked for, because Optuna takes a while."""
 
-METHODS = (*_HOMES, *CRITERIA)
+METHODS = (*_HOMES, *criteria.names())
 COMPARED = "oneshot,icp,acp,cp,l1,fpgm,bn_scale,taylor"
 """Who competes where nobody says otherwise."""
 USUAL = "oneshot"

@@ -16,9 +16,9 @@ from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_mergi
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.measured import Measured, measure, moments_of
 from clusterprune.merge.orders import kept_of, order_channels
-from clusterprune.methods.criteria import best, scores
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.oneshot import OneShot
+from clusterprune.methods.prune_by import best, scores
 from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import apply

@@ -14,15 +14,16 @@ from torch import Tensor
 from clusterprune.arguments import shown
 from clusterprune.budget.allocation import check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
+from clusterprune.criteria import CriterionName
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName, MergingName
 from clusterprune.methods._settings import BUDGET, fixed, option, read_clustering
 from clusterprune.methods.clustered import cluster
-from clusterprune.methods.criteria import Criterion, Scope, prune_by
 from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.prune_by import Scope, prune_by
 from clusterprune.methods.targets import read_target
 from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps
@@ -234,7 +235,7 @@ class CriterionCut:
         "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
     """
 
-    criterion: Criterion = fixed("l1")  # noqa: RUF009 (a field)
+    criterion: CriterionName = fixed("l1")  # noqa: RUF009 (a field)
     scope: Scope = "local"
     merging: FreeMergingName = "drop"
     layers: Layers = "all"

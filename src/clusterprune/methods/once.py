@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import save_image
 
+from clusterprune.criteria import CriterionName
 from clusterprune.errors import ArgumentError
 from clusterprune.files.writing import output_errors
 from clusterprune.graph import ChannelGraph
@@ -24,7 +25,6 @@ from clusterprune.merge.bn_images import can_make_images, images_from_norms
 from clusterprune.methods._base import Method
 from clusterprune.methods._settings import BUDGET, option
 from clusterprune.methods._work import PLAN_NAME, Network, Outcome, Work, score, trained_record
-from clusterprune.methods.criteria import Criterion
 from clusterprune.methods.cuts import CriterionCut, Cut, Keep, OneShotCut
 from clusterprune.methods.distil import distil
 from clusterprune.plan import Plan
@@ -156,7 +156,7 @@ class CutOnce(Method):
         return task.normalize(pixels).to(network.example.device), labels
 
 
-def by_criterion(criterion: Criterion) -> type[CutOnce]:
+def by_criterion(criterion: CriterionName) -> type[CutOnce]:
     """Return the method that cuts once by a criterion, of its name."""
     doc = f"Cut once by the criterion {criterion}, then train for a while or not at all."
     about = {"__doc__": doc, "name": criterion, "parts": {"cut": {criterion: CriterionCut}}, "__module__": __name__}

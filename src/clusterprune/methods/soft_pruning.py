@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.budget.allocation import CostModel, Limits, Quantity
+from clusterprune.criteria import L2, by_filter
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.methods._base import Method
 from clusterprune.methods._settings import BUDGET, option
 from clusterprune.methods._work import Network, Outcome, Work, trained_record
-from clusterprune.methods.criteria import best, by_filter, share
 from clusterprune.methods.cuts import Keep, Layers, inner_layers
+from clusterprune.methods.prune_by import best, share
 from clusterprune.methods.targets import check_met, read_target
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.apply import apply
@@ -108,7 +109,7 @@ class SoftPruning:
         lost = [use.path for g in self.graph.prunable for use in g.producers if use.path not in parameters]
         if lost:
             raise ArgumentError(f"model has no parameter {lost[0]}; train the model that the graph was traced from")
-        norms = by_filter(lambda rows: rows.norm(dim=1), self.graph.prunable, parameters)
+        norms = by_filter(L2().measure, self.graph.prunable, parameters)
         return {g.name: best(g, norms[g.name].cpu().numpy(), self.widths[g.name]) for g in self.graph.prunable}
 
 

@@ -6,7 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from clusterprune.arguments import type_name
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.merge.divergence import distillation
@@ -90,6 +92,43 @@ class Classification(ImageTask):
             return dict.fromkeys(self.metrics)
         first, fifth, images, _ = (float(value) for value in rows.double().sum(0))
         return {"accuracy": 100 * first / images, "accuracy_top5": 100 * fifth / images if rows[0, 3] >= 5 else None}
+
+
+class OfLabels:
+    """What labels alone say of a classification: its loss, without data of its own."""
+
+    @staticmethod
+    def checked(labels: object, count: int) -> Tensor:
+        """Return the labels of so many images, or raise an ArgumentError that says what they should be."""
+        if not isinstance(labels, Tensor):
+            raise ArgumentError(
+                f"labels must be a tensor, but got labels={type_name(labels)}; torch.tensor(labels) makes one, and a "
+                "function of positions goes with a task"
+            )
+        if labels.shape != (count,) or labels.is_floating_point():
+            raise ArgumentError(
+                f"labels must be whole numbers, one for each of the {count} images, but got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        return labels
+
+    def loss(self, outputs: Any, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross entropy of the first output, logits (n, classes).
+
+        Raises
+        ------
+        ArgumentError
+            A label is no number of an output.
+        """
+        del images
+        logits = logits_of(tuple(pytree.tree_leaves(outputs)))[0]
+        labels = targets.to(logits.device).long()
+        if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+            raise ArgumentError(
+                f"labels lie in {int(labels.min())}..{int(labels.max())}, but the model has {logits.shape[1]} outputs; "
+                "give each image the number of its output"
+            )
+        return cross_entropy([logits], labels)
 
 
 def cross_entropy(outputs: Sequence[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
