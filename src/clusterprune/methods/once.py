@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
+from torch.nn import functional
 
 from clusterprune.criteria import CriterionName
 from clusterprune.errors import ArgumentError
@@ -204,5 +205,12 @@ def duration_of(text: str | None) -> dict[str, Any]:
 
 def _write_images(path: Path, images: Tensor) -> None:
     """Write some of the images as one picture, each stretched to its own range: how bright they were is not known."""
+    shown = images[:64].float().cpu()
+    low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
+    pixels = ((shown - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
+    pixels = functional.pad(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3], (0, 2, 0, 2))
+    rows = [torch.cat([*row], dim=2) for row in pixels.split(8)]
+    widest = max(row.shape[2] for row in rows)
+    sheet = torch.cat([functional.pad(row, (0, widest - row.shape[2])) for row in rows], dim=1)
     with output_errors(path):
-        save_image(images[:64].float().cpu(), path, nrow=8, normalize=True, scale_each=True)
+        Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(path)
