@@ -30,7 +30,7 @@ from clusterprune.data import Split
 from clusterprune.methods.soft_pruning import SoftPruning
 from clusterprune.plan import Merge, Plan
 from clusterprune.similarity import FeatureMaps, Filters
-from clusterprune.surgery.apply import masked_state
+from clusterprune.surgery.masking import masked_state
 from clusterprune.tasks import Classification
 from clusterprune.train import Guidance, TrainConfig
 

@@ -36,7 +36,8 @@ from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.walk import layer_of
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import bias_home, cutter
+from clusterprune.surgery.bias_homes import bias_home
+from clusterprune.surgery.cutting import cutter
 
 BATCH = 128
 POSITIONS = 64

@@ -173,7 +173,7 @@ def frozen_channels(graph: Any) -> dict[str, int]:
 def law2(model: nn.Module, example: Tensor) -> tuple[float, str]:
     """Compare a randomly cut network with the masked original in float64; return the error, and the class."""
     import clusterprune as cp
-    from clusterprune.surgery.apply import masked_state
+    from clusterprune.surgery.masking import masked_state
 
     randomize(model)
     model, example = model.double(), example.double()

@@ -23,7 +23,8 @@ from torch.nn import functional
 import clusterprune as cp
 from clusterprune.graph import Group
 from clusterprune.graph.program import Program, Ref, named_tensors
-from clusterprune.surgery.apply import bias_home, masked_state
+from clusterprune.surgery.bias_homes import bias_home
+from clusterprune.surgery.masking import masked_state
 
 torch.set_num_threads(1)
 

@@ -16,7 +16,7 @@ from clusterprune import evaluate
 from clusterprune.budget.cost import CostModel
 from clusterprune.errors import BudgetError, BudgetWarning
 from clusterprune.methods.targets import check_met
-from clusterprune.surgery.apply import removed_labels
+from clusterprune.surgery.cutting import removed_labels
 
 
 def counted(model: nn.Module, *inputs: Tensor) -> float:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune.errors import ModelError
-from clusterprune.surgery.apply import compact_state
 from clusterprune.surgery.history import stages, why_untrainable
+from clusterprune.surgery.masking import compact_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::clusterprune.errors.UntrainableWarning")
 

@@ -13,8 +13,9 @@ import clusterprune as cp
 from clusterprune.errors import PlanError
 from clusterprune.graph.program import Program
 from clusterprune.graph.rewrite import masked_norms
-from clusterprune.surgery.apply import masked_state, removed_labels
+from clusterprune.surgery.cutting import removed_labels
 from clusterprune.surgery.history import stages
+from clusterprune.surgery.masking import masked_state
 
 WIDTH = 8
 

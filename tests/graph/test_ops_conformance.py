@@ -18,7 +18,7 @@ from torchvision.ops import DeformConv2d
 import clusterprune as cp
 from clusterprune.budget.cost import CostModel
 from clusterprune.graph.ops import Op, _base, op_of, registered
-from clusterprune.surgery.apply import removed_labels
+from clusterprune.surgery.cutting import removed_labels
 
 SIDE = 6
 Case = Callable[[], tuple[nn.Module, Callable[..., Tensor]]]

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import clusterprune as cp
 from clusterprune.errors import PlanError
-from clusterprune.surgery.apply import masked_state
+from clusterprune.surgery.masking import masked_state
 
 
 class Standardised(nn.Conv2d):

@@ -12,7 +12,7 @@ from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.refit_solving import _accumulate_by_channel
 from clusterprune.merge.refit_targets import Rows, Target, aimed, nearest
 from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery.apply import bias_home
+from clusterprune.surgery.bias_homes import bias_home
 
 
 def generator() -> torch.Generator:

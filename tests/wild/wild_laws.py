@@ -23,8 +23,9 @@ from wild_networks import SIZES, WildNetwork, WildRecipe, shrink
 
 import clusterprune as cp
 from clusterprune.errors import ClusterpruneError, UntrainableWarning
-from clusterprune.surgery.apply import compact_state, cutter, masked_state
+from clusterprune.surgery.cutting import cutter
 from clusterprune.surgery.history import stages
+from clusterprune.surgery.masking import compact_state, masked_state
 
 TOLERANCE = 1e-9
 """Largest difference within a slice, relative to the largest number in it: float64 through norms and exponentials."""

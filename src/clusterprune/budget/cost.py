@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.labels import collapse
 from clusterprune.graph.ops import Extent, Term, op_of
+from clusterprune.graph.put_back import randomness_kept
 from clusterprune.graph.stored import Stored
-from clusterprune.graph.throwaway import randomness_kept
 from clusterprune.graph.walk import Parameter
 
 Quantity = Literal["macs", "params"]

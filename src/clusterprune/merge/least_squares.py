@@ -12,7 +12,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group, Use
 from clusterprune.merge._base import Kept, Moments, OfGroups
 from clusterprune.plan import Merge
-from clusterprune.surgery.apply import bias_home
+from clusterprune.surgery.bias_homes import bias_home
 
 
 @dataclass(frozen=True)

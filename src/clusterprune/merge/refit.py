@@ -25,7 +25,8 @@ from clusterprune.merge.refit_solving import solve
 from clusterprune.merge.refit_targets import targets_of
 from clusterprune.merge.statistics import release_memory
 from clusterprune.plan import Merge, Plan
-from clusterprune.surgery.apply import bias_home, compact_state
+from clusterprune.surgery.bias_homes import bias_home
+from clusterprune.surgery.masking import compact_state
 
 _MANY_ROWS = 16384
 _ROWS_BY_CHANNEL = 4096

@@ -13,7 +13,8 @@ from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.refit_targets import Rows, Target, aimed
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import removed_labels, with_new_biases
+from clusterprune.surgery.bias_homes import with_new_biases
+from clusterprune.surgery.cutting import removed_labels
 
 
 class Pair:

@@ -37,7 +37,9 @@ from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import compact_state, removed_labels, with_new_biases
+from clusterprune.surgery.bias_homes import with_new_biases
+from clusterprune.surgery.cutting import removed_labels
+from clusterprune.surgery.masking import compact_state
 
 aten = torch.ops.aten
 

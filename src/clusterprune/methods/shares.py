@@ -17,7 +17,9 @@ from clusterprune.merge import Merging, assemble
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.measured import Measured, Without, moments_of
 from clusterprune.merge.orders import kept_of
-from clusterprune.surgery.apply import compact_state, removed_labels, with_new_biases
+from clusterprune.surgery.bias_homes import with_new_biases
+from clusterprune.surgery.cutting import removed_labels
+from clusterprune.surgery.masking import compact_state
 
 _FEWEST = 32
 """Images on which plans are compared, at least."""

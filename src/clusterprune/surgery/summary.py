@@ -11,7 +11,8 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.graph.channels import FrozenLayers, frozen_layers
 from clusterprune.graph.program import named_tensors
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import bias_home, removed_labels
+from clusterprune.surgery.bias_homes import bias_home
+from clusterprune.surgery.cutting import removed_labels
 from clusterprune.tables import count, facts_of, few, html_lines, html_part, html_table, text_table
 
 

@@ -9,7 +9,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.program import named_tensors
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import cutter
+from clusterprune.surgery.cutting import cutter
 
 BUFFER = "momentum_buffer"  # its name in the state of torch.optim.SGD
 
