@@ -50,6 +50,10 @@ class TrainingError(ClusterpruneError):
     """Training cannot go on; the last good state is on disk."""
 
 
+class ExportError(ClusterpruneError):
+    """A model cannot be written in a format, or what was written computes something else."""
+
+
 class OutputError(ClusterpruneError):
     """An output folder cannot be written."""
 

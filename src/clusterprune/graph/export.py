@@ -65,7 +65,7 @@ def export(
     TraceError
         If the model does not run on the inputs, or cannot be exported.
     """
-    with throwaway(model) as copy, torch.no_grad(), _silence():
+    with throwaway(model) as copy, torch.no_grad(), silence():
         copy.module.train(training)
         try:
             program = torch.export.export(copy.module, args, kwargs, dynamic_shapes=sizes, strict=False)
@@ -83,7 +83,7 @@ def export(
     )
     raise TraceError(
         f"torch.export cannot export {type(model).__name__} on an example of shape {_shapes(args, kwargs)}: "
-        f"{_first_line(failure)}. {remedy}"
+        f"{first_line(failure)}. {remedy}"
     ) from failure
 
 
@@ -92,7 +92,7 @@ _NO_STACKS = "do_not_emit_stack_traces"
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the exporter's warnings, log and prints to itself: what a user needs to know is in our errors."""
     loggers = [logging.getLogger("torch")]
     loggers += [
@@ -151,7 +151,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tra
             copy.module(*args, **kwargs)
         except Exception as error:
             raise TraceError(
-                f"the model does not run on an example of shape {_shapes(args, kwargs)}: {_first_line(error)}. "
+                f"the model does not run on an example of shape {_shapes(args, kwargs)}: {first_line(error)}. "
                 "Give an example of the shape that the model expects."
             ) from error
 
@@ -177,7 +177,8 @@ _LONG = 200
 """Letters of somebody else's message that are worth repeating."""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says first, shortened, without what its tensors hold."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # What a tensor holds says nothing, and may be long.
     line = re.sub(r"tensor\(.*", "tensor(…)", lines[0]).rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""What an exporter is, what it is given, and what came of it."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from clusterprune.errors import ArgumentError
+
+Runner = Callable[[Tensor], list[Tensor]]
+"""Computes all outputs of a batch, in the order of the model's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is exported.
+
+    Attributes
+    ----------
+    model
+        In evaluation mode, on the CPU; exporters do not change it.
+    name
+        Of the model's class.
+    example
+        Inputs of the model, shape (n, c, h, w), real ones where there are any; each format is checked on them.
+    calibration
+        Inputs that a quantised format measures its ranges on, (n, c, h, w); None where there are none.
+    """
+
+    model: nn.Module
+    name: str
+    example: Tensor
+    calibration: Tensor | None = None
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes a model in one format, and runs what it has written.
+
+    An implementation is a frozen dataclass whose fields are its options.
+
+    Attributes
+    ----------
+    name
+        By which ``--format`` and :func:`clusterprune.export.export` know it.
+    suffix
+        Of its file.
+    exact
+        Whether the outputs are the model's to rounding. Those of a quantised model are not.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    exact: ClassVar[bool]
+
+    def write(self, source: Source, path: Path) -> dict[str, Any]:
+        """Write the file, and return what is to be known of it, such as the opset, by name.
+
+        Raises
+        ------
+        ExportError
+            If the format cannot hold the model.
+        ArgumentError
+            If something that the format needs was not given, or a package is not installed.
+        """
+        ...
+
+    def open(self, path: Path, *, threads: int | None = None) -> Runner:
+        """Return what runs the file, on the CPU; with so many threads, or as many as the runtime takes by itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, checked against PyTorch.
+
+    Attributes
+    ----------
+    path, format, bytes
+        The file, how it is written, and how large it is, with the weights beside it.
+    batches
+        Numbers of images at which the file was run.
+    difference
+        Largest difference of an output from PyTorch's, relative to the largest output of that image.
+    facts
+        What the exporter has to say, such as the opset.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    batches: tuple[int, ...]
+    difference: float
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def optional_package(name: str, why: str, extra: str) -> ModuleType:
+    """Import a package that an extra of ours installs.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArgumentError(
+            f"{why} needs the package {name.partition('.')[0]}, which is not installed ({error}); "
+            f"pip install 'clusterprune[{extra}]'"
+        ) from error

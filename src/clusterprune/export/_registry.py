@@ -1,0 +1,40 @@
+"""Exporters by name, for the command line."""
+
+from typing import Any
+
+from clusterprune.errors import ArgumentError
+from clusterprune.export._base import Exporter
+from clusterprune.export.int8 import Int8
+from clusterprune.export.onnx_file import Onnx
+from clusterprune.export.plain_torch import PlainTorch
+from clusterprune.export.pt2 import Pt2
+
+_EXPORTERS: dict[str, type[Any]] = {kind.name: kind for kind in (Onnx, Pt2, PlainTorch, Int8)}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that :func:`create` knows."""
+    return tuple(_EXPORTERS)
+
+
+def create(name: str, **options: Any) -> Exporter:
+    """Return the exporter called ``name`` with the given options.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such exporter or option.
+
+    Examples
+    --------
+    >>> create("onnx", opset=20)
+    Onnx(opset=20, size=False)
+    """
+    if name not in _EXPORTERS:
+        raise ArgumentError(f"format must be one of {', '.join(_EXPORTERS)}, but got format={name!r}")
+    kind = _EXPORTERS[name]
+    unknown = [option for option in options if option not in kind.__dataclass_fields__]
+    if unknown:
+        has = ", ".join(kind.__dataclass_fields__) or "none"
+        raise ArgumentError(f"{unknown[0]}={options[unknown[0]]!r} is no option of format={name!r}; its options: {has}")
+    return kind(**options)
