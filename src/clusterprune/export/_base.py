@@ -1,15 +1,11 @@
 """What an exporter is, what it is given, and what came of it."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-
-from clusterprune.errors import ArgumentError
 
 Runner = Callable[[Tensor], list[Tensor]]
 """Computes all outputs of a batch, in the order of the model's own."""
@@ -100,20 +96,3 @@ class Exported:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return asdict(self) | {"path": str(self.path)}
-
-
-def optional_package(name: str, why: str, extra: str) -> ModuleType:
-    """Import a package that an extra of ours installs.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ArgumentError(
-            f"{why} needs the package {name.partition('.')[0]}, which is not installed ({error}); "
-            f"pip install 'clusterprune[{extra}]'"
-        ) from error

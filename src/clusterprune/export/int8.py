@@ -1,6 +1,5 @@
 """ONNX in eight bits: ONNX Runtime's static quantisation, one scale per channel of the kernels."""
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError, ExportError
-from clusterprune.export._base import Runner, Source, optional_package
-from clusterprune.export.onnx_file import INPUT, Onnx, onnx_session
+from clusterprune.evaluate.runtimes import INPUT, OPSET, onnx_session, optional_package
+from clusterprune.export._base import Runner, Source
+from clusterprune.export.onnx_file import Onnx
 from clusterprune.graph.export import first_line, silence
 
 CALIBRATION = "onnxruntime.quantization"
@@ -33,7 +33,7 @@ class Int8:
         Calibration images that run at a time.
     """
 
-    opset: int = 18
+    opset: int = OPSET
     ranges: Literal["minmax", "percentile"] = "minmax"
     batch: int = 16
 
@@ -62,7 +62,6 @@ class Int8:
         batches = _Batches(source.calibration, self.batch)
         with tempfile.TemporaryDirectory() as folder, silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logging.getLogger().setLevel(logging.getLogger().level)
             real, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
             facts = Onnx(self.opset).write(source, real)
             try:

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ExportError
+from clusterprune.evaluate.runtimes import at_least_two, open_dimensions
 from clusterprune.export._base import Runner, Source
-from clusterprune.export.onnx_file import at_least_two
 from clusterprune.graph.export import first_line, silence
 
 
@@ -30,7 +29,7 @@ class Pt2:
             warnings.simplefilter("ignore")
             try:
                 program = torch.export.export(
-                    source.model, (at_least_two(source.example),), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
+                    source.model, (at_least_two(source.example),), dynamic_shapes=(open_dimensions(0),), strict=False
                 )
             except Exception as error:  # whatever the exporter or a model's forward may raise
                 raise ExportError(
