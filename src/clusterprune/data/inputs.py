@@ -1,0 +1,140 @@
+"""Images in whatever form people have them: tensors, loaders, data sets, lists of batches, generators."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clusterprune.arguments import type_name
+from clusterprune.errors import ArgumentError
+
+ENOUGH = 1024
+"""Images that are read from what could go on; more of them change nothing (see the benchmarks)."""
+_NAMES = ("images", "image", "pixel_values", "inputs", "input", "x", "img")
+"""How the images of a batch that is a mapping are usually called."""
+
+
+def gather(images: Any, examples: Sequence[Tensor], *, limit: int = ENOUGH, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return one tensor for each input of a network.
+
+    Parameters
+    ----------
+    images
+        - a tensor (n, c, h, w), or for a network of several inputs a tuple or list of tensors, one for each;
+        - a batch with its labels, ``(x, y)``;
+        - a list, a ``DataLoader``, a generator or any other iterable of batches, with labels or without, as tensors,
+          tuples or mappings;
+        - a ``Dataset``, of which `limit` items are drawn.
+    examples
+        The network's inputs when it was traced, each (n, …).
+    limit
+        Images that are read at most of what is not a tensor already.
+    seed
+        Draws the items of a data set.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no images in it, or they have not the shape that the network reads.
+
+    Examples
+    --------
+    >>> x, y = torch.zeros(5, 3, 8, 8), torch.zeros(5, dtype=torch.long)
+    >>> [batch.shape[0] for batch in gather([(x, y), (x, y)], [x[:1]])]
+    [10]
+    """
+    if isinstance(images, Tensor):
+        return (images,)
+    if _is_one_of_each(images, examples):
+        return tuple(images)
+    if _is_batch(images, examples):
+        return _inputs_of(images, examples)
+    batches = _items(images, limit, seed) if _is_dataset(images) else images
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, np.ndarray)):
+        raise ArgumentError(_told(images))
+    parts: list[tuple[Tensor, ...]] = []
+    count = 0
+    for batch in batches:
+        part = _inputs_of(batch, examples)
+        if part[0].ndim == examples[0].ndim - 1:  # single images
+            part = tuple(tensor.unsqueeze(0) for tensor in part)
+        parts.append(part)
+        count += len(part[0])
+        if count >= limit:
+            break
+    if not parts:
+        raise ArgumentError(f"images={type_name(images)} holds no batch; give some hundred images")
+    return tuple(torch.cat(tensors)[:limit] for tensors in zip(*parts, strict=True))
+
+
+def _is_one_of_each(images: Any, examples: Sequence[Tensor]) -> bool:
+    """Tell whether there is one tensor for each input, all with as many images."""
+    if not (isinstance(images, (tuple, list)) and len(images) == len(examples)):
+        return False
+    fits = (isinstance(part, Tensor) and part.ndim == e.ndim for part, e in zip(images, examples, strict=True))
+    return all(fits) and len({len(part) for part in images}) == 1
+
+
+def _is_batch(images: Any, examples: Sequence[Tensor]) -> bool:
+    """Tell whether it is inputs with their labels: tensors of another kind behind as many as the network has inputs."""
+    count = len(examples)
+    if not (isinstance(images, (tuple, list)) and len(images) == count + 1):
+        return False
+    labels = images[count]
+    return _is_one_of_each(images[:count], examples) and isinstance(labels, Tensor) and labels.ndim < examples[0].ndim
+
+
+def _is_dataset(images: Any) -> bool:
+    """Tell whether items are found by their number, and are no batches: a PyTorch `Dataset`, or one like it."""
+    sized = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    return sized and not isinstance(images, (tuple, list, str, bytes, Mapping, np.ndarray))
+
+
+def _items(dataset: Any, limit: int, seed: int) -> Iterable[Any]:
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return (dataset[int(at)] for at in itertools.islice(order, limit))
+
+
+def _inputs_of(batch: Any, examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the network's inputs out of a batch or an item, without labels and whatever else is with them."""
+    count = len(examples)
+    if isinstance(batch, Mapping):
+        names = [name for name in _NAMES if isinstance(batch.get(name), Tensor)]
+        if count == 1 and names:
+            return (_checked(batch[names[0]], examples[0]),)
+        raise ArgumentError(
+            f"a batch of images is a mapping of {', '.join(map(str, batch))}, which does not say where its images are; "
+            "give tensors, such as (batch['pixels'] for batch in loader)"
+        )
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if len(parts) < count or not all(isinstance(part, Tensor) for part in parts[:count]):
+        raise ArgumentError(f"images holds {_told_of(batch)} where a batch of tensors is wanted; {_REMEDY}")
+    return tuple(_checked(part, example) for part, example in zip(parts, examples, strict=False))
+
+
+def _checked(part: Tensor, example: Tensor) -> Tensor:
+    """Check that a tensor holds images, or is one."""
+    if part.ndim not in (example.ndim, example.ndim - 1):
+        raise ArgumentError(
+            f"images holds a tensor of shape {tuple(part.shape)}, but the network reads {tuple(example.shape[1:])} for "
+            "each image; give batches (n, …), images first and labels behind them"
+        )
+    return part
+
+
+_REMEDY = "to_tensor of torchvision.transforms.v2 makes one of a picture, and normalize of clusterprune.data normalises"
+
+
+def _told_of(batch: Any) -> str:
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    return ", ".join(sorted({type_name(part) for part in parts})) or "nothing"
+
+
+def _told(images: Any) -> str:
+    return (
+        f"images must be a tensor (n, c, h, w), a DataLoader, a Dataset, or batches in a list or generator, but got "
+        f"images={type_name(images)}"
+    )
