@@ -210,9 +210,7 @@ def _onnx_layer(shape: LayerShape, images: torch.Tensor, threads: int | None) ->
             "group": shape.groups,
         }
         nodes = [
-            helper.make_node(
-                "ConvTranspose" if shape.transposed else "Conv", ["images", "w0", "w1"], ["made"], **settings
-            ),
+            helper.make_node(kind, ["images", "w0", "w1"], ["made"], **settings),
             helper.make_node("Relu", ["made"], ["out"]),
         ]
     graph = helper.make_graph(
