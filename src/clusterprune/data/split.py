@@ -226,6 +226,12 @@ class Split:
         numbers = self._numbers[self._positions(indices)]
         return Split(self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers)
 
+    def relabelled(self, labels: Tensor, classes: Sequence[str]) -> "Split":
+        """Return the same images with other labels: `labels[k]` in place of every k, among `classes`."""
+        if self._all_labels is None:
+            return self
+        return Split(self._store, labels[self._all_labels], classes, image_size=self.image_size, numbers=self._numbers)
+
     def _iterate(self, parts: list[Tensor], size: int | None, crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         def read(part: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._read(part, size, None, None if crops is None else crops[part])
