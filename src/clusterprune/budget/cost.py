@@ -21,7 +21,8 @@ from clusterprune.graph.put_back import randomness_kept
 from clusterprune.graph.stored import Stored
 from clusterprune.graph.walk import Parameter
 
-Quantity = Literal["macs", "params"]
+Quantity = Literal["macs", "params", "latency"]
+"""What is counted; the time of a network, in milliseconds, only where it was measured (:meth:`CostModel.add`)."""
 
 
 class CostModel:
@@ -40,11 +41,16 @@ class CostModel:
         owner = np.full(len(graph.walk.space) + 1, -1)
         for index, group in enumerate(graph.groups):
             owner[group.labels] = index
-        reader = _Reader(graph)
-        self.tables = {
+        self._owner = owner
+        reader = Reader(graph)
+        self.tables: dict[Quantity, Table] = {
             "macs": Table.of(reader.macs(), owner, self.widths),
             "params": Table.of(reader.params(), owner, self.widths),
         }
+
+    def add(self, quantity: Quantity, terms: Iterable[Term]) -> None:
+        """Count something else too, as a sum of products of lengths: see :mod:`clusterprune.budget.latency`."""
+        self.tables[quantity] = Table.of(terms, self._owner, self.widths)
 
     def total(self, quantity: Quantity, widths: np.ndarray | None = None) -> float:
         """Return MACs (of the example's batch) or parameters at the given widths (default: as they are)."""
@@ -149,8 +155,8 @@ class Table:
         return self.multiples.T @ by_factor
 
 
-class _Reader:
-    """Reads terms off a graph."""
+class Reader:
+    """Reads terms off a graph: the lengths of its values' dimensions, as channels."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
