@@ -36,6 +36,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, api:
         If the Hub refuses.
     """
     hub = optional_package("huggingface_hub", "the Hub", "hub")
+    errors = optional_package("huggingface_hub.errors", "the Hub", "hub")
     path = Path(folder).expanduser()
     if read_origin(path) is None:
         raise ArgumentError(
@@ -48,7 +49,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, api:
         done = api.upload_folder(
             repo_id=repo_id, folder_path=str(path), allow_patterns=list(FILES), commit_message="Compact model"
         )
-    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise OutputError(f"repo_id={repo_id!r} cannot be written ({error}); check its name and your token") from error
     return str(getattr(done, "commit_url", done))
 
@@ -73,9 +74,10 @@ def from_hub(
         As :func:`clusterprune.load`.
     """
     hub = optional_package("huggingface_hub", "the Hub", "hub")
+    errors = optional_package("huggingface_hub.errors", "the Hub", "hub")
     api = api or hub.HfApi()
     try:
         folder = api.snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES))
-    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise ArgumentError(f"repo_id={repo_id!r} cannot be read ({error}); check its name and your token") from error
     return load(folder, trust=trust)
