@@ -1,6 +1,7 @@
 """Images as a network's inputs: checked against the traced example, and in batches of a size that is quick."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from clusterprune.arguments import tensors_in
 from clusterprune.errors import ArgumentError
 from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.inputs import gather
 
 Images = Tensor | tuple[Tensor, ...]
 """A network's inputs: one tensor, or one for each of them; the first dimension counts images."""
@@ -24,6 +26,20 @@ def as_inputs(images: Images) -> tuple[Tensor, ...]:
         If `images` are no tensors.
     """
     return tensors_in(images)
+
+
+def inputs_of(graph: ChannelGraph, images: Any, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return the network's inputs out of whatever form people have images in; see :func:`gather`.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no images in it, or they do not fit the traced example.
+    """
+    examples = [value for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
+    inputs = gather(images, examples, seed=seed)
+    check_images(graph, inputs)
+    return inputs
 
 
 def batches(images: Images, size: int) -> Iterator[tuple[Tensor, ...]]:

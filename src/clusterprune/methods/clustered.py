@@ -17,7 +17,7 @@ from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.images import Images, Progress, as_inputs, batch_size_for, batches, check_images, whole_batches
+from clusterprune.graph.images import Images, Progress, as_inputs, batch_size_for, batches, inputs_of, whole_batches
 from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging
 from clusterprune.methods.made_by import filter_vectors
@@ -104,8 +104,7 @@ def cluster(
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)
     if images is not None:
-        check_images(graph, as_inputs(images))
-        images = whole_batches(graph, images)
+        images = whole_batches(graph, inputs_of(graph, images, seed))
     compared = _compare(graph, groups, images, similarity, progress)
     labels = partition(graph, compared, clustering, given, limits)
     kept = {c.group.name: _kept(c, labels[c.group.name], survivors) for c in compared}

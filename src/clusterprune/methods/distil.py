@@ -31,7 +31,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.tensors import read_tensors, tensor_bytes
 from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
-from clusterprune.graph.images import Images, Progress, check_images, gradient_batch_size, whole_batches
+from clusterprune.graph.images import Images, Progress, gradient_batch_size, inputs_of, whole_batches
 from clusterprune.graph.ops.pointwise import is_addition
 from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.rewrite import ChannelMask, rewrite
@@ -150,8 +150,7 @@ def distil(
         raise ArgumentError(f"steps must be a whole number, but got steps={steps!r}")
     config = Distil() if config is None else config
     check_instance("config", config, Distil, "write Distil(rate=1e-4)")
-    inputs = whole_batches(graph, images)
-    check_images(graph, inputs)
+    inputs = whole_batches(graph, inputs_of(graph, images, seed))
     lesson = _Lesson(graph, plan, inputs, config, seed, divergence or BY_KIND)
     lesson.learn(seconds, None if steps is None else int(steps), None if out is None else Path(out), progress)
     return lesson.plan()

@@ -15,17 +15,17 @@ in every layer are those that the batch norms remember; where there are no such 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, renamed, shown
-from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
+from clusterprune.budget.allocation import CostModel, Quantity, solve
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.images import Images, Progress, as_inputs, check_images, whole_batches
+from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.merge import merged
 from clusterprune.merge.bn_images import FromNorms, can_make_images, images_from_norms
 from clusterprune.merge.data_free import noise_images
@@ -35,8 +35,10 @@ from clusterprune.merge.measured import few_rows, measure, moments_of
 from clusterprune.merge.orders import kept_of, order_channels, price
 from clusterprune.merge.refit import Refit
 from clusterprune.merge.statistics import release_memory
+from clusterprune.methods.budget import Budget, Goal, read_budget
+from clusterprune.methods.latency import plan_for_latency
 from clusterprune.methods.shares import closest, hypotheses
-from clusterprune.methods.targets import Target, plan_for_budget, plan_for_latency, read_target
+from clusterprune.methods.targets import plan_for_budget
 from clusterprune.plan import Plan
 
 
@@ -100,16 +102,12 @@ def oneshot(
     graph: ChannelGraph,
     images: Images | None = None,
     *,
-    keep_macs: float | None = None,
-    keep_params: float | None = None,
-    keep_latency: float | None = None,
-    round_to: int = 1,
-    min_width: int = 1,
     ignore: Sequence[str] = (),
     seed: int = 0,
     config: OneShot | None = None,
     divergence: Divergence | None = None,
     progress: Progress | None = None,
+    **budget: Unpack[Budget],
 ) -> Plan:
     """Plan a compression in one shot.
 
@@ -121,10 +119,6 @@ def oneshot(
         Unlabelled, normalised inputs, shape (images, channels, height, width), or a tuple of such tensors for
         a model with several inputs; 256 to 1,024 are enough. None works without data. They may be on any device:
         each batch goes to where the traced example is.
-    keep_macs, keep_params, keep_latency
-        Exactly one of them: the fraction to keep, in (0, 1].
-    round_to, min_width
-        Kept widths are multiples of `round_to` and at least `min_width`.
     ignore
         A glob, or several, of groups or layers to leave alone.
     seed
@@ -134,6 +128,8 @@ def oneshot(
         of each output (:class:`clusterprune.merge.divergence.ByKind`).
     progress
         Called with (phase, done, total).
+    **budget
+        How much to keep, such as ``keep_macs=0.5``: see :class:`clusterprune.methods.budget.Budget`.
 
     Returns
     -------
@@ -163,8 +159,8 @@ def oneshot(
     if config is not None and not isinstance(config, OneShot):
         raise ArgumentError(f"config must be a OneShot, but got config={shown(config)}; write OneShot(damping=1e-3)")
     config = config or OneShot()
-    quantity, keep = read_target(keep_macs, keep_params, keep_latency)
-    limits = Limits(round_to, min_width)
+    goal = read_budget(budget)
+    quantity, keep, limits = goal.target, goal.keep, goal.limits
     graph = graph.freeze(ignore)
     generator = torch.Generator().manual_seed(seed)
     seconds: dict[str, float] = {}
@@ -188,13 +184,12 @@ def oneshot(
     if made:
         images = images_from_norms(graph, seed=seed, config=config.from_norms, progress=progress)
         lap("images from batch norms")
-    inputs = noise_images(graph, 256, generator) if images is None else as_inputs(images)
-    check_images(graph, inputs)
+    inputs = noise_images(graph, 256, generator) if images is None else inputs_of(graph, images, seed)
     # Convolutions on the CPU run a fifth faster on channels-last images, and every later activation follows.
     inputs = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in inputs)
     inputs = _shuffled(whole_batches(graph, inputs), generator)
     plan, facts = _choose(
-        graph, groups, inputs, cost, (quantity, keep), limits, config, lap,
+        graph, groups, inputs, cost, goal, config, lap,
         data_free=data_free, generator=generator, divergence=divergence or BY_KIND, progress=progress,
     )  # fmt: skip
     release_memory()
@@ -207,8 +202,8 @@ def oneshot(
         "images": 0 if data_free or made else len(inputs[0]),
         "made_images": len(inputs[0]) if made else 0,
         "seed": seed,
-        "round_to": round_to,
-        "min_width": min_width,
+        "round_to": limits.round_to,
+        "min_width": limits.min_width,
         **facts,
         "config": asdict(config),
         "seconds": seconds,
@@ -221,8 +216,7 @@ def _choose(
     groups: list[Group],
     inputs: tuple[Tensor, ...],
     cost: CostModel,
-    target: tuple[Target, float],
-    limits: Limits,
+    goal: Goal,
     config: OneShot,
     lap: Callable[[str], None],
     *,
@@ -252,7 +246,7 @@ def _choose(
             generator=generator, progress=progress,
         )  # fmt: skip
     lap("price")
-    quantity, keep = target
+    quantity, keep, limits = goal.target, goal.keep, goal.limits
     counted: Quantity = "macs" if quantity == "latency" else quantity
     shares = hypotheses(cost, paths, counted, sensitivity=config.sensitivity, compare=config.compare)
     chosen = next(iter(shares))
@@ -269,12 +263,13 @@ def _choose(
     def plan_at(fraction: float, what: Quantity) -> Plan:
         return merged(graph, kept_of(graph, paths, solve(cost, share, what, fraction, limits)), merging, moments)
 
+    timed: dict[str, Any] = {}
     if quantity == "latency":
-        plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
+        plan, timed["latency"] = plan_for_latency(graph, cost, keep, plan_at, goal.clock, progress)
     else:
         plan = plan_for_budget(cost, quantity, keep, lambda fraction: plan_at(fraction, quantity))
     lap("budget")
-    facts: dict[str, Any] = {"few_rows": few_rows(graph, groups, measured), "shared_by": chosen}
+    facts: dict[str, Any] = {"few_rows": few_rows(graph, groups, measured), "shared_by": chosen, **timed}
     if config.sensitivity == "fisher":
         gone = {merge.group: graph.by_name[merge.group].width - len(merge.kept) for merge in plan.merges}
         facts["predicted_loss"] = float(sum(paths[name].loss[count] for name, count in gone.items()))

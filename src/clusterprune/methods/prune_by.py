@@ -6,7 +6,7 @@ works on every group. Budget, merging and surgery are those of the other methods
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from clusterprune.criteria import (
 )
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.images import Images, Progress, as_inputs, check_images, whole_batches
+from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
-from clusterprune.methods.targets import plan_for_budget, plan_for_latency, read_target
+from clusterprune.methods.budget import Budget, read_budget
+from clusterprune.methods.latency import plan_for_latency
+from clusterprune.methods.targets import plan_for_budget
 from clusterprune.plan import Plan
 from clusterprune.tasks.classification import OfLabels
 
@@ -72,8 +74,7 @@ def scores(
     asked = read_criterion(criterion)
     inputs = None
     if images is not None:
-        given = as_inputs(images)
-        check_images(graph, given)
+        given = inputs_of(graph, images, seed)
         if task is None and labels is not None:
             labels, task = OfLabels.checked(labels, len(given[0])), OfLabels()
         inputs = whole_batches(graph, given)
@@ -94,16 +95,12 @@ def prune_by(
     images: Images | None = None,
     labels: Tensor | Targets | None = None,
     task: HasLoss | None = None,
-    keep_macs: float | None = None,
-    keep_params: float | None = None,
-    keep_latency: float | None = None,
     scope: Scope = "local",
     merging: Merging | FreeMergingName = "drop",
-    round_to: int = 1,
-    min_width: int = 1,
     ignore: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    **budget: Unpack[Budget],
 ) -> Plan:
     """Plan a compression by one criterion.
 
@@ -111,8 +108,8 @@ def prune_by(
     ----------
     criterion, images, labels, task
         As in :func:`clusterprune.methods.prune_by.scores`.
-    keep_macs, keep_params, keep_latency
-        Exactly one: the fraction to keep, in (0, 1].
+    **budget
+        How much to keep, such as ``keep_macs=0.5``: see :class:`clusterprune.methods.budget.Budget`.
     scope
         ``"local"``: every group keeps the same fraction. ``"global"``: one order over all groups, of the scores
         divided by their mean in the group.
@@ -146,10 +143,11 @@ def prune_by(
         raise ArgumentError(f"scope must be 'local' or 'global', but got scope={shown(scope)}")
     merging = read_merging(merging)
     check_merging(merging, images, clusters=False)
-    target, keep = read_target(keep_macs, keep_params, keep_latency)
-    limits = Limits(round_to, min_width)
+    goal = read_budget(budget)
+    target, keep, limits = goal.target, goal.keep, goal.limits
     graph = graph.freeze(ignore)
     criterion = read_criterion(criterion)
+    images = None if images is None else inputs_of(graph, images, seed)
     scored = scores(graph, criterion, images=images, labels=labels, task=task, seed=seed)
     found = {name: score.numpy() for name, score in scored.items()}
     images = None if images is None else whole_batches(graph, images)
@@ -162,8 +160,9 @@ def prune_by(
         kept = {group.name: Kept(best(group, found[group.name], widths[group.name])) for group in cut}
         return assemble(graph, kept, merging, images, generator=generator, progress=progress)
 
+    timed: dict[str, Any] = {}
     if target == "latency":
-        plan = plan_for_latency(graph, keep, lambda fraction: plan_at(fraction, "macs"))
+        plan, timed["latency"] = plan_for_latency(graph, cost, keep, plan_at, goal.clock, progress)
     else:
         plan = plan_for_budget(cost, target, keep, lambda fraction: plan_at(fraction, target))
     notes = {
@@ -173,6 +172,7 @@ def prune_by(
         "merging": merging.name,
         "seed": seed,
         f"keep_{target}": keep,
+        **timed,
     }
     return replace(plan, notes=notes)
 

@@ -6,13 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from clusterprune import evaluate
 from clusterprune.budget.allocation import CLOSE, CostModel, Quantity, check_fraction
-from clusterprune.budget.search import search
 from clusterprune.errors import ArgumentError, BudgetError, BudgetWarning
-from clusterprune.graph import ChannelGraph
 from clusterprune.plan import Plan
-from clusterprune.surgery.apply import apply
 from clusterprune.surgery.summary import left_by
 
 Target = Quantity | Literal["latency"]
@@ -30,33 +26,6 @@ def read_target(macs: float | None, params: float | None, latency: float | None)
     ((quantity, keep),) = given.items()
     check_fraction(f"keep_{quantity}", keep)
     return quantity, keep
-
-
-def check_knob(eps: float | None, keep_macs: float | None, by: str, layers: str, usual: str) -> None:
-    """Check what says how much ICP and ACP cut, and where.
-
-    Parameters
-    ----------
-    usual
-        The values of ε in the method's paper, in words.
-
-    Raises
-    ------
-    ArgumentError
-        If not exactly one of `eps` and `keep_macs` is given, or `by` or `layers` is not known.
-    """
-    if (eps is None) == (keep_macs is None):
-        raise ArgumentError(
-            f"give either eps or keep_macs, but got eps={eps!r} and keep_macs={keep_macs!r}; the paper's eps is {usual}"
-        )
-    if keep_macs is not None:
-        check_fraction("keep_macs", keep_macs)
-    if by not in ("clusters", "oneshot") or (by == "oneshot" and keep_macs is None):
-        raise ArgumentError(
-            f"by must be 'clusters', or 'oneshot' with keep_macs, but got by={by!r} and keep_macs={keep_macs!r}"
-        )
-    if layers not in ("inner", "all"):
-        raise ArgumentError(f"layers must be 'inner' or 'all', but got layers={layers!r}")
 
 
 def plan_for_budget(cost: CostModel, quantity: Quantity, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
@@ -138,29 +107,3 @@ def _steps(cost: CostModel, quantity: Quantity, widths: np.ndarray) -> Mapping[s
             worth = cost.total(quantity, wider) - cost.total(quantity, widths)
             steps[group.name] = worth / cost.total(quantity)
     return steps
-
-
-def plan_for_latency(graph: ChannelGraph, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
-    """Find the MACs at which the measured latency of the compact model meets the target."""
-    baseline = evaluate.latency(graph.model, graph.example).median_ms
-    shares: list[float] = []
-
-    def at(share: float) -> Plan | None:
-        try:
-            return plan_at(share)
-        except BudgetError:
-            return None
-
-    def fits(plan: Plan) -> bool:
-        took = evaluate.latency(apply(graph.model, plan, graph=graph), graph.example).median_ms
-        shares.append(took / baseline)
-        return shares[-1] <= keep
-
-    best = search(at, fits, tight=0.0, loose=1.0, steps=7)
-    if best is None:
-        fastest = min(shares, default=np.inf)
-        raise BudgetError(
-            f"keep_latency={keep:g} was not reached: the fastest network tried takes {fastest:.3g} of the original's "
-            f"{baseline:.2f} ms. Ask for keep_latency>={np.ceil(fastest * 100) / 100:g}."
-        )
-    return best

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from clusterprune.errors import ArgumentError, ExportError
 from clusterprune.evaluate.runtimes import INPUT, OPSET, onnx_session, open_dimensions, write_onnx
-from clusterprune.export._base import Runner, Source
+from clusterprune.exporters._base import Runner, Source
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Onnx:
             raise ArgumentError(f"opset must be a whole number from {OPSET} to 30, but got opset={self.opset!r}")
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
-        """Write one file, weights included, with an open batch; see :class:`clusterprune.export.Exporter`."""
+        """Write one file, weights included, with an open batch; see :class:`clusterprune.exporters.Exporter`."""
         dims = (0, 2, 3) if self.size and source.example.ndim == 4 else (0,)
         try:
             write_onnx(source.model, source.example, path, opset=self.opset, dynamic=open_dimensions(*dims))
@@ -45,5 +45,5 @@ class Onnx:
         return {"opset": self.opset, "input": INPUT, "dynamic": list(dims)}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
-        """Return a session of ONNX Runtime on the CPU; see :class:`clusterprune.export.Exporter`."""
+        """Return a session of ONNX Runtime on the CPU; see :class:`clusterprune.exporters.Exporter`."""
         return onnx_session(path, threads)

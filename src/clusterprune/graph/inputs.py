@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from clusterprune.arguments import type_name
+from clusterprune.arguments import tensors_in, type_name
 from clusterprune.errors import ArgumentError
 
 ENOUGH = 1024
@@ -53,8 +53,8 @@ def gather(images: Any, examples: Sequence[Tensor], *, limit: int = ENOUGH, seed
     if _is_batch(images, examples):
         return _inputs_of(images, examples)
     batches = _items(images, limit, seed) if _is_dataset(images) else images
-    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, np.ndarray)):
-        raise ArgumentError(_told(images))
+    if not _is_iterable(batches):
+        return tensors_in(images)  # which says what is wrong with it
     parts: list[tuple[Tensor, ...]] = []
     count = 0
     for batch in batches:
@@ -87,10 +87,21 @@ def _is_batch(images: Any, examples: Sequence[Tensor]) -> bool:
     return _is_one_of_each(images[:count], examples) and isinstance(labels, Tensor) and labels.ndim < examples[0].ndim
 
 
+def _is_iterable(images: Any) -> bool:
+    """Tell whether it may hold batches: neither pixels nor names, nor a network, nor a split that is not normalised."""
+    if isinstance(images, (str, bytes, Mapping, np.ndarray, nn.Module)) or hasattr(images, "batches"):
+        return False
+    if isinstance(images, (tuple, list)) and any(isinstance(part, np.ndarray) for part in images):
+        return False
+    return isinstance(images, Iterable)
+
+
 def _is_dataset(images: Any) -> bool:
     """Tell whether items are found by their number, and are no batches: a PyTorch `Dataset`, or one like it."""
+    if hasattr(images, "batches"):  # a split of ours, whose pixels are not normalised
+        return False
     sized = hasattr(images, "__getitem__") and hasattr(images, "__len__")
-    return sized and not isinstance(images, (tuple, list, str, bytes, Mapping, np.ndarray))
+    return sized and not isinstance(images, (tuple, list, str, bytes, Mapping, np.ndarray, nn.Module))
 
 
 def _items(dataset: Any, limit: int, seed: int) -> Iterable[Any]:
@@ -131,10 +142,3 @@ _REMEDY = "to_tensor of torchvision.transforms.v2 makes one of a picture, and no
 def _told_of(batch: Any) -> str:
     parts = batch if isinstance(batch, (tuple, list)) else (batch,)
     return ", ".join(sorted({type_name(part) for part in parts})) or "nothing"
-
-
-def _told(images: Any) -> str:
-    return (
-        f"images must be a tensor (n, c, h, w), a DataLoader, a Dataset, or batches in a list or generator, but got "
-        f"images={type_name(images)}"
-    )

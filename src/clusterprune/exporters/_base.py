@@ -42,7 +42,7 @@ class Exporter(Protocol):
     Attributes
     ----------
     name
-        By which ``--format`` and :func:`clusterprune.export.export` know it.
+        By which ``--format`` and :func:`clusterprune.exporters.export` know it.
     suffix
         Of its file.
     exact

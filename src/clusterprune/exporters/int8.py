@@ -11,8 +11,8 @@ from torch import Tensor
 
 from clusterprune.errors import ArgumentError, ExportError
 from clusterprune.evaluate.runtimes import INPUT, OPSET, onnx_session, optional_package
-from clusterprune.export._base import Runner, Source
-from clusterprune.export.onnx_file import Onnx
+from clusterprune.exporters._base import Runner, Source
+from clusterprune.exporters.onnx_file import Onnx
 from clusterprune.graph.export import first_line, silence
 
 CALIBRATION = "onnxruntime.quantization"
@@ -25,7 +25,7 @@ class Int8:
     Attributes
     ----------
     opset
-        As of :class:`clusterprune.export.Onnx`.
+        As of :class:`clusterprune.exporters.Onnx`.
     ranges
         How the range of a map is found from what the calibration images show: "minmax", or "percentile", which
         leaves 0.001 % of the values outside, for maps with a few very large ones.
@@ -47,7 +47,7 @@ class Int8:
             raise ArgumentError(f"ranges must be 'minmax' or 'percentile', but got ranges={self.ranges!r}")
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
-        """Write ONNX in float, and quantise it; see :class:`clusterprune.export.Exporter`."""
+        """Write ONNX in float, and quantise it; see :class:`clusterprune.exporters.Exporter`."""
         if source.calibration is None:
             raise ArgumentError(
                 "format='int8' measures the ranges of maps on images, but calibration=None; give images that the model "
@@ -88,7 +88,7 @@ class Int8:
         return facts | {"calibration_images": len(source.calibration), "ranges": self.ranges}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
-        """Return a session of ONNX Runtime on the CPU; see :class:`clusterprune.export.Exporter`."""
+        """Return a session of ONNX Runtime on the CPU; see :class:`clusterprune.exporters.Exporter`."""
         return onnx_session(path, threads)
 
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from clusterprune.errors import ArgumentError
-from clusterprune.export._base import Exporter
-from clusterprune.export.int8 import Int8
-from clusterprune.export.onnx_file import Onnx
-from clusterprune.export.plain_torch import PlainTorch
-from clusterprune.export.pt2 import Pt2
+from clusterprune.exporters._base import Exporter
+from clusterprune.exporters.int8 import Int8
+from clusterprune.exporters.onnx_file import Onnx
+from clusterprune.exporters.plain_torch import PlainTorch
+from clusterprune.exporters.pt2 import Pt2
 
 _EXPORTERS: dict[str, type[Any]] = {kind.name: kind for kind in (Onnx, Pt2, PlainTorch, Int8)}
 

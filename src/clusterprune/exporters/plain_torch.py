@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ExportError
-from clusterprune.export._base import Runner, Source
+from clusterprune.exporters._base import Runner, Source
 from clusterprune.graph import trace
 from clusterprune.surgery.rebuild import graph_module, require_length
 
@@ -37,7 +37,7 @@ class PlainTorch:
     exact: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
-        """Write NAME.py and NAME.pt, a state dict; see :class:`clusterprune.export.Exporter`."""
+        """Write NAME.py and NAME.pt, a state dict; see :class:`clusterprune.exporters.Exporter`."""
         model = copy.deepcopy(source.model).eval()
         graph = trace(model, source.example[:1])
         built = graph_module(model, graph, {})
@@ -47,7 +47,7 @@ class PlainTorch:
         return {"weights": path.with_suffix(WEIGHTS).name, "torch": torch.__version__}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
-        """Import the file that was written, and build its model; see :class:`clusterprune.export.Exporter`."""
+        """Import the file that was written, and build its model; see :class:`clusterprune.exporters.Exporter`."""
         del threads
         name = f"_clusterprune_export_{next(_COUNT)}"
         spec = importlib.util.spec_from_file_location(name, path)

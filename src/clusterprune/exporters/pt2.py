@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ExportError
 from clusterprune.evaluate.runtimes import at_least_two, open_dimensions
-from clusterprune.export._base import Runner, Source
+from clusterprune.exporters._base import Runner, Source
 from clusterprune.graph.export import first_line, silence
 
 
@@ -24,7 +24,7 @@ class Pt2:
     exact: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
-        """Write the program with its weights; see :class:`clusterprune.export.Exporter`."""
+        """Write the program with its weights; see :class:`clusterprune.exporters.Exporter`."""
         with silence(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             try:
@@ -40,7 +40,7 @@ class Pt2:
         return {"torch": torch.__version__, "dynamic": [0]}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
-        """Return what runs the program; the threads are PyTorch's. See :class:`clusterprune.export.Exporter`."""
+        """Return what runs the program; the threads are PyTorch's. See :class:`clusterprune.exporters.Exporter`."""
         del threads
         with silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

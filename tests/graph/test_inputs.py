@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from clusterprune.data.inputs import gather
 from clusterprune.errors import ArgumentError
+from clusterprune.graph.inputs import gather
 
 X = torch.arange(10 * 3 * 4 * 4, dtype=torch.float32).reshape(10, 3, 4, 4)
 Y = torch.arange(10)

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.arguments import check_model, type_name
 from clusterprune.errors import ArgumentError, ExportError, OutputError
-from clusterprune.export._base import Exported, Exporter, Runner, Source
-from clusterprune.export._registry import create
+from clusterprune.exporters._base import Exported, Exporter, Runner, Source
+from clusterprune.exporters._registry import create
 from clusterprune.files.writing import output_errors
 
 BATCHES = (1, 2, 7)
@@ -63,7 +63,7 @@ def export(
     Examples
     --------
     >>> import tempfile, torch
-    >>> from clusterprune.export import export
+    >>> from clusterprune.exporters import export
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     made = export(torch.nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8), f"{folder}/conv.pt2", format="pt2")
     ...     made.batches

@@ -12,8 +12,8 @@ from torch import nn
 import clusterprune as cp
 from clusterprune import models
 from clusterprune.errors import ArgumentError, ExportError, OutputError
-from clusterprune.export import Int8, Onnx, create, export, names
-from clusterprune.export.writing import compare
+from clusterprune.exporters import Int8, Onnx, create, export, names
+from clusterprune.exporters.writing import compare
 
 FORMATS = ("onnx", "pt2", "torch", "int8")
 
