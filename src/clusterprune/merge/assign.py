@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Merges that give every removed channel to one kept channel, or to none: drop, add, scaled add."""
 
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class ScaledAdd(OfGroups):
 
     def merge(self, graph: ChannelGraph, group: Group, kept: Kept, moments: Moments) -> Merge:
         """Return a merge in which each channel becomes a multiple of its representative."""
-        mixing = {}
+        mixing: dict[str, Tensor] = {}
         for use in group.consumers:
             if (read := moments(use)) is not None:
                 index = torch.from_numpy(read[1].positions[:, 0])

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 r"""Images for a network whose own are not to be had: what its batch norms remember of them.
 
 A trained network keeps the mean and variance of every batch norm's input over its training images. Noise is changed

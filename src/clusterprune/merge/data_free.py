@@ -24,7 +24,7 @@ def noise_images(graph: ChannelGraph, count: int, generator: torch.Generator) ->
     ArgumentError
         If an input is not floating-point, so that no noise can stand for it.
     """
-    inputs = []
+    inputs: list[Tensor] = []
     for value in (*graph.args, *graph.kwargs.values()):
         if not isinstance(value, Tensor):
             continue

@@ -84,7 +84,7 @@ def score(outputs: Sequence[Tensor], temperature: float, generator: torch.Genera
     temperature
         Softens the predictions.
     """
-    parts = []
+    parts: list[Tensor] = []
     for output in outputs:
         if is_logits(output):
             probabilities = (output.detach().float() / temperature).softmax(1)

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 r"""Which channels the others can stand in for: backward elimination under least squares.
 
 A consumer computes Y = X W from inputs with second moments G = E[XᵀX]. Once some inputs are gone and the

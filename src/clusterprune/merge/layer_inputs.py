@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """From measured moments to what each consumer reads of a group, and back from a path to real kernels."""
 
 from collections.abc import Mapping

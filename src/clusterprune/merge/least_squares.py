@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Least squares: every removed channel becomes the best linear combination of the kept ones."""
 
 from dataclasses import dataclass

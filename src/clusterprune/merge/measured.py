@@ -48,7 +48,7 @@ class Measured:
     rows: dict[str, int]
     folds: tuple["Fold", ...] = ()
     divergence: Divergence = BY_KIND
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,17 +126,17 @@ def measure(
     ]
     readers = graph.call_of
     kernels = computed_kernels(graph, state)
-    whole_kernel = {}
+    whole_kernel: dict[str, bool] = {}
     for node in calls:
         weight = kernels.get(node, state[readers[node].weight])
         dense = readers[node].slides and readers[node].groups == 1 and weight.ndim in (3, 4)
         whole_kernel[node] = dense and weight[0].numel() <= whole_kernel_limit
     size = batch_size_for(graph)
-    changes = batch_statistics(graph) if data_free else {}
-    common = {"batch_size": size, "generator": generator, "changes": changes}
+    changes = batch_statistics(graph) if data_free else dict[str, Any]()
+    common: dict[str, Any] = {"batch_size": size, "generator": generator, "changes": changes}
     few = images_for(graph, inputs, work / 3, 3, 16, most=384)
     if output_aware:
-        gradients = {**common, "batch_size": gradient_batch_size(graph), "temperature": temperature}
+        gradients: dict[str, Any] = {**common, "batch_size": gradient_batch_size(graph), "temperature": temperature}
         importance = output_importance(graph, state, few, calls, divergence=divergence, progress=progress, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}

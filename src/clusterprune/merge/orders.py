@@ -23,7 +23,7 @@ def order_channels(
 ) -> dict[str, RemovalOrder]:
     """Return an order of removal for every group; `damping` is the ridge, relative to the mean power of the inputs."""
     read = _LayerInputs(graph, measured)
-    paths = {}
+    paths: dict[str, RemovalOrder] = {}
     for number, group in enumerate(groups):
         paths[group.name] = eliminate(
             read.of(group, measured.moments, measured.rows), blocks=group.blocks, damping=damping
@@ -122,7 +122,7 @@ class _LayerInputs:
 
 def kept_of(graph: ChannelGraph, paths: Mapping[str, RemovalOrder], widths: Mapping[str, int]) -> dict[str, Kept]:
     """Return what stays of every group that is cut, by orders of removal and widths."""
-    kept = {}
+    kept: dict[str, Kept] = {}
     for group in graph.groups:
         width = widths.get(group.name, group.width)
         if width < group.width:

@@ -3,7 +3,6 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class PatchExtractor:
         """Read a layer call's geometry off the graph."""
         node = graph.nodes[call.node]
         a = named_arguments(node)
-        shape = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
+        shape: tuple[int, ...] = tuple(node.args[1].meta["val"].shape)  # type: ignore[union-attr]
         dims = 0 if call.by_row else len(shape) - 2
         kernel = tuple(int(k) for k in shape[2:])
         dilation = _per_dim(a.get("dilation", 1), dims)
@@ -99,7 +98,7 @@ class PatchExtractor:
         (sh, sw), (ph, pw), (dh, dw), (bh, bw) = self.stride, self.padding, self.dilation, self.behind
         x = functional.pad(x.movedim(1, -1), (0, 0, pw, pw + bw, ph, ph + bh))
         rows = gradient.flatten(2)
-        taps = []
+        taps: list[Tensor] = []
         for top, left in itertools.product(range(0, self.kernel[0] * dh, dh), range(0, self.kernel[1] * dw, dw)):
             seen = x[:, top : top + sh * (height - 1) + 1 : sh, left : left + sw * (width - 1) + 1 : sw]
             taps.append(torch.bmm(rows, seen.reshape(len(x), height * width, -1)))
@@ -125,6 +124,6 @@ class PatchExtractor:
         return rows.reshape(-1, y.shape[1])
 
 
-def _per_dim(value: Any, dims: int) -> tuple[int, ...]:
+def _per_dim(value: int | list[int] | tuple[int, ...], dims: int) -> tuple[int, ...]:
     values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(value)]
     return tuple(values * dims if len(values) == 1 else values)

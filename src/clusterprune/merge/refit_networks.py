@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """The original and the compressed network, layer after layer on the same images, as a refit looks at them."""
 
 from collections import ChainMap

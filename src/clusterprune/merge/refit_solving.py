@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The regression of one layer: its kernel and bias from rows of what it reads and of what it should make."""
 
 from collections.abc import Iterable

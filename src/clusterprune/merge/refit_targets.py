@@ -44,7 +44,7 @@ def targets_of(
     for call in graph.calls:
         times[call.weight] = times.get(call.weight, 0) + 1
     order = {node.name: position for position, node in enumerate(graph.fx.nodes)}
-    calls = []
+    calls: list[LayerCall] = []
     started = False
     for call in graph.calls:
         started = started or call.weight in touched
@@ -55,7 +55,7 @@ def targets_of(
         if solvable and wanted and times[call.weight] == 1:
             calls.append(call)
     at = [order[call.node] for call in calls]
-    targets = []
+    targets: list[Target] = []
     for call in calls:
         norm, addition, other = _behind(graph, call.node) if through_additions else (None, None, "")
         if addition is not None and any(order[call.node] < o < order[addition.name] for o in at):

@@ -119,7 +119,7 @@ def _scores(
         kernels = torch.stack([entry.kernel.flatten() for entry in entries]).to(x)
         biases = torch.stack([entry.bias for entry in entries]).to(x)
         return kernels @ kernel_gradients.flatten(1).T + biases @ gradient.sum((2, 3)).T
-    scores = []
+    scores: list[Tensor] = []
     for entry in entries:
         product = _apply(program, reader.call.node, x, entry.kernel, entry.bias) * gradient
         # Summed as it lies in memory: to flatten a channels-last tensor takes longer than the layer.

@@ -1,10 +1,11 @@
+# pyright: reportUnknownMemberType=false
 """What layers read, and how much the network's output cares about what they make."""
 
 import ctypes
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def layer_gradients(
                     "its layers in a way that can be differentiated. Return what its last layer makes."
                 )
             score = divergence.score(outputs, temperature, generator)
-            found = torch.autograd.grad(score, list(made.values()), allow_unused=True)
+            found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(score, [*made.values()], allow_unused=True))
         gradients = {
             name: torch.zeros_like(value) if gradient is None else gradient
             for (name, value), gradient in zip(made.items(), found, strict=True)
