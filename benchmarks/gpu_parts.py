@@ -333,7 +333,7 @@ def part_plan(place: Place) -> Iterator[Row]:
     pair = Pair.on(place)
     counted = (KMeans(n_clusters=2), Agglomerative(n_clusters=2), Spectral(n_clusters=2), Birch(n_clusters=2))
     others = (DBSCAN(eps=0.05, min_samples=2), HDBSCAN(min_cluster_size=2), OPTICS(min_samples=2), MeanShift())
-    similarities = (FeatureMaps(), FeatureMaps("euclidean", at="consumer_input"), Filters(fold_batch_norm=True))
+    similarities = (FeatureMaps(), FeatureMaps("euclidean", place="consumer_input"), Filters(fold_batch_norm=True))
     merges = itertools.cycle(("least_squares", "drop", "refit", "add", "scaled_add"))
     ways: list[tuple[Any, Any, dict[str, Any]]] = [
         (similarities[0], DBSCAN(eps=0.05, min_samples=2), {"keep_macs": 0.6}),

@@ -308,6 +308,49 @@ def make_twins(graph: cp.ChannelGraph, group: Group, rng: np.random.Generator) -
     return twins
 
 
+def reordered(model: nn.Module, groups: tuple[Group, ...]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the same network with the channels of its groups in another order, and that order by name of group."""
+    model = copy.deepcopy(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    orders = {}
+    for group in groups:
+        order = orders[group.name] = torch.randperm(group.width, generator=torch.Generator().manual_seed(1))
+        for use in (*group.producers, *group.carriers, *group.consumers):
+            with torch.no_grad():
+                tensor = tensors[use.path].movedim(use.dim, 0)
+                at = torch.from_numpy(use.positions)
+                tensor[at.flatten()] = tensor[at[order].flatten()].clone()
+    return model, orders
+
+
+class Residual(nn.Module):
+    """A plain layer, a residual stream that two layers make, and a depthwise layer on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.inner, self.inner_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.outer, self.outer_norm = nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(x)).relu()
+        y = self.outer_norm(self.outer(self.inner_norm(self.inner(x)).relu()))
+        return self.head(self.depthwise((x + y).relu()).mean((2, 3)))
+
+
+def residual_network() -> nn.Module:
+    """Return it with batch norms that differ by channel."""
+    torch.manual_seed(0)
+    model = Residual().eval()
+    with torch.no_grad():
+        for module in (model.stem_norm, model.inner_norm, model.outer_norm):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                tensor.normal_()
+    return model
+
+
 def leaves(output: Any) -> list[Tensor]:
     """Return the tensors of an output, whatever nest they come in."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

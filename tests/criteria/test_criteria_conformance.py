@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import reordered, residual_network
+from torch import Tensor
 
 import clusterprune as cp
 from clusterprune.criteria import (
@@ -25,7 +26,6 @@ from clusterprune.criteria import (
     read_criterion,
 )
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import Group
 from clusterprune.methods.prune_by import scores
 from clusterprune.tasks import Classification
 
@@ -36,57 +36,15 @@ IMAGES = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 5
 
 
-class Small(nn.Module):
-    """A plain layer, a residual stream that two layers make, and a depthwise layer on it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.inner, self.inner_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.outer, self.outer_norm = nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem_norm(self.stem(x)).relu()
-        y = self.outer_norm(self.outer(self.inner_norm(self.inner(x)).relu()))
-        return self.head(self.depthwise((x + y).relu()).mean((2, 3)))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    model = Small().eval()
-    with torch.no_grad():
-        for module in (model.stem_norm, model.inner_norm, model.outer_norm):
-            for tensor in (module.weight, module.bias, module.running_mean):
-                tensor.normal_()
-    return model
-
-
 def inputs_of(graph: cp.ChannelGraph, seed: int = 0) -> ScoreInputs:
     task = Classification((torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5)), mean=[0.5] * 3, std=[0.5] * 3)
     generator = torch.Generator().manual_seed(seed)
     return ScoreInputs(graph, graph.prunable, (IMAGES,), lambda positions: LABELS[positions], generator, task)
 
 
-def reordered(model: nn.Module, groups: tuple[Group, ...]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return the same network with the channels of its groups in another order, and that order by name of group."""
-    model = copy.deepcopy(model)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    orders = {}
-    for group in groups:
-        order = orders[group.name] = torch.randperm(group.width, generator=torch.Generator().manual_seed(1))
-        for use in (*group.producers, *group.carriers, *group.consumers):
-            with torch.no_grad():
-                tensor = tensors[use.path].movedim(use.dim, 0)
-                at = torch.from_numpy(use.positions)
-                tensor[at.flatten()] = tensor[at[order].flatten()].clone()
-    return model, orders
-
-
 @pytest.fixture(scope="module")
 def graph() -> Iterator[cp.ChannelGraph]:
-    model = network()
+    model = residual_network()
     before = copy.deepcopy(model.state_dict())
     yield cp.trace(model, IMAGES[:1])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -74,7 +74,7 @@ def _weight_and_batch_norm(channels: Tensor) -> tuple[Tensor, dict[str, Any]]:
 CASES = {
     **{f"feature_maps-{metric}": Case(FeatureMaps(metric), _maps) for metric in METRICS},
     "feature_maps-flat": Case(FeatureMaps(), _flat_maps),
-    "feature_maps-streamed": Case(FeatureMaps(at="consumer_input"), _mean_maps),
+    "feature_maps-streamed": Case(FeatureMaps(place="consumer_input"), _mean_maps),
     **{f"filters-{metric}": Case(Filters(metric), _weight) for metric in METRICS},
     "filters-bias": Case(Filters(), _weight_and_bias),
     **{
@@ -174,7 +174,7 @@ def test_unknown_name_lists_the_names() -> None:
 
 
 def test_unknown_option_lists_the_options() -> None:
-    with pytest.raises(ArgumentError, match="'eps'; its options are metric, at"):
+    with pytest.raises(ArgumentError, match="'eps'; its options are metric, place"):
         create("feature_maps", eps=0.1)
 
 
@@ -182,7 +182,7 @@ def test_unknown_option_lists_the_options() -> None:
     ("name", "options", "message"),
     [
         ("feature_maps", {"metric": "dot"}, "metric must be one of .* metric='dot'"),
-        ("feature_maps", {"at": "relu"}, "conv_output, consumer_input.* at='relu'"),
+        ("feature_maps", {"place": "relu"}, "conv_output, consumer_input.* place='relu'"),
         ("filters", {"metric": None}, "metric must be one of .* metric=None"),
         ("filters", {"fold_batch_norm": 1}, "True or False.* fold_batch_norm=1"),
     ],

@@ -69,7 +69,7 @@ class Clustering(Protocol):
         """Return the same clustering with another value of its knob: at least 1 for a number, above 0 for a length."""
         ...
 
-    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+    def coarsest(self, vectors: Tensor | None, distances: Tensor) -> float:
         """Return a value of the knob at which some points (c, d), or distances (c, c), are one cluster if ever."""
         ...
 
@@ -92,7 +92,7 @@ class CountKnob:
         """Return the same with another number of clusters, at least 1."""
         return replace(self, n_clusters=max(1, int(value)))  # type: ignore[type-var]
 
-    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+    def coarsest(self, vectors: Tensor | None, distances: Tensor) -> float:
         """Return 1: everything in one cluster."""
         return 1
 
@@ -116,7 +116,7 @@ class LengthKnob:
         """Return the same with another length, above 0."""
         return replace(self, **{self.knob: value})  # type: ignore[type-var]
 
-    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+    def coarsest(self, vectors: Tensor | None, distances: Tensor) -> float:
         """Return a length beyond the largest distance."""
         return float(distances.max()) * 1.01 + 1e-12
 

@@ -68,7 +68,7 @@ class Points:
 
 def vector_points(name: str, vectors: Tensor | None, distances: Tensor | None) -> Points:
     """Return ``vectors`` as points for the algorithm called ``name``."""
-    rows = _checked_vectors(name, vectors)
+    rows = checked_vectors(name, vectors)
     if distances is not None:
         _checked_distances(name, distances, rows.shape[0])
     order, twins = _sort_rows(rows)
@@ -77,7 +77,7 @@ def vector_points(name: str, vectors: Tensor | None, distances: Tensor | None) -
 
 def distance_points(name: str, vectors: Tensor | None, distances: Tensor | None) -> Points:
     """Return ``distances`` as points for the algorithm called ``name``; vectors order them."""
-    rows = None if vectors is None else _checked_vectors(name, vectors)
+    rows = None if vectors is None else checked_vectors(name, vectors)
     table = _checked_distances(name, distances, None if rows is None else rows.shape[0])
     # Without vectors, each point's distances to all others, sorted, say which it is.
     order, _ = _sort_rows(table.sort(dim=1).values if rows is None else rows)
@@ -115,9 +115,13 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _checked_vectors(name: str, vectors: Tensor | None) -> Tensor:
+def checked_vectors(name: str, vectors: Tensor | None) -> Tensor:
+    """Return vectors (c, d) in float64 and on the CPU, or raise an ArgumentError that says what they should be."""
     if vectors is None:
-        raise ArgumentError(f"{name} reads vectors, but got vectors=None; pass vectors=similarity.vectors(...).")
+        raise ArgumentError(
+            f"{name} reads vectors, but got vectors=None; pass vectors=similarity.vectors(...), or use a clustering "
+            "that reads distances."
+        )
     if vectors.ndim != 2 or vectors.numel() == 0:
         raise ArgumentError(
             "vectors must have shape (channels, coordinates) with at least one of each, but got "

@@ -13,7 +13,7 @@ from clusterprune.clustering._check import (
     check_n_clusters,
     check_positive,
 )
-from clusterprune.clustering._points import distance_points, labels_of, vector_points
+from clusterprune.clustering._points import checked_vectors, distance_points, labels_of, vector_points
 from clusterprune.errors import ArgumentError
 
 Linkage = Literal["ward", "complete", "average", "single"]
@@ -76,12 +76,14 @@ class Agglomerative(CountKnob):
         """Return the same with another number of clusters, or another threshold where one was given."""
         return super().with_knob(value) if self.counts else replace(self, distance_threshold=value)
 
-    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+    def coarsest(self, vectors: Tensor | None, distances: Tensor) -> float:
         """Return 1, or a threshold above the last merge: that of Ward's linkage grows with the root of the number."""
         if self.counts:
             return 1
-        spread = (vectors - vectors.mean(0)).norm(dim=1).max() if self.linkage == "ward" else distances.max() / 2
-        return float(spread) * 2.02 * (len(vectors) ** 0.5 if self.linkage == "ward" else 1) + 1e-12
+        if self.linkage != "ward":
+            return float(distances.max() / 2) * 2.02 + 1e-12
+        rows = checked_vectors(self.name, vectors)
+        return float((rows - rows.mean(0)).norm(dim=1).max()) * 2.02 * len(rows) ** 0.5 + 1e-12
 
     def fit(self, *, vectors: Tensor | None = None, distances: Tensor | None = None) -> Clusters:
         """Cluster ``vectors`` (c, d) with ward, else by ``distances`` (c, c)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clusterprune.clustering._base import Clusters, LengthKnob, Reads
 from clusterprune.clustering._check import check_integer, check_positive
-from clusterprune.clustering._points import Points, labels_of, steady, vector_points
+from clusterprune.clustering._points import Points, checked_vectors, labels_of, steady, vector_points
 from clusterprune.errors import ArgumentError
 
 
@@ -53,9 +53,9 @@ class MeanShift(LengthKnob):
         """The input that it needs."""
         return "vectors"
 
-    def coarsest(self, vectors: Tensor, distances: Tensor) -> float:
+    def coarsest(self, vectors: Tensor | None, distances: Tensor) -> float:
         """Return a window that holds everything, wherever it stands."""
-        rows = vectors.double()
+        rows = checked_vectors(self.name, vectors)
         return float((rows - rows.mean(0)).norm(dim=1).max()) * 2.02 + 1e-12
 
     def fit(self, *, vectors: Tensor | None = None, distances: Tensor | None = None) -> Clusters:

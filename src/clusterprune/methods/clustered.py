@@ -6,25 +6,29 @@ channel of a cluster survives, and what the survivors take over.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, renamed, shown
 from clusterprune.budget.allocation import CostModel, Limits, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
-from clusterprune.graph.images import Images, Progress, as_inputs, batch_size_for, batches, inputs_of, whole_batches
-from clusterprune.graph.program import Program, named_tensors
+from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
+from clusterprune.graph.program import named_tensors
 from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging
-from clusterprune.methods.made_by import filter_vectors
-from clusterprune.methods.partitions import ChannelPoints, partition
+from clusterprune.methods.partitions import GroupPoints, partition
 from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
-from clusterprune.similarity import FeatureMaps, Filters, pairwise_distances
+from clusterprune.similarity import (
+    FeatureMaps,
+    Similarity,
+    SimilarityName,
+    checked_points,
+    read_similarity,
+)
 
 
 @renamed(merge="merging")
@@ -32,7 +36,7 @@ def cluster(
     graph: ChannelGraph,
     images: Images | None = None,
     *,
-    similarity: FeatureMaps | Filters | None = None,
+    similarity: Similarity | SimilarityName | None = None,
     clustering: Clustering | None = None,
     merging: Merging | MergingName = "least_squares",
     survivors: Literal["medoid", "l1"] = "medoid",
@@ -54,7 +58,8 @@ def cluster(
     images
         Unlabelled, normalised inputs; needed for feature maps, for scaled addition, least squares and refit.
     similarity
-        How channels are compared: `FeatureMaps` (ACP Eq. 1) or `Filters` (CP). Default: cosine feature maps.
+        How channels are compared: `FeatureMaps` (ACP Eq. 1), `Filters` (CP), their names, or an object of your own
+        with the method `points` of :class:`clusterprune.similarity.Similarity`. Default: cosine feature maps.
     clustering
         Who belongs with whom. Default: the papers' `DBSCAN(eps=0.02, min_samples=5)`.
     merging
@@ -89,7 +94,7 @@ def cluster(
         )
     for name, value in given.items():
         check_fraction(f"keep_{name}", value)
-    similarity = similarity or FeatureMaps()
+    similarity = FeatureMaps() if similarity is None else read_similarity(similarity)
     clustering = clustering or DBSCAN(eps=0.02)
     if not has_methods(clustering, "fit", "with_knob", "coarsest", "at_most"):
         raise ArgumentError(
@@ -98,16 +103,17 @@ def cluster(
             "clusterprune.clustering.Clustering"
         )
     merging = read_merging(merging)
-    _check(images, similarity, merging, survivors)
+    _check(images, merging, survivors)
     limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)
     if images is not None:
         images = whole_batches(graph, inputs_of(graph, images, seed))
-    compared = _compare(graph, groups, images, similarity, progress)
+    points = checked_points(similarity, graph, groups, images, progress)
+    compared = [GroupPoints(group, points[group.name]) for group in groups]
     labels = partition(graph, compared, clustering, given, limits)
-    kept = {c.group.name: _kept(c, labels[c.group.name], survivors) for c in compared}
+    kept = {c.group.name: _kept(graph, c, labels[c.group.name], survivors) for c in compared}
     result = assemble(graph, kept, merging, images, generator=generator, progress=progress)
     for quantity, keep in given.items():
         if quantity != "channels":
@@ -124,9 +130,7 @@ def cluster(
     return replace(result, notes=notes)
 
 
-def _check(images: Images | None, similarity: object, merging: Merging, survivors: str) -> None:
-    if not isinstance(similarity, FeatureMaps | Filters):
-        raise ArgumentError(f"similarity must be FeatureMaps() or Filters(), but got similarity={shown(similarity)}")
+def _check(images: Images | None, merging: Merging, survivors: str) -> None:
     if survivors not in ("medoid", "l1"):
         raise ArgumentError(f"survivors must be 'medoid' or 'l1', but got survivors={survivors!r}")
     if survivors == "l1" and merging.by_cluster:
@@ -134,83 +138,16 @@ def _check(images: Images | None, similarity: object, merging: Merging, survivor
             f"merging={merging.name!r} hands each channel to the survivor of its cluster, but survivors='l1' keeps "
             "channels regardless of clusters; use survivors='medoid', or merging='drop' or 'least_squares'"
         )
-    if images is None and isinstance(similarity, FeatureMaps):
-        raise ArgumentError(
-            "images=None does not go with similarity=FeatureMaps, which looks at feature maps; give images, or use "
-            "Filters with merging='drop' or 'add'"
-        )
     check_merging(merging, images, clusters=True)
 
 
-def _compare(
-    graph: ChannelGraph,
-    groups: list[Group],
-    images: Images | None,
-    similarity: FeatureMaps | Filters,
-    progress: Progress | None,
-) -> list[ChannelPoints]:
-    """Turn every group's channels into points; a channel that several layers make is one long point."""
-    tensors = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
-    if isinstance(similarity, Filters):
-        points = {group.name: filter_vectors(graph, group, tensors, similarity) for group in groups}
-    else:
-        points = _mean_maps(graph, groups, images, similarity, progress)
-    compared = []
-    for group in groups:
-        vectors = points[group.name].cpu()
-        norms = sum(
-            tensors[use.path].movedim(use.dim, 0)[torch.from_numpy(use.positions)].abs().flatten(1).sum(1).double()
-            for use in group.producers
-        )
-        distances = pairwise_distances(vectors, similarity.metric)
-        compared.append(ChannelPoints(group, vectors, distances, torch.as_tensor(norms).cpu().numpy()))
-    return compared
-
-
-def _mean_maps(
-    graph: ChannelGraph, groups: list[Group], images: Images | None, similarity: FeatureMaps, progress: Progress | None
-) -> dict[str, Tensor]:
-    """Average feature maps over the images (ACP Eq. 1), at conv outputs or at what consumers read."""
-    if images is None:
-        return {}
-    program = Program(graph)
-    weights = program.weights(named_tensors(graph))
-    places: dict[str, list[tuple[str, np.ndarray, int]]] = {}
-    for group in groups:
-        uses = group.producers if similarity.at == "conv_output" else group.consumers
-        found = []
-        for use in uses:
-            for call in graph.calls:
-                if call.weight == use.path:
-                    name = call.node if similarity.at == "conv_output" else call.input
-                    found.append((name, use.positions, call.channel_dim))
-        places[group.name] = found
-    wanted = {name: dim for found in places.values() for name, _, dim in found}
-    made = [name for name in wanted if name in program.index]
-    sums: dict[str, Tensor] = {}
-    count, done = len(as_inputs(images)[0]), 0
-    with torch.no_grad():
-        for batch in batches(images, batch_size_for(graph)):
-            values: dict[str, Any] = program.bind(batch) | weights
-            for name, value in program.visit(values, made):
-                total = value.movedim(wanted[name], 1).sum(0).double()
-                sums[name] = sums.get(name, 0) + total.reshape(len(total), -1)
-            done += len(batch[0])
-            if progress:
-                progress("mean feature maps", done, count)
-    return {
-        group: torch.cat([(sums[name] / count)[torch.from_numpy(p)].flatten(1) for name, p, _ in found], 1)
-        for group, found in places.items()
-    }
-
-
-def _kept(points: ChannelPoints, labels: np.ndarray, survivors: str) -> Kept:
+def _kept(graph: ChannelGraph, points: GroupPoints, labels: np.ndarray, survivors: str) -> Kept:
     """Choose the survivors of one group."""
     group = points.group
     count = int(labels.max()) + 1
     if survivors == "l1":
         per_block = count // group.n_blocks
-        order = np.argsort(-points.norms, kind="stable")
+        order = np.argsort(-_norms(graph, group), kind="stable")
         largest = [order[group.blocks[order] == block][:per_block] for block in range(group.n_blocks)]
         return Kept(np.sort(np.concatenate(largest)))
     distances = points.distances.cpu().numpy()
@@ -219,3 +156,13 @@ def _kept(points: ChannelPoints, labels: np.ndarray, survivors: str) -> Kept:
         members = np.flatnonzero(labels == cluster)
         medoid[cluster] = members[distances[members][:, members].sum(1).argmin()]
     return Kept(np.sort(medoid), medoid[labels])
+
+
+def _norms(graph: ChannelGraph, group: Group) -> np.ndarray:
+    """Return the ℓ1 norms of the filters that make each channel, summed in the dtype of each layer: (channels,)."""
+    tensors = named_tensors(graph)
+    norms = sum(
+        tensors[use.path].detach().movedim(use.dim, 0)[torch.from_numpy(use.positions)].abs().flatten(1).sum(1).double()
+        for use in group.producers
+    )
+    return torch.as_tensor(norms).cpu().numpy()

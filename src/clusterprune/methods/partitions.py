@@ -11,20 +11,29 @@ from clusterprune.budget.search import search, spend
 from clusterprune.clustering import Agglomerative, Clustering
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.similarity import ChannelPoints
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelPoints:
-    """A group's channels as points: vectors for clustering, distances, and ℓ1 norms of their filters."""
+class GroupPoints:
+    """A group, and its channels as points."""
 
     group: Group
-    vectors: Tensor
-    distances: Tensor
-    norms: np.ndarray
+    points: ChannelPoints
+
+    @property
+    def distances(self) -> Tensor:
+        """(channels, channels) float64."""
+        return self.points.distances
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """(channels, values) float64; None where there are distances alone."""
+        return self.points.vectors
 
 
 def partition(
-    graph: ChannelGraph, compared: list[ChannelPoints], clustering: Clustering, given: dict[str, float], limits: Limits
+    graph: ChannelGraph, compared: list[GroupPoints], clustering: Clustering, given: dict[str, float], limits: Limits
 ) -> dict[str, np.ndarray]:
     """Return a partition (labels from 0, no noise) of every group's channels.
 
@@ -67,7 +76,7 @@ def partition(
 class _Clustered:
     """Partitions by a clustering that finds its own number: of leaders, whose followers take theirs."""
 
-    def __init__(self, graph: ChannelGraph, compared: list[ChannelPoints], limits: Limits) -> None:
+    def __init__(self, graph: ChannelGraph, compared: list[GroupPoints], limits: Limits) -> None:
         self.graph, self.compared, self.limits = graph, compared, limits
         self._followed: dict[tuple[str, int], np.ndarray] = {}
 
@@ -86,7 +95,7 @@ class _Clustered:
         # Channels that are equal to one another cannot be told apart by clustering, but split.
         return _even(self.graph, self.compared, led | followed, self.limits)
 
-    def _into(self, compared: ChannelPoints, count: int) -> np.ndarray:
+    def _into(self, compared: GroupPoints, count: int) -> np.ndarray:
         """Return a follower's channels in as many clusters as its leader has."""
         key = compared.group.name, count
         if key not in self._followed:
@@ -96,7 +105,7 @@ class _Clustered:
 
 
 def _even(
-    graph: ChannelGraph, compared: list[ChannelPoints], labels: dict[str, np.ndarray], limits: Limits
+    graph: ChannelGraph, compared: list[GroupPoints], labels: dict[str, np.ndarray], limits: Limits
 ) -> dict[str, np.ndarray]:
     """Split clusters of groups with linked widths until all of these have as many as the one that has most."""
     by_name = {c.group.name: c for c in compared}
@@ -112,7 +121,7 @@ def _even(
     return labels
 
 
-def _partition(compared: ChannelPoints, clustering: Clustering, limits: Limits) -> np.ndarray:
+def _partition(compared: GroupPoints, clustering: Clustering, limits: Limits) -> np.ndarray:
     """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
     group = compared.group
     labels = np.empty(group.width, dtype=np.int64)
@@ -121,7 +130,8 @@ def _partition(compared: ChannelPoints, clustering: Clustering, limits: Limits) 
         members = np.flatnonzero(group.blocks == block)
         index = torch.from_numpy(members)
         capped = clustering.at_most(len(members))
-        fitted = capped.fit(vectors=compared.vectors[index], distances=compared.distances[index][:, index])
+        vectors = None if compared.vectors is None else compared.vectors[index]
+        fitted = capped.fit(vectors=vectors, distances=compared.distances[index][:, index])
         per_block.append((members, fitted.as_partition().labels))
     most = max(int(part.max()) + 1 for _, part in per_block)
     allowed = [k for k in limits.choices(group.width, group.n_blocks) if k >= most * group.n_blocks]
@@ -149,7 +159,7 @@ def _spread(part: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 
 def _by_length(
-    cost: CostModel, compared: list[ChannelPoints], clustering: Clustering, quantity: str, keep: float, limits: Limits
+    cost: CostModel, compared: list[GroupPoints], clustering: Clustering, quantity: str, keep: float, limits: Limits
 ) -> dict[str, np.ndarray]:
     """Find the smallest length, the same for all groups, at which the target is met; then use up what it leaves."""
     graph, by_name = cost.graph, {c.group.name: c for c in compared}
@@ -187,7 +197,7 @@ def _by_length(
     )
 
 
-def _widen(compared: ChannelPoints, part: np.ndarray, limits: Limits) -> np.ndarray | None:
+def _widen(compared: GroupPoints, part: np.ndarray, limits: Limits) -> np.ndarray | None:
     """Return a partition of the next width that the limits allow, equally many clusters in each block."""
     group = compared.group
     wider = [k for k in limits.choices(group.width, group.n_blocks) if k > part.max() + 1]

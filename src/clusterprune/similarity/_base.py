@@ -1,11 +1,15 @@
 """What a similarity is, and the distances that all of them share."""
 
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError
+from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.images import Images, Progress
 
 Metric = Literal["cosine", "abs_cosine", "euclidean", "manhattan", "chebyshev"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -15,28 +19,59 @@ _EPS = torch.finfo(torch.float64).eps
 _MINKOWSKI_ORDER = {"euclidean": 2.0, "manhattan": 1.0, "chebyshev": float("inf")}
 
 
+@dataclass(frozen=True, eq=False)
+class ChannelPoints:
+    """The channels of a group as points; on the CPU, where plans are made.
+
+    Attributes
+    ----------
+    vectors
+        (c, d) float64, one row per channel; None where there are distances alone.
+    distances
+        (c, c) float64: symmetric, non-negative, zero on the diagonal.
+    """
+
+    vectors: Tensor | None
+    distances: Tensor
+
+
 @runtime_checkable
 class Similarity(Protocol):
     """How alike the channels of one group are.
 
-    An implementation is a frozen dataclass whose fields are its options. ``reads`` tells the caller
-    what to gather and how to hand it over:
+    An implementation is a frozen dataclass whose fields are its options; it gathers what it compares. What every
+    implementation promises:
 
-    - ``"maps"``: ``vectors(maps)``, sample maps (s, c, ...) or a :class:`MeanMaps`;
-    - ``"weights"``: ``vectors(weight, bias=..., batch_norm=...)``, producer weights (c, ...).
-
-    ``distances`` takes what ``vectors`` takes.
+    - channels that are the same to it are at distance zero;
+    - reordering the channels of a group reorders its points and changes nothing else;
+    - the same input gives the same result, and the network is left as it is.
     """
 
     name: ClassVar[str]
-    reads: ClassVar[Literal["maps", "weights"]]
 
-    def vectors(self, source: Any, /) -> Tensor:
-        """Return one row per channel: (c, d), float64, detached."""
-        ...
+    def points(
+        self,
+        graph: ChannelGraph,
+        groups: Sequence[Group],
+        images: Images | None,
+        progress: Progress | None = None,
+    ) -> Mapping[str, ChannelPoints]:
+        """Return the points of every group by its name.
 
-    def distances(self, source: Any, /) -> Tensor:
-        """Return (c, c) float64 distances: symmetric, non-negative, zero on the diagonal."""
+        Parameters
+        ----------
+        graph
+            The traced network.
+        groups
+            The groups whose channels are compared, each with its own.
+        images
+            Normalised inputs that fit the network, in whole batches; None if there are none.
+
+        Raises
+        ------
+        ArgumentError
+            It looks at images and there are none, or a value is not finite.
+        """
         ...
 
 
