@@ -88,10 +88,3 @@ def test_what_makes_no_sense_is_refused(
 ):
     assert expected in cli.fails(*arguments(tiny, trained, methods, *more))
     assert list(Path().iterdir()) == []
-
-
-def test_several_processes_are_refused(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "compare runs in one process" in cli.fails(*arguments(tiny, trained, "l1"))
-    message = cli.fails("reproduce", "icp-vgg16-cifar10-0.010", "--data", "digits", "--out", "run")
-    assert "reproduce runs in one process" in message

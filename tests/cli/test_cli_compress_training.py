@@ -244,9 +244,3 @@ def test_a_run_that_never_began_leaves_no_folder(tiny: str, trained: Path, cli: 
     monkeypatch.setattr("clusterprune.train.fit", refuse)
     assert "no training today" in cli.fails(*arguments(tiny, trained, "cp --keep-macs 0.5"))
     assert list(Path().iterdir()) == []
-
-
-def test_several_processes_are_refused(tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    message = cli.fails(*arguments(tiny, trained, "cp --keep-macs 0.5"))
-    assert "compress runs in one process" in message

@@ -1,13 +1,15 @@
 """The commands in one place. Nothing heavy is imported before a command runs, so that help is instant."""
 
 import sys
+import time
 from importlib import import_module, metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from clusterprune.cli.command import COMMANDS
+from clusterprune.cli.command import COMMANDS, PATIENCE
+from clusterprune.cli.console import rank, several
 from clusterprune.files.credentials import print_traceback
 
 
@@ -71,5 +73,8 @@ def main() -> None:
     except KeyboardInterrupt:  # between two commands' own handlers there is nothing to say
         sys.exit(130)
     except Exception as error:  # a fault of ours: all of it is shown, but for passwords
+        if several():
+            # What this process meets with may be the end of another: then the launcher ends this one meanwhile.
+            time.sleep(PATIENCE if rank() == 0 else 2 * PATIENCE)
         print_traceback(error)
         sys.exit(1)

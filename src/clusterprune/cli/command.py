@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from clusterprune.cli.console import console
+from clusterprune.cli.console import console, rank
 from clusterprune.errors import ArgumentError, ClusterpruneError
 from clusterprune.files.credentials import hide_passwords, print_traceback
 
@@ -87,7 +87,7 @@ def _ending_well(function: Callable[..., None]) -> Callable[..., None]:
             except ClusterpruneError as error:
                 if debug:
                     print_traceback(error)
-                _say(f"Error: {_sentence(str(error))}", "red")
+                _say_error(error)
                 raise typer.Exit(FAILED) from None
 
     return run
@@ -145,10 +145,26 @@ def _one_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN if began else signal.default_int_handler)
 
 
-def _say(text: str, style: str) -> None:
+def _say(text: str, style: str, *, all_speak: bool = False) -> None:
 
     # Soft wrapping leaves paths and commands whole, to be copied.
-    console(stderr=True).print(Text(hide_passwords(text), style=style), soft_wrap=True)
+    place = console(stderr=True, all_speak=all_speak)
+    place.print(Text(hide_passwords(text), style=style), soft_wrap=True)
+
+
+def _say_error(error: ClusterpruneError) -> None:
+    """Say what went wrong, once, of several processes too.
+
+    What all meet with, the main process says, and ends: the launcher then ends the others. One that is still there
+    after a while has met with it alone.
+    """
+    where = ""
+    if rank():
+        if getattr(error, "__notes__", ()):
+            return  # the main process has met with it, and says so
+        time.sleep(PATIENCE)
+        where = f" in process {rank()}"
+    _say(f"Error{where}: {_sentence(str(error))}", "red", all_speak=True)
 
 
 def _sentence(text: str) -> str:

@@ -15,7 +15,7 @@ from clusterprune.budget.allocation import check_fraction
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, table
-from clusterprune.cli.opening import Opened, absolute, alone, open_task, read_seeds, require
+from clusterprune.cli.opening import Opened, absolute, open_task, read_seeds, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, own_folder, will_go_on
@@ -27,7 +27,7 @@ from clusterprune.studies.comparison import TRAINING as BASE
 from clusterprune.studies.comparison import Contender, Entry, finished, label, method_of
 from clusterprune.studies.comparison import compare as compete
 from clusterprune.train import TrainConfig
-from clusterprune.train.config import resolve_device
+from clusterprune.train.processes import join
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -117,7 +117,6 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Run every method with every seed, and print who keeps the most accuracy."""
-    alone("compare", "Seeds can be compared apart, each into a folder of its own.")
     wanted = chosen(context)
     folder = out.expanduser()
     if resume:
@@ -126,25 +125,26 @@ def compare(
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
     contenders, numbers, training = _read(wanted)
+    processes, place = join(training)
     with own_folder(out, resume=resume), Display() as display:
         planned = [(contender, seed) for seed in numbers for contender in contenders]
         will_go_on("compare", folder, lambda: f"{finished(folder, planned)} of {len(planned)} runs are done.")
         timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
-            opened = open_task(wanted, resolve_device(training))
+            opened = open_task(wanted, place)
             test = require(opened.test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
-            runs.write_config(folder, "compare", absolute(wanted) | note_code(wanted))
+            processes.once(lambda: runs.write_config(folder, "compare", absolute(wanted) | note_code(wanted)))
         entries: list[Entry] = []
         _compete(folder, wanted, contenders, numbers, training, opened, test, display, entries)
-        whole = _whole(opened, test)
+        whole = processes.once(lambda: _whole(opened, test))
         result = {
             "command": "compare",
             "whole": whole,
             "entries": [vars(entry) for entry in entries],
             **runs.environment(opened.network.example.device),
         }
-        runs.write_result(folder, result)
+        processes.once(lambda: runs.write_result(folder, result))
     console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]))
     console().print(f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.")
 

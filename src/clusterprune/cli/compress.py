@@ -16,7 +16,7 @@ from clusterprune.cli.command import command
 from clusterprune.cli.console import comparison, console, duration
 from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
-from clusterprune.cli.opening import Opened, absolute, alone, check_weights, open_task
+from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import NOTHING_YET, check_same, epochs_on_disk, own_folder, will_go_on
@@ -28,7 +28,7 @@ from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
 from clusterprune.search import begun
 from clusterprune.train import TrainConfig
-from clusterprune.train.config import resolve_device
+from clusterprune.train.processes import join
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -111,7 +111,6 @@ def compress(
     wanted = chosen(context)
     settle_budget(context, wanted)
     folder = out.expanduser()
-    alone("compress", "'clusterprune worker' helps a search.")
     if resume:
         check_same(context, folder, wanted)
         finished = runs.read_result(folder, "baseline", "compressed")
@@ -122,6 +121,7 @@ def compress(
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
     asked = Asked.read(wanted)
+    join(asked.training or TrainConfig(device=wanted["device"]))
     with own_folder(out, resume=resume), Display() as display:
         will_go_on("compress", folder, functools.partial(epochs_on_disk, folder))
         result = _run(folder, wanted, asked, display, resume=resume)
@@ -177,7 +177,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
     """Compress, measure and write; return the content of ``result.json``."""
     timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
-        device = resolve_device(asked.training or TrainConfig(device=wanted["device"]))
+        processes, device = join(asked.training or TrainConfig(device=wanted["device"]))
         opened = open_task(wanted, device, trains=asked.training is not None)
     watch = Watch(display)
     work = Work(
@@ -185,28 +185,33 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
         tell=lambda text: display.line(text, "yellow"), about=_about(wanted, asked, opened),
     )  # fmt: skip
     if not resume:
-        runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted))
+        processes.once(lambda: runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted)))
     before = runs.read_log(folder)
     will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))
     try:
         with timeline.phase("compress", announce=False):
             made = asked.method.run(opened.network, opened.task, work)
-        # Anew, whatever an earlier session has left there.
-        runs.remove_folder(folder / runs.COMPACT_NAME)
-        save(made.model, folder / runs.COMPACT_NAME)
-        test = opened.test if wanted["evaluate"] else None
-        result = measure_both(opened.subject, made.model, test, wanted, timeline, display)
+
+        def finish() -> dict[str, Any]:
+            # Anew, whatever an earlier session has left there.
+            runs.remove_folder(folder / runs.COMPACT_NAME)
+            save(made.model, folder / runs.COMPACT_NAME)
+            test = opened.test if wanted["evaluate"] else None
+            result = measure_both(opened.subject, made.model, test, wanted, timeline, display)
+            result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
+            runs.write_log(folder, [*before, *timeline.events])
+            runs.write_result(folder, result)
+            return result
+
+        return processes.once(finish)
     except KeyboardInterrupt:
         timeline.note("stopped")
         # What a search has evaluated is kept elsewhere.
-        if asked.method.joined_at is not None or {path.name for path in folder.iterdir()} - NOTHING_YET:
+        something = asked.method.joined_at is not None or {path.name for path in folder.iterdir()} - NOTHING_YET
+        if processes.is_main and something:
             with contextlib.suppress(OutputError):
                 runs.write_log(folder, [*before, *timeline.events])
         raise
-    result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
-    runs.write_log(folder, [*before, *timeline.events])
-    runs.write_result(folder, result)
-    return result
 
 
 def _about(wanted: dict[str, Any], asked: Asked, opened: Opened) -> dict[str, Any] | None:

@@ -15,15 +15,30 @@ from clusterprune.tables import count
 _PIPE_WIDTH = 100
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console on the stream as it is now; one that is no terminal is 100 columns wide."""
+def several() -> bool:
+    """Tell whether a launcher has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Return this process's number among those that a launcher has started; process 0 is the one to speak."""
+    return int(os.environ.get("RANK", "0")) if several() else 0
+
+
+def console(*, stderr: bool = False, all_speak: bool = False) -> Console:
+    """Return a console on the stream as it is now; one that is no terminal is 100 columns wide.
+
+    Of several processes the main one alone has a console that shows anything, unless `all_speak`.
+    """
+    quiet = rank() > 0 and not all_speak
     stream = sys.stderr if stderr else sys.stdout
     piped = not stream.isatty() and "COLUMNS" not in os.environ
     # Of a file's name that is no Unicode, or that this terminal cannot show, the escape is shown.
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
     # Brackets and colons in names are what they are: neither styles nor pictures.
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH if piped else None)
+    width = _PIPE_WIDTH if piped else None
+    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False, width=width)
 
 
 def percent(value: float | None) -> str:

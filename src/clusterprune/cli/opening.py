@@ -1,7 +1,6 @@
 """From what the user named to objects: data, models, and the folders of earlier runs."""
 
 import functools
-import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -377,15 +376,3 @@ def read_seeds(text: str) -> list[int]:
     if any(len(part) > 19 or int(part) >= 2**63 for part in parts):
         raise ArgumentError(f"seeds must be below 2**63, but got seeds={text[:80]!r}; give smaller ones")
     return [int(part) for part in parts]
-
-
-def alone(command: str, instead: str) -> None:
-    """Check that a command was not started in several processes, which only `train` knows how to share.
-
-    Raises
-    ------
-    ArgumentError
-        If it was.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ArgumentError(f"{command} runs in one process; start it without a launcher. {instead}")

@@ -26,14 +26,12 @@ class Display:
     ----------
     to
         Where to show; standard error by default, so that standard output holds results alone.
-    quiet
-        Show nothing, for a process that is not the one to speak.
     """
 
-    def __init__(self, to: Console | None = None, *, quiet: bool = False) -> None:
-        self._console = Console(quiet=True) if quiet else to or console(stderr=True)
+    def __init__(self, to: Console | None = None) -> None:
+        self._console = to or console(stderr=True)
         self._bars: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),

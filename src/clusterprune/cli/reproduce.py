@@ -13,7 +13,7 @@ from clusterprune import models, runs, studies
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, table
-from clusterprune.cli.opening import absolute, alone, locate, open_data, read_seeds, require
+from clusterprune.cli.opening import absolute, locate, open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
@@ -25,6 +25,7 @@ from clusterprune.studies import Recipe, Reproduction
 from clusterprune.studies.reproduction import check_data
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import resolve_device
+from clusterprune.train.processes import join
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -115,7 +116,6 @@ def reproduce(
         return
     wanted = chosen(context)
     del wanted["listing"]
-    alone("reproduce", "Train the baseline with 'accelerate launch', and give its --weights.")
     name = require(recipe, "RECIPE", "name one; 'clusterprune reproduce --list' shows them")
     require(data, "data", "give --data KIND:DIR with the images of the recipe")
     place: Path = require(out, "out", "give --out DIR, a new folder for the run")
@@ -129,16 +129,18 @@ def reproduce(
     found = studies.read(name)
     _check_code(context, found, trust, resume=resume)
     more = _arguments(wanted, found)
+    processes, _ = join(TrainConfig(device=wanted["device"]))
     with own_folder(place, resume=resume), Display() as display:
         will_go_on("reproduce", folder, functools.partial(epochs_on_disk, folder), found.model)
         timeline = runs.Timeline(display)
         with timeline.phase("open data"):
             dataset = _open(wanted, found)
         if not resume:
-            runs.write_config(folder, "reproduce", absolute(wanted) | note_code({"model": found.model}))
+            noted = absolute(wanted) | note_code({"model": found.model})
+            processes.once(lambda: runs.write_config(folder, "reproduce", noted))
         made = _run(folder, found, dataset, display, {**more, "trust": trusted(found.model, trust)})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
-        runs.write_result(folder, result)
+        processes.once(lambda: runs.write_result(folder, result))
     console().print(comparison(made))
     if found.published is not None:
         console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)

@@ -20,7 +20,7 @@ from clusterprune.files.locking import locked
 from clusterprune.files.writing import sweep, sweep_beside
 from clusterprune.methods._work import ASKED_NAME
 from clusterprune.runs import CONFIG_NAME, RESULT_NAME, read_config
-from clusterprune.train import checkpoint
+from clusterprune.train import checkpoint, here
 
 # Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
 MAY_CHANGE = frozenset({"data", "device", "latency_batch"})
@@ -32,13 +32,20 @@ NOTHING_YET = frozenset({CONFIG_NAME, ASKED_NAME})
 
 @contextmanager
 def own_folder(out: Path, *, resume: bool) -> Iterator[Path]:
-    """Yield a run's folder, kept for this process alone; what a killed process has left half-written is swept away.
+    """Yield a run's folder, kept for this run alone; what a killed process has left half-written is swept away.
 
     Raises
     ------
     OutputError
         If another process works there, or the folder of a new run is not empty or cannot be made.
     """
+    with here().held(_own(out, resume=resume)):
+        yield out.expanduser()
+
+
+@contextmanager
+def _own(out: Path, *, resume: bool) -> Iterator[Path]:
+    """Keep a run's folder for this process."""
     folder = out.expanduser() if resume else runs.check_out(out)
     with locked(folder):
         if not resume:

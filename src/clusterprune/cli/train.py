@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,16 +133,12 @@ def train(
         check_same(context, folder, wanted, MAY_CHANGE | {"checkpoint_minutes"})
         finished = runs.read_result(folder, "trained")
         if finished is not None:
-            if processes.is_main:
-                console().print(single(f"{folder} was finished before", finished["trained"]))
+            console().print(single(f"{folder} was finished before", finished["trained"]))
             return
     else:
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
-    # One of the processes keeps others out of the folder that all of them share.
-    keep = own_folder(out, resume=resume) if processes.is_main else contextlib.nullcontext()
-    with keep, Display(quiet=not processes.is_main) as display:
-        processes.wait()  # whoever looks at the folder later would find what the main process writes
+    with own_folder(out, resume=resume), Display() as display:
         will_go_on("train", folder, functools.partial(epochs_on_disk, folder))
         result = _run(folder, wanted, settings, processes, display, resume=resume)
     if result is None:

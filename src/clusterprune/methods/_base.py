@@ -5,8 +5,10 @@ it was published, what a short trial shortens, how long it trains in a compariso
 settings in recipes, and its rows in the docs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from clusterprune.arguments import check_instance, check_model, check_seed, shown
@@ -14,10 +16,11 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.locking import alone
 from clusterprune.files.writing import run_folder
 from clusterprune.methods._settings import read_settings
-from clusterprune.methods._work import Network, Outcome, Work
+from clusterprune.methods._work import Network, Outcome, Work, silent, untold, unwatched
 from clusterprune.plan import digest_of
 from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig
+from clusterprune.train.processes import Processes, join
 
 FINE_TUNING = TrainConfig(epochs=10, lr=0.01, schedule="cosine", weight_decay=5e-4, batch_size=128)
 """Of methods that need no training where they are given one, and of every contender of a comparison."""
@@ -180,6 +183,8 @@ class Method:
     def run(self, network: Network, task: Task | None, work: Work | None = None) -> Outcome:
         """Make a network smaller. What is finished in the run's folder is not done again.
 
+        Under ``accelerate launch`` every process calls this alike, with the same network, and all return alike.
+
         Parameters
         ----------
         network
@@ -192,7 +197,7 @@ class Method:
         Raises
         ------
         ArgumentError
-            If an argument does not fit, or is not that of the run being resumed.
+            If an argument does not fit, or is not that of the run being resumed, or that of the main process.
         BudgetError
             If a target cannot be reached.
         TrainingError, OutputError, ModelError
@@ -215,13 +220,21 @@ class Method:
         if training is not None:
             check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
             training = TrainConfig(**{**training.model_dump(), "seed": work.seed})
-        with alone(work.folder), run_folder(work.folder) as folder:
-            work = replace(work, folder=folder, training=training)
-            work.begin(self.asked(network, task, work))
+        processes, _ = join(training or TrainConfig(device=network.example.device.type))
+        with processes.held(_kept(work.folder)) as folder:
+            work = replace(work, folder=Path(folder), training=training)
+            if not processes.is_main:
+                work = replace(work, report=silent, watch=unwatched, tell=untold)
+            asked = self.asked(network, task, work)
+            _check_weights(processes, asked["weights"])
+            work.begin(asked)
             return self.compress(network, task, work)  # type: ignore[arg-type]
 
     def compress(self, network: Network, task: Task, work: Work) -> Outcome:
         """Make the network smaller; what a method is. Called by :meth:`run`, which has checked what it is given.
+
+        Several processes are all here, and `work` sees to what one of them does for all. A method that decides or
+        writes besides, does so within `clusterprune.train.here().once(…)`.
 
         Parameters
         ----------
@@ -229,3 +242,24 @@ class Method:
             Its folder exists, and its training has the run's seed.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def _kept(folder: str | Path | None) -> Iterator[Path]:
+    """Yield a run's folder, or a temporary one, that is this run's alone until the block ends."""
+    with alone(folder), run_folder(folder) as made:
+        yield made
+
+
+def _check_weights(processes: Processes, digest: str) -> None:
+    """Refuse to work on another network than the main process's.
+
+    Raises
+    ------
+    ArgumentError
+        If it is another.
+    """
+    if processes.once(lambda: digest) != digest:
+        raise ArgumentError(
+            f"network.model has other weights in process {processes.rank} than in the main one; load the same in each"
+        )

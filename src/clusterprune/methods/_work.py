@@ -19,7 +19,7 @@ from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Plan
 from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
 from clusterprune.tasks import Task
-from clusterprune.train import TrainConfig
+from clusterprune.train import TrainConfig, here
 
 Watch = Callable[[str, train.Progress], None]
 ASKED_NAME = "asked.json"
@@ -70,9 +70,10 @@ class Network:
 
 def score(task: Task, model: nn.Module) -> float | None:
     """Return how good a network is on held-out images, by what decides in its task; None where nothing is held out."""
-    if task.validation is None:
+    held_out = task.validation
+    if held_out is None:
         return None
-    return evaluate.metrics(model, task, task.validation).deciding
+    return here().once(lambda: evaluate.metrics(model, task, held_out).deciding)
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -91,10 +92,14 @@ def untold(text: str) -> None:
 class Work:
     """Where and how a method runs.
 
+    Of several processes all have one, and come together in what it does: they train by shares, and the main process
+    alone chooses plans, measures, writes and reports.
+
     Attributes
     ----------
     folder
-        What is finished there is not done again. None keeps nothing.
+        What is finished there is not done again. None keeps nothing. Processes on several machines need one that all
+        of them see.
     training
         The training of the method's own, or after its last cut; of methods that train between cuts, those are like it
         but for their epochs. None is allowed where a method can do without.
@@ -156,18 +161,20 @@ class Work:
             progress=lambda event: self.watch(phase, event), **more,
         )  # fmt: skip
 
+    def has_plan(self, name: str = PLAN_NAME) -> bool:
+        """Tell whether :meth:`plan` has one already."""
+        return here().once((self.place / name).exists)
+
     def plan(self, choose: Callable[[], Plan], name: str = PLAN_NAME) -> Plan:
         """Return the plan in the run's folder; choose it, and put it there, if there is none."""
         folder = self.place / name
-        if not folder.exists():
-            choose().save(folder)
+        here().once(lambda: None if folder.exists() else choose().save(folder))
         return Plan.load(folder)
 
     def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what was measured before a run was stopped; measure if nothing was."""
         path = self.place / name
-        if not path.exists():
-            write_json(path, measure())
+        here().once(lambda: None if path.exists() else write_json(path, measure()))
         return read_record(path, dict[str, Any])
 
     def begin(self, asked: Mapping[str, Any]) -> None:
@@ -178,9 +185,14 @@ class Work:
         OutputError
             If the folder holds a run, and it is not to be resumed.
         ArgumentError
-            If that was begun with something else.
+            If that was begun with something else, or this process does not see the folder.
         """
-        found = begun_with(self.place / ASKED_NAME, asked)
+        path, processes = self.place / ASKED_NAME, here()
+        found = processes.once(lambda: begun_with(path, asked))
+        if not path.exists():
+            raise ArgumentError(
+                f"folder={str(self.folder)!r} is not seen by process {processes.rank}; give one that all machines share"
+            )
         if found is None:
             return
         if not self.resume:

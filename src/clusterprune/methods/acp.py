@@ -20,16 +20,16 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.merge import FreeMergingName
 from clusterprune.methods._base import Method
 from clusterprune.methods._settings import BUDGET, option
-from clusterprune.methods._work import Network, Outcome, Work, trained_record
+from clusterprune.methods._work import PLAN_NAME, Network, Outcome, Work, trained_record
 from clusterprune.methods.acp_search import FITNESS_TRAINING, StructureFitness, find
 from clusterprune.methods.acp_structures import from_random
 from clusterprune.methods.cuts import CUTS, ClusterCut, Cut, Keep
 from clusterprune.plan import Plan
-from clusterprune.search import Progress, SearchResult
+from clusterprune.search import Fitness, Progress, SearchResult
 from clusterprune.search import work as join
 from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Task
-from clusterprune.train import TrainConfig
+from clusterprune.train import TrainConfig, here
 
 FACTS = ("start", "best", "fitness", "evaluations")
 """What the plan's notes say of the search."""
@@ -155,7 +155,7 @@ class ACP(Method):
     def compress(self, network: Network, task: Task, work: Work) -> Outcome:
         """Search for the widths, cut, train."""
         graph = network.graph()
-        plan = work.plan(lambda: self._search(network, graph, task, work))
+        plan = self._search(network, graph, task, work)
         if self.retraining_inherits:
             small = apply(network.model, plan, graph=graph)
         else:
@@ -176,12 +176,21 @@ class ACP(Method):
         return TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": self.fitness_epochs, **same})
 
     def _search(self, network: Network, graph: ChannelGraph, task: Task, work: Work) -> Plan:
-        """Return the plan of the best structure, with what was found in its notes."""
-        training = self.candidate_training(work.needed())
-        fitness = StructureFitness(
-            graph, task, self, training=training, seed=work.seed, factory=network.factory, progress=work.report
-        )
-        found = find(fitness, out=work.place, about=work.about, progress=work.report)
+        """Return the plan of the best structure, with what was found in its notes.
+
+        The main process asks the swarm; all train the structure that is next.
+        """
+        if not work.has_plan():
+            fitness = StructureFitness(
+                graph, task, self, training=self.candidate_training(work.needed()), seed=work.seed,
+                factory=network.factory, progress=work.report,
+            )  # fmt: skip
+            here().led(lambda together: self._choose(fitness, together, work).save(work.place / PLAN_NAME), fitness)
+        return Plan.load(work.place / PLAN_NAME)
+
+    def _choose(self, fitness: StructureFitness, together: Fitness, work: Work) -> Plan:
+        evaluate = together if self.fitness == "train" else fitness
+        found = find(fitness, evaluate, out=work.place, about=work.about, progress=work.report)
         facts = (dict(found.start), dict(found.best), found.value, len(found.history))
         return replace(found.plan, notes={**found.plan.notes, **dict(zip(FACTS, facts, strict=True))})
 

@@ -20,11 +20,11 @@ from clusterprune.methods.cuts import Cut, Keep
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
-from clusterprune.search import Evaluation, ParticleSwarmSampler, search
+from clusterprune.search import Evaluation, Fitness, ParticleSwarmSampler, search
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import first_widths, plural
 from clusterprune.tasks import Task
-from clusterprune.train import TrainConfig, fit
+from clusterprune.train import TrainConfig, fit, here
 from clusterprune.train.config import resolve_precision
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Found:
 
 def find(
     fitness: "StructureFitness",
+    evaluate: Fitness | None = None,
     *,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
@@ -86,6 +87,8 @@ def find(
 
     Parameters
     ----------
+    evaluate
+        Called in place of the fitness for every structure of the search.
     out, about
         Of the study, as in :func:`clusterprune.search.search`.
     progress
@@ -110,7 +113,7 @@ def find(
     )
     found = search(
         {name: (group.n_blocks, group.width, group.n_blocks) for name, group in groups.items()},
-        fitness,
+        evaluate or fitness,
         start=start,
         storage=config.storage,
         name=config.study,
@@ -193,9 +196,11 @@ class StructureFitness:
         # A fitness that trains may do it on another device than the model's, and looks to its own precision.
         self._precision = resolve_precision(training.precision, device) if config.fitness == "merge" else None
         self.images: Tensor = task.normalize(data.sample(task.train, config.samples, seed).load()[0]).to(device)
-        if start is None:
-            start = widths_of(self.graph, self.images, config.cut, Keep(config.keep_macs), seed=seed, progress=progress)
-        self.start = {group: width for group, width in start.items() if group not in self.graph.leaders}
+        keep = Keep(config.keep_macs)
+        found: Mapping[str, int] = start or here().once(
+            lambda: widths_of(self.graph, self.images, config.cut, keep, seed=seed, progress=progress)
+        )
+        self.start = {group: width for group, width in found.items() if group not in self.graph.leaders}
         self.limit = math.inf
         if config.keep_macs is not None:
             self.limit = config.keep_macs * macs_of(self.graph, {}) * (1 + 1e-9)

@@ -23,7 +23,7 @@ from clusterprune.plan import Plan
 from clusterprune.surgery import compact
 from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Task
-from clusterprune.train import Guidance, TrainConfig, carry_momentum
+from clusterprune.train import Guidance, TrainConfig, carry_momentum, here
 
 Momentum = dict[str, Tensor]
 """Of the optimizer, by parameter."""
@@ -92,7 +92,10 @@ class Steps:
             If a file is damaged.
         """
         folder = self._folder(number) / "cut"
-        if not folder.exists():
+
+        def make() -> None:
+            if folder.exists():
+                return
             graph = replace(self.teacher, model=student).graph(self.ignore)
             plan = choose(graph)
             carried = carry_momentum(momentum, graph, plan) if self.carry_momentum else {}
@@ -100,6 +103,8 @@ class Steps:
                 plan.save(temporary / "plan")
                 compact.save(apply(student, plan, graph=graph), temporary / "compact")
                 write_tensors(temporary / MOMENTUM_NAME, carried)
+
+        here().once(make)
         small = self.cut_of(number)
         try:
             carried, _ = read_tensors(folder / MOMENTUM_NAME)
@@ -128,7 +133,7 @@ class Steps:
         record = replace(
             self.measured(student), step=number, accuracy_cut=before, epochs=training.epochs, seconds=result.seconds
         )
-        write_json(self._folder(number) / RECORD_NAME, asdict(record))
+        here().once(lambda: write_json(self._folder(number) / RECORD_NAME, asdict(record)))
         return dict(result.momentum), record
 
     def measured(self, network: nn.Module) -> StepRecord:

@@ -32,6 +32,7 @@ from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import few
 from clusterprune.tasks import Task
+from clusterprune.train import here
 
 SCORE_NAME = "method.json"
 CUT_NAME = "plan-cut"
@@ -128,7 +129,7 @@ class CutOnce(Method):
                     out=work.place / DISTILLED_NAME, progress=work.report,
                 )
             )  # fmt: skip
-            (work.place / DISTILLED_NAME).unlink(missing_ok=True)
+            here().once(lambda: (work.place / DISTILLED_NAME).unlink(missing_ok=True))
         cut = apply(network.model, plan, graph=graph).eval()
         record: dict[str, Any] = {"images": 0 if self.data_free else plan.notes.get("images", 0)}
         record |= {"distil": plan.notes["distil"]} if "distil" in plan.notes else {}

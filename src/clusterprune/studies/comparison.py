@@ -21,10 +21,11 @@ from clusterprune.files.reading import ReadError, parse_yaml
 from clusterprune.files.writing import read_record, write_json
 from clusterprune.methods._base import FINE_TUNING, Method
 from clusterprune.methods._registry import METHODS, find
-from clusterprune.methods._work import ASKED_NAME, Network, Report, Watch, Work, silent, unwatched
+from clusterprune.methods._work import ASKED_NAME, Network, Outcome, Report, Watch, Work, silent, unwatched
 from clusterprune.surgery import compact
 from clusterprune.tasks import Task
-from clusterprune.train import TrainConfig
+from clusterprune.train import TrainConfig, here
+from clusterprune.train.processes import join
 
 PUBLISHED, OURS = "published", "ours"
 """Presets of a method that competes as its paper has it, or as ours."""
@@ -157,7 +158,7 @@ def compare(
     watch: Watch | None = None,
     done: Callable[[Entry], None] | None = None,
 ) -> list[Entry]:
-    """Let methods compete. What is finished in `out` is not done again.
+    """Let methods compete, in several processes as in one. What is finished in `out` is not done again.
 
     Parameters
     ----------
@@ -179,6 +180,7 @@ def compare(
     ArgumentError, BudgetError, TrainingError, OutputError
         As :meth:`clusterprune.methods.Method.run`, and when a folder was begun with other settings.
     """
+    join(training)
     planned = [(one, *method_of(one, keep_macs, training, published=published)) for one in contenders]
     entries = []
     for seed in seeds:
@@ -202,22 +204,28 @@ def _folder(out: str | Path, contender: Contender, seed: int) -> Path:
 
 
 def _run(network: Network, task: Task, test: Split, name: str, method: Method, work: Work) -> Entry:
-    path = work.place / ENTRY_NAME
-    began_before = (work.place / ASKED_NAME).exists()
+    path, processes = work.place / ENTRY_NAME, here()
+    began_before = processes.once((work.place / ASKED_NAME).exists)
     work.begin(method.asked(network, task, work))
-    if path.exists():
-        return read_record(path, Entry)
-    began = time.perf_counter()
-    made = method.run(network, task, work)
-    seconds = None if began_before else round(time.perf_counter() - began, 1)
+    if not processes.once(path.exists):
+        began = time.perf_counter()
+        made = method.run(network, task, work)
+        seconds = None if began_before else round(time.perf_counter() - began, 1)
+        processes.once(lambda: _write_entry(path, network, task, test, name, made, work.seed, seconds))
+    return read_record(path, Entry)
+
+
+def _write_entry(
+    path: Path, network: Network, task: Task, test: Split, name: str, made: Outcome, seed: int, seconds: float | None
+) -> None:
+    """Measure what was made, and put it into its contender's folder."""
 
     def accuracy(model: nn.Module) -> float:
         return evaluate.metrics(model, task, test).deciding
 
     cut = None if made.cut is None else accuracy(made.cut)
     size = evaluate.params(made.model), evaluate.macs(made.model, network.example)
-    entry = Entry(name, work.seed, *size, cut, accuracy(made.model), seconds)
-    if not (work.place / COMPACT_NAME).exists():
-        compact.save(made.model, work.place / COMPACT_NAME)
+    entry = Entry(name, seed, *size, cut, accuracy(made.model), seconds)
+    if not (path.parent / COMPACT_NAME).exists():
+        compact.save(made.model, path.parent / COMPACT_NAME)
     write_json(path, asdict(entry))
-    return entry

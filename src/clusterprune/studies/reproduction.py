@@ -23,8 +23,9 @@ from clusterprune.runs import Measurement
 from clusterprune.studies.recipe import CLASSES, Recipe
 from clusterprune.surgery import compact
 from clusterprune.tables import few
-from clusterprune.train import TrainConfig
-from clusterprune.train.config import Precision, resolve_device
+from clusterprune.train import TrainConfig, here
+from clusterprune.train.config import Precision
+from clusterprune.train.processes import join
 
 ASKED_NAME = "asked.json"
 MEASURED_NAME = "measured.json"
@@ -83,7 +84,7 @@ def reproduce(
     watch: Watch | None = None,
     trust: str | Path | None = None,
 ) -> Reproduction:
-    """Run a recipe. What is finished in `out` is not done again.
+    """Run a recipe, in several processes as in one. What is finished in `out` is not done again.
 
     Parameters
     ----------
@@ -123,12 +124,14 @@ def reproduce(
     check_data(recipe, dataset, limit)
     code.allow(recipe.model, named_by=f"the recipe {recipe.name}", trust=None if trust is None else str(trust))
     wanted = recipe.changed(epochs_scale=epochs_scale, seeds=seeds, precision=precision)
-    place, spec = resolve_device(TrainConfig(device=device)), models.resolve(wanted.model)
+    processes, place = join(TrainConfig(device=device))
+    spec = models.resolve(wanted.model)
     folder, timeline = Path(out), runs.Timeline(report)
     # Weights that do not fit are refused before anything is written.
     model = models.build(spec, num_classes=len(dataset.classes), weights=weights, seed=wanted.seeds[0])
-    with alone(folder):
-        _same(folder, {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)})
+    asked = {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)}
+    with processes.held(alone(folder)):
+        processes.once(lambda: _same(folder, asked))
         images, test = _limited(dataset, limit)
         run = _Run(wanted, spec, images, test, limit is not None, folder, place, timeline, report, watch)
         original, baseline = run.original(model.to(place), trained=weights is not None)
@@ -175,20 +178,20 @@ class _Run:
     def original(self, model: nn.Module, *, trained: bool) -> tuple[nn.Module, Measurement]:
         """Return the original network, trained, and its figures."""
         folder = self.folder / "baseline"
-        if not trained and (folder / runs.WEIGHTS_NAME).exists():
+        if not trained and here().once((folder / runs.WEIGHTS_NAME).exists):
             models.load_weights(model, folder / runs.WEIGHTS_NAME)
         elif not trained:
             config = self._training(self.recipe.baseline, self.recipe.seeds[0])
             with self.timeline.phase("baseline", announce=False):
                 task = tasks.Classification(self.images, mean=self.spec.mean, std=self.spec.std)
                 train.fit(model, task, config, out=folder, resume=True, progress=self._watch_baseline)
-            runs.write_weights(folder, model)
+            here().once(lambda: runs.write_weights(folder, model))
         return model.eval(), self._measured(folder, model, "test of the baseline")
 
     def compressed(self, original: nn.Module, seed: int) -> Measurement:
         """Return the figures of the compact network, having made it if there is none."""
         folder = self.folder / "method" / f"seed-{seed}"
-        if (folder / MEASURED_NAME).exists():
+        if here().once((folder / MEASURED_NAME).exists):
             return _read(folder)
         recipe, spec, classes = self.recipe, self.spec, len(self.images.classes)
         # Whoever chooses nothing may train on all images, as the papers do.
@@ -203,22 +206,30 @@ class _Run:
         work = Work(folder, training, seed, resume=True, report=self.report or silent, watch=self.watch or unwatched)
         with self.timeline.phase(f"{recipe.method}, seed {seed}", announce=False):
             made = method.run(network, task, work)
-        runs.remove_folder(folder / runs.COMPACT_NAME)
-        compact.save(made.model, folder / runs.COMPACT_NAME)
+        here().once(lambda: self._save(folder, made.model))
         return self._measured(folder, made.model, f"test, seed {seed}")
+
+    def _save(self, folder: Path, model: nn.Module) -> None:
+        runs.remove_folder(folder / runs.COMPACT_NAME)
+        compact.save(model, folder / runs.COMPACT_NAME)
 
     def _measured(self, folder: Path, model: nn.Module, phase: str) -> Measurement:
         """Return what was measured before a run was stopped; measure if nothing was."""
-        if not (folder / MEASURED_NAME).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            mean, std = self.spec.mean, self.spec.std
-            with self.timeline.phase(phase) as tell:
-                found = runs.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
-            write_json(folder / MEASURED_NAME, found.to_dict())
+        here().once(lambda: self._measure(folder, model, phase))
         return _read(folder)
 
+    def _measure(self, folder: Path, model: nn.Module, phase: str) -> None:
+        if (folder / MEASURED_NAME).exists():
+            return
+        mean, std = self.spec.mean, self.spec.std
+        with self.timeline.phase(phase) as tell:
+            found = runs.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
+        write_json(folder / MEASURED_NAME, found.to_dict())
+
     def _training(self, training: TrainConfig, seed: int) -> TrainConfig:
-        return TrainConfig(**{**training.model_dump(), "seed": seed, "device": str(self.device)})
+        # Each of several processes has a device of its own.
+        device = str(self.device) if here().alone else self.device.type
+        return TrainConfig(**{**training.model_dump(), "seed": seed, "device": device})
 
     def _watch_baseline(self, event: train.Progress) -> None:
         if self.watch is not None:

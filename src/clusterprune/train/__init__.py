@@ -6,7 +6,7 @@ from clusterprune.train.hooks import EpochHook
 from clusterprune.train.loop import fit
 from clusterprune.train.losses import Loss, TaskLoss
 from clusterprune.train.momentum import carry_momentum
-from clusterprune.train.processes import Processes
+from clusterprune.train.processes import Processes, here
 from clusterprune.train.result import Progress, TrainResult
 from clusterprune.train.schedules import learning_rate
 from clusterprune.train.stuck import StuckTrainingWarning
@@ -23,5 +23,6 @@ __all__ = [
     "TrainResult",
     "carry_momentum",
     "fit",
+    "here",
     "learning_rate",
 ]
