@@ -12,9 +12,9 @@ from clusterprune import models
 from clusterprune.budget.cost import CostModel
 from clusterprune.budget.latency import LatencyModel, timed_layers
 from clusterprune.errors import ArgumentError, BudgetError, DataError
-from clusterprune.evaluate.layer_times import LatencyTable, LayerShape
-from clusterprune.evaluate.runtimes import Torch
 from clusterprune.methods.latency import Clock
+from clusterprune.runtimes.layer_times import LatencyTable, LayerShape
+from clusterprune.runtimes.running import Torch
 
 
 class Known(LatencyTable):

@@ -17,9 +17,9 @@ from scipy.optimize import nnls
 from torch import Tensor, fx
 
 from clusterprune.budget.cost import CostModel, Reader
-from clusterprune.evaluate.layer_times import LatencyTable, LayerShape
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.ops import Extent, Term, named_arguments, op_of
+from clusterprune.runtimes.layer_times import LatencyTable, LayerShape
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of a layer's channels, at which it is timed."""

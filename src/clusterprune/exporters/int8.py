@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError, ExportError
-from clusterprune.evaluate.runtimes import INPUT, OPSET, onnx_session, optional_package
 from clusterprune.exporters._base import Runner, Source
 from clusterprune.exporters.onnx_file import Onnx
 from clusterprune.graph.export import first_line, silence
+from clusterprune.runtimes.running import INPUT, OPSET, onnx_session, optional_package
 
 CALIBRATION = "onnxruntime.quantization"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from clusterprune.errors import ArgumentError, ExportError
-from clusterprune.evaluate.runtimes import INPUT, OPSET, onnx_session, open_dimensions, write_onnx
 from clusterprune.exporters._base import Runner, Source
+from clusterprune.runtimes.running import INPUT, OPSET, onnx_session, open_dimensions, write_onnx
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ExportError
-from clusterprune.evaluate.runtimes import at_least_two, open_dimensions
 from clusterprune.exporters._base import Runner, Source
 from clusterprune.graph.export import first_line, silence
+from clusterprune.runtimes.running import at_least_two, open_dimensions
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from clusterprune.budget.allocation import CostModel, Quantity
 from clusterprune.budget.latency import LatencyModel
 from clusterprune.budget.search import search
 from clusterprune.errors import ArgumentError, BudgetError
-from clusterprune.evaluate.layer_times import LatencyTable
-from clusterprune.evaluate.racing import race
-from clusterprune.evaluate.runtimes import create_runtime
 from clusterprune.graph import ChannelGraph
 from clusterprune.plan import Plan
+from clusterprune.runtimes.layer_times import LatencyTable
+from clusterprune.runtimes.racing import race
+from clusterprune.runtimes.running import create_runtime
 from clusterprune.surgery.apply import apply
 
 PlanAt = Callable[[float, Quantity], Plan]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from clusterprune.budget.allocation import CostModel, Limits, check_fraction, linked, solve
@@ -215,8 +217,5 @@ def _widen(compared: GroupPoints, part: np.ndarray, limits: Limits) -> np.ndarra
 
 def _linkage_heights(distances: Tensor) -> np.ndarray:
     """Return the cumulative heights of an average-linkage tree: the price of 0, 1, 2, … merges."""
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
     heights = linkage(squareform(distances.cpu().numpy(), checks=False), method="average")[:, 2]
     return np.concatenate([[0.0], np.cumsum(np.maximum.accumulate(heights))])

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from clusterprune.errors import ArgumentError, OutputError
-from clusterprune.evaluate.runtimes import optional_package
 from clusterprune.models.artifact import load, read_origin
+from clusterprune.runtimes.running import optional_package
 
 FILES = ("*.json", "*.safetensors")
 """All that is sent and fetched: data, no code."""

@@ -16,7 +16,9 @@ from clusterprune.data import Dataset
 from clusterprune.files.writing import atomic_folder
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph import trace as trace_model
+from clusterprune.methods import oneshot
 from clusterprune.models import ModelSpec
+from clusterprune.models.artifact import save
 from clusterprune.plan import Merge, Plan
 from clusterprune.runs.timeline import silent
 from clusterprune.surgery.apply import apply
@@ -97,8 +99,6 @@ def demonstrate(
 
 
 def _demonstrate(folder: Path, keep_macs: float, epochs: int, seed: int, progress: runs.Progress | None) -> DemoResult:
-    from clusterprune import oneshot, save
-
     timeline = runs.Timeline(progress)
     report = progress or silent
     spec = models.resolve(MODEL)

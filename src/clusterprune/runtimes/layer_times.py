@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from clusterprune.errors import DataError
-from clusterprune.evaluate.runtimes import OPSET, OnnxRuntime, Runtime, onnx_session, optional_package
 from clusterprune.files.reading import ReadError, read_json
 from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.runtimes.running import OPSET, OnnxRuntime, Runtime, onnx_session, optional_package
 
 Kind = Literal["conv", "linear", "join"]
 

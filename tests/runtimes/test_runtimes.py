@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from clusterprune.errors import ArgumentError
-from clusterprune.evaluate.racing import Race, race
-from clusterprune.evaluate.runtimes import OnnxRuntime, Torch, create_runtime, runtime_names
+from clusterprune.runtimes.racing import Race, race
+from clusterprune.runtimes.running import OnnxRuntime, Torch, create_runtime, runtime_names
 
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from clusterprune.errors import ArgumentError, ExportError
-from clusterprune.evaluate.mode import device_of
 from clusterprune.graph.export import first_line, silence
 
 INPUT = "images"
@@ -131,10 +130,8 @@ class OnnxRuntime:
 
     def prepare(self, model: nn.Module, images: Tensor) -> Callable[[], object]:
         """See :class:`Runtime`."""
-        if device_of(model).type != "cpu":
-            raise ArgumentError(
-                f"runtime='onnxruntime' runs on the CPU, but the model is on {device_of(model)}; move it there"
-            )
+        if images.device.type != "cpu":
+            raise ArgumentError(f"runtime='onnxruntime' runs on the CPU, but images are on {images.device}; move them")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(copy.deepcopy(model).eval(), images, path, opset=OPSET, dynamic={})

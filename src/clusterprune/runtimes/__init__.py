@@ -1,0 +1,1 @@
+"""What runs a network in production, what its layers take there, and which of two networks is the faster."""
