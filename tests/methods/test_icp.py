@@ -385,9 +385,9 @@ def test_images_are_checked(run: Callable[..., Outcome], trained: nn.Module, dig
     with pytest.raises(ArgumentError, match="samples=1000"):
         run(settings(eps=0.1, samples=1000))
     with pytest.raises(ArgumentError, match="train must be a Split"):
-        icp(trained, (digits[0].load(), None), settings(eps=0.1))
+        icp(trained, (digits[0].load()[0], None), settings(eps=0.1))
     with pytest.raises(ArgumentError, match="validation must be a Split"):
-        run(None, digits[1].load())
+        run(None, digits[1].load()[0])
     with pytest.raises(ArgumentError, match="seed"):
         run(seed=-1)
 

@@ -186,7 +186,7 @@ class StructureFitness:
         check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
         for name, split in (("train", task.train), ("validation", task.validation)):
             if split is None or split.labels is None or not len(split):
-                raise ArgumentError(f"{name} must hold labelled images; hold some out of the training images")
+                raise ArgumentError(f"{name} must hold images with their targets; hold some out of the training images")
         if config.samples > len(task.train):
             raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(task.train)}")
         self.graph = config.cut.layers_of(graph.freeze(config.ignore))
