@@ -151,7 +151,7 @@ CALLS: list[tuple[Callable[[SimpleNamespace], Any], str]] = [
     (lambda s: cp.Merge("0", [[0, 1]]), "whole numbers"),
     (lambda s: cp.trace(nn.Conv2d, IMAGES), "torch.nn.Module"),
     (lambda s: cp.oneshot(s.graph, IMAGES, keep_macs=0.5, config="fast"), "config must be a OneShot"),
-    (lambda s: cp.cluster(s.graph, IMAGES, similarity="filters"), "similarity must be FeatureMaps"),
+    (lambda s: cp.cluster(s.graph, IMAGES, similarity="nearness"), "similarity"),
     (lambda s: cp.cluster(s.graph, IMAGES, clustering="kmeans"), "clustering must be an object such as DBSCAN"),
     (lambda s: cp.cluster(s.graph, IMAGES, merging="sum"), "merging must be one of"),
     (lambda s: cp.cluster(s.graph, IMAGES, merging=["add"]), "merging must be one of"),

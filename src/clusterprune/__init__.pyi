@@ -32,3 +32,38 @@ from clusterprune.models.artifact import save as save
 from clusterprune.plan import Merge as Merge
 from clusterprune.plan import Plan as Plan
 from clusterprune.surgery.apply import apply as apply
+
+__all__ = [
+    "ACP",
+    "CP",
+    "ICP",
+    "ChannelGraph",
+    "ClusterCut",
+    "CriterionCut",
+    "CutOnce",
+    "Distil",
+    "FromNorms",
+    "Merge",
+    "Method",
+    "Network",
+    "OneShot",
+    "OneShotCut",
+    "Op",
+    "Origin",
+    "Outcome",
+    "Plan",
+    "Soft",
+    "Work",
+    "apply",
+    "cluster",
+    "distil",
+    "export",
+    "images_from_norms",
+    "inner_groups",
+    "load",
+    "oneshot",
+    "prune_by",
+    "register_op",
+    "save",
+    "trace",
+]

@@ -121,8 +121,8 @@ class TestFolders:
         result = cli("compress", "--model", color, "--weights", "run", *options)
 
         assert result.exit_code == 0, result.output
-        assert "There are 160 images to learn from, fewer than the 1024 asked for." in result.stderr
-        assert json.loads(Path("small/result.json").read_text())["images"] == 160
+        assert "There are 160 images to look at, fewer than the 1024 asked for." in result.stderr
+        assert json.loads(Path("small/result.json").read_text())["record"]["images"] == 160
 
     def test_a_model_for_other_classes(self, color: str, images: Path, cli: Cli):
         assert self.trained(cli, color, images) == 0

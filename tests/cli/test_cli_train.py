@@ -1,4 +1,3 @@
-import inspect
 import json
 import os
 import re
@@ -155,7 +154,7 @@ def test_a_run_that_never_began_leaves_no_folder(tiny: str, cli: Cli, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise ModelError("the model cannot be trained")
 
-    monkeypatch.setattr("clusterprune.train.fit", refuse)
+    monkeypatch.setattr("clusterprune.cli.train.fit", refuse)
     assert "cannot be trained" in cli.fails("train", "--model", tiny, "--data", "digits", "--out", "run")
     assert list(Path().iterdir()) == []
 
@@ -252,7 +251,7 @@ def test_of_two_processes_one_writes_and_speaks(trust: tuple[str, str], tiny: st
 def test_defaults_are_those_of_the_library():
     settings = {name: field.default for name, field in TrainConfig.model_fields.items()}
     settings["milestones"] = ",".join(str(share) for share in settings["milestones"])
-    shown = {name: p.default for name, p in inspect.signature(train).parameters.items() if name in settings}
+    shown = {name: p.default for name, p in ((p.name, p) for p in train.params) if name in settings}
 
     assert len(shown) > 12
     assert shown == {name: settings[name] for name in shown}

@@ -14,9 +14,10 @@ import clusterprune as cp
 from clusterprune import data
 from clusterprune.clustering import DBSCAN, KMeans
 from clusterprune.data import Split
-from clusterprune.methods.acp import ACP, acp
+from clusterprune.methods import ClusterCut, Network, OneShotCut, Work
+from clusterprune.methods.acp import ACP
 from clusterprune.methods.acp_structures import WidthPlanner, macs_of, scaled_to
-from clusterprune.methods.icp import ICP, icp
+from clusterprune.methods.icp import ICP
 from clusterprune.methods.layers import inner_groups, published_layers, with_followers
 from clusterprune.plan import Plan
 from clusterprune.tasks import Classification
@@ -154,28 +155,28 @@ def trained(digits: tuple[Split, Split]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("by", ["clusters", "oneshot"])
+@pytest.mark.parametrize("cut", [ClusterCut(min_samples=2), OneShotCut(layers="inner")], ids=["clusters", "oneshot"])
 @pytest.mark.parametrize("cycles", [0, 1])
-def test_acp_searches_for_one_width_a_block(digits: tuple[Split, Split], by: Any, cycles: int) -> None:
+def test_acp_searches_for_one_width_a_block(digits: tuple[Split, Split], cut: Any, cycles: int) -> None:
     model = trained(digits)
     graph = cp.trace(model, torch.zeros(1, 1, 8, 8))
-    config = ACP(keep_macs=0.7, by=by, samples=32, min_samples=2, particles=2, cycles=cycles, fitness="merge")
-    found = acp(model, graph, *digits, config=config, training=FAST, **GREY)
-    blocks = one_width(found.plan, published_layers(graph))
-    for widths in (found.start, found.best):
+    config = ACP(keep_macs=0.7, cut=cut, samples=32, particles=2, cycles=cycles, fitness="merge")
+    made = config.run(Network(model, torch.zeros(1, 1, 8, 8)), Classification(*digits, **GREY), Work(training=FAST))
+    blocks = one_width(made.plan, published_layers(graph))
+    for widths in (made.record["start"], made.record["best"]):
         assert {name: widths[f"{name}.conv1"] for name in BLOCKS} == {name: widths[f"{name}.conv2"] for name in BLOCKS}
-    assert {name: found.best[f"{name}.conv2"] for name in BLOCKS} == blocks
-    assert all(evaluation.widths.keys() == {"first.conv2", "second.conv2"} for evaluation in found.history)
-    assert len(found.history) == 4 * cycles
+    assert {name: made.record["best"][f"{name}.conv2"] for name in BLOCKS} == blocks
+    assert made.record["evaluations"] == 4 * cycles
 
 
-@pytest.mark.parametrize("by", ["clusters", "oneshot"])
-def test_icp_cuts_to_one_width_a_block(digits: tuple[Split, Split], tmp_path: Path, by: Any) -> None:
+@pytest.mark.parametrize("cut", [ClusterCut(min_samples=2), OneShotCut(layers="inner")], ids=["clusters", "oneshot"])
+def test_icp_cuts_to_one_width_a_block(digits: tuple[Split, Split], tmp_path: Path, cut: Any) -> None:
     model = trained(digits)
     config = ICP(
-        keep_macs=0.6, by=by, steps=2, epochs_between=1, final_epochs=1, samples=32, min_samples=2,
+        keep_macs=0.6, cut=cut, steps=2, epochs_between=1, samples=32,
         stages=("first", "second"),
     )  # fmt: skip
-    made = icp(model, *digits, config=config, training=FAST, **GREY, out=tmp_path)
+    task, example = Classification(*digits, **GREY), torch.zeros(1, 1, 8, 8)
+    made = config.run(Network(model, example), task, Work(tmp_path, FAST))
     for block in (made.model.first, made.model.second):
         assert block.conv1.out_channels == block.conv2.in_channels == block.conv2.out_channels

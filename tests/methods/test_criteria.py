@@ -214,9 +214,9 @@ def test_a_latency_target_is_handed_to_the_measured_search(monkeypatch: pytest.M
     _, graph, _ = ready(Plain())
     asked: list[float] = []
 
-    def search(graph: cp.ChannelGraph, keep: float, plan_at: object) -> cp.Plan:
+    def search(graph: cp.ChannelGraph, cost: object, keep: float, plan_at: Any, *_: object) -> Any:
         asked.append(keep)
-        return plan_at(0.5)
+        return plan_at(0.5, "macs"), {}
 
     monkeypatch.setattr(sys.modules["clusterprune.methods.prune_by"], "plan_for_latency", search)
     plan = prune_by(graph, "l1", keep_latency=0.8)

@@ -124,7 +124,7 @@ def test_no_other_place_names_a_method() -> None:
     classes = {find(name).__name__ for name in METHODS}
     named = []
     for path in sorted(root.rglob("*.py")):
-        if path.parent.name == "methods" and path.name in homes:
+        if (path.parent.name == "methods" and path.name in homes) or path.parent.name == "criteria":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             text = node.value if isinstance(node, ast.Constant) else None

@@ -254,7 +254,7 @@ def with_nan(images: Tensor) -> Tensor:
         (with_nan, "NaN or infinity; check the normalisation"),
         (lambda x: x[:1], "1 image is too few"),
         (lambda x: x[:0], "0 image"),
-        (lambda x: (x, x), "1 tensor inputs, but images holds 2"),
+        (lambda x: {"x": x}, "a mapping"),
     ],
 )
 def test_bad_images(plain, spoil: Callable[[Tensor], Tensor], message: str):

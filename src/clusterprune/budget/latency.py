@@ -84,7 +84,7 @@ def _layer(graph: ChannelGraph, reader: Reader, call: LayerCall, batch: int | No
     if call.by_row:
         rows = images * int(np.prod(read[1:-1], dtype=np.int64))
         return TimedLayer(LayerShape("linear", rows, *widths), *extents)
-    if call.kind not in ("conv", "conv_transpose") or len(read) < 3 or any(s == "same" for s in [a.get("padding")]):
+    if not call.slides or len(read) < 3 or isinstance(a.get("padding"), str):
         return None
     space = len(read) - 2
 
@@ -96,7 +96,7 @@ def _layer(graph: ChannelGraph, reader: Reader, call: LayerCall, batch: int | No
     kernel = tuple(int(n) for n in a["weight"].meta["val"].shape[2:])
     shape = LayerShape(
         "conv", images, *widths, tuple(int(n) for n in read[2:]), kernel, several("stride", 1), several("padding", 0),
-        several("dilation", 1), call.groups, call.kind == "conv_transpose",
+        several("dilation", 1), call.groups, a.get("transposed") or call.row_dim == 1,
     )  # fmt: skip
     return TimedLayer(shape, *extents)
 

@@ -71,11 +71,11 @@ def gather(images: Any, examples: Sequence[Tensor], *, limit: int = ENOUGH, seed
 
 
 def _is_one_of_each(images: Any, examples: Sequence[Tensor]) -> bool:
-    """Tell whether there is one tensor for each input, all with as many images."""
+    """Tell whether there is one tensor for each input."""
     if not (isinstance(images, (tuple, list)) and len(images) == len(examples)):
         return False
     fits = (isinstance(part, Tensor) and part.ndim == e.ndim for part, e in zip(images, examples, strict=True))
-    return all(fits) and len({len(part) for part in images}) == 1
+    return all(fits)
 
 
 def _is_batch(images: Any, examples: Sequence[Tensor]) -> bool:

@@ -24,7 +24,7 @@ class Budget(TypedDict, total=False):
     latency
         What a time is measured by: a runtime such as "onnxruntime:threads=1", a
         :class:`clusterprune.methods.latency.Clock`, or a function of a model that returns milliseconds. None is PyTorch
-        as it is.
+        as it is, on the traced example, asked about whole networks.
     round_to, min_width
         Kept widths are multiples of `round_to` and at least `min_width`.
     """
@@ -54,7 +54,7 @@ class Goal:
     target: Target
     keep: float
     limits: Limits
-    clock: Clock | Callable[[nn.Module], float]
+    clock: Clock | Callable[[nn.Module], float] | None
 
 
 def read_budget(given: Mapping[str, Any]) -> Goal:

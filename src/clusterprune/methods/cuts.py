@@ -187,7 +187,8 @@ class OneShotCut(OneShot):
     Attributes
     ----------
     layers
-        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
+        "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`), with one width for a
+        bottleneck.
     """
 
     layers: Layers = "all"
@@ -212,7 +213,7 @@ class OneShotCut(OneShot):
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
-        return inner_layers(graph) if self.layers == "inner" else graph
+        return inner_layers(graph, tied=True) if self.layers == "inner" else graph
 
     def narrow(self) -> "OneShotCut":
         """Return the cut that does not refit."""

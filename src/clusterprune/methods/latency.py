@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clusterprune import evaluate
 from clusterprune.arguments import shown
 from clusterprune.budget.allocation import CostModel, Quantity
 from clusterprune.budget.latency import LatencyModel
@@ -56,25 +57,25 @@ class Clock:
                 raise ArgumentError(f"{name} must be a whole number of at least 1, but got {name}={value!r}")
 
 
-def read_clock(latency: "Clock | str | Callable[[nn.Module], float] | None") -> "Clock | Callable[[nn.Module], float]":
+def read_clock(
+    latency: "Clock | str | Callable[[nn.Module], float] | None",
+) -> "Clock | Callable[[nn.Module], float] | None":
     """Return what a target in time is measured by.
 
     Parameters
     ----------
     latency
         A :class:`Clock`, the text of a runtime, or a function of a model that returns milliseconds, measured wherever
-        the model will run (a phone, a board); None is PyTorch as it is.
+        the model will run (a phone, a board). None passes: PyTorch on the traced example, whole networks alone.
 
     Raises
     ------
     ArgumentError
         If it is anything else.
     """
-    if latency is None:
-        return Clock()
     if isinstance(latency, str):
         return Clock(latency)
-    if isinstance(latency, Clock) or callable(latency):
+    if latency is None or isinstance(latency, Clock) or callable(latency):
         return latency
     raise ArgumentError(
         f"latency must be a runtime such as 'onnxruntime:threads=1', a Clock, or a function of a model that returns "
@@ -108,6 +109,8 @@ def plan_for_latency(
         If no plan is as fast; the message says what the fastest took.
     """
     clock = read_clock(latency)
+    if clock is None:
+        return _by_function(graph, keep, plan_at, lambda model: evaluate.latency(model, graph.example).median_ms)
     if not isinstance(clock, Clock):
         return _by_function(graph, keep, plan_at, clock)
     images = _images(graph, clock.batch)

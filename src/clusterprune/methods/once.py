@@ -212,6 +212,8 @@ def _write_images(path: Path, images: Tensor) -> None:
     pixels = functional.pad(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3], (0, 2, 0, 2))
     rows = [torch.cat([*row], dim=2) for row in pixels.split(8)]
     widest = max(row.shape[2] for row in rows)
-    sheet = torch.cat([functional.pad(row, (0, widest - row.shape[2])) for row in rows], dim=1)
+    sheet = functional.pad(
+        torch.cat([functional.pad(row, (0, widest - row.shape[2])) for row in rows], 1), (2, 0, 2, 0)
+    )
     with output_errors(path):
         Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy()).save(path)
