@@ -1,4 +1,4 @@
-"""What a compression is asked for: the target, whether it was met, the images, and the search for a latency."""
+"""What a compression is asked for: the target, the plan that meets it, and whether it was met."""
 
 import warnings
 from collections.abc import Callable, Mapping
