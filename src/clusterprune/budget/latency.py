@@ -102,7 +102,7 @@ def _layer(graph: ChannelGraph, reader: Reader, call: LayerCall, batch: int | No
 
 
 def _traced_batch(graph: ChannelGraph) -> int:
-    return next(int(v.shape[0]) for v in (*graph.args, *graph.kwargs.values()) if isinstance(v, Tensor))
+    return int(graph.example_tensors[0].shape[0])
 
 
 class LatencyModel:

@@ -135,6 +135,11 @@ class ChannelGraph:
         return tuple(n.name for n in placeholders if n.name not in known and isinstance(n.meta.get("val"), Tensor))
 
     @property
+    def example_tensors(self) -> list[Tensor]:
+        """The tensors among the inputs that the model was traced with, in the order of the call."""
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    @property
     def example(self) -> tuple[Any, ...] | dict[str, Any]:
         """The example inputs: the positional ones, or those by keyword (a trace has either)."""
         return self.kwargs or self.args

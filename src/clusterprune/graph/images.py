@@ -36,8 +36,7 @@ def inputs_of(graph: ChannelGraph, images: Any, seed: int = 0) -> tuple[Tensor, 
     ArgumentError
         If there are no images in it, or they do not fit the traced example.
     """
-    examples = [value for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
-    inputs = gather(images, examples, seed=seed)
+    inputs = gather(images, graph.example_tensors, seed=seed)
     check_images(graph, inputs)
     return inputs
 
@@ -92,7 +91,7 @@ def gradient_batch_size(graph: ChannelGraph, most: int = 128) -> int:
 
 def check_images(graph: ChannelGraph, inputs: tuple[Tensor, ...]) -> None:
     """Raise :class:`ArgumentError` for images that do not fit the traced example."""
-    examples = [a for a in (*graph.args, *graph.kwargs.values()) if isinstance(a, Tensor)]
+    examples = graph.example_tensors
     if len(inputs) != len(examples):
         raise ArgumentError(
             f"the model has {len(examples)} tensor inputs, but images holds {len(inputs)} tensors; give one for each "

@@ -71,7 +71,7 @@ def norms_of(graph: ChannelGraph) -> list[BatchNorm]:
 
 def can_make_images(graph: ChannelGraph) -> bool:
     """Tell whether a network remembers enough: batch norms behind one input of maps, in any batch size."""
-    values = [v for v in (*graph.args, *graph.kwargs.values()) if isinstance(v, Tensor)]
+    values = graph.example_tensors
     maps = len(values) == 1 and values[0].ndim == 4 and values[0].is_floating_point()
     return maps and graph.batch_size.fixed is None and bool(norms_of(graph))
 

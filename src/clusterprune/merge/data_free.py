@@ -25,9 +25,7 @@ def noise_images(graph: ChannelGraph, count: int, generator: torch.Generator) ->
         If an input is not floating-point, so that no noise can stand for it.
     """
     inputs: list[Tensor] = []
-    for value in (*graph.args, *graph.kwargs.values()):
-        if not isinstance(value, Tensor):
-            continue
+    for value in graph.example_tensors:
         if not value.is_floating_point():
             raise ArgumentError(f"images=None needs floating-point inputs, but one has {value.dtype}; give images")
         shape = (count, *value.shape[1:])

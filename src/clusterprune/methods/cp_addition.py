@@ -165,7 +165,7 @@ def _confirmed(graph: ChannelGraph, found: list[_Repeats]) -> list[_Repeats]:
     wrong = [np.zeros(repeats.group.width, dtype=bool) for repeats in found]
     program = Program(graph, any_batch=False)
     generator = torch.Generator().manual_seed(0)
-    inputs = [_noise(value, generator) for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
+    inputs = [_noise(value, generator) for value in graph.example_tensors]
     with torch.no_grad():
         values = program.bind(inputs) | program.weights(named_tensors(graph))
         for name, value in program.visit(values, by_input.keys() & program.index.keys()):

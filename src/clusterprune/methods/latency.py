@@ -1,7 +1,7 @@
 """Meeting a target in time: a runtime's price of every channel, and the clock's verdict on the real network."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,7 @@ def plan_for_latency(
         asked *= keep / share
     met = [entry for entry in found if entry[0] <= keep * (1 + CLOSE / 2)]
     if not met:
-        fastest = min((share for share, _, _ in found), default=math.inf)
-        raise BudgetError(
-            f"keep_latency={keep:g} was not reached: the fastest network tried takes {fastest:.3g} of the original's "
-            f"{whole:.2f} ms on {clock.runtime}. Ask for keep_latency>={math.ceil(fastest * 100) / 100:g}"
-        )
+        raise _not_reached(keep, [share for share, _, _ in found], f"{whole:.2f} ms on {clock.runtime}")
     _, plan, facts = max(met, key=lambda entry: entry[0])
     return plan, facts | {"tries": len(found)}
 
@@ -170,12 +166,17 @@ def _by_function(
 
     best = search(at, fits, tight=0.0, loose=1.0, steps=7)
     if best is None:
-        fastest = min(shares, default=math.inf)
-        raise BudgetError(
-            f"keep_latency={keep:g} was not reached: the fastest network tried takes {fastest:.3g} of the original's "
-            f"{baseline:.2f} ms. Ask for keep_latency>={math.ceil(fastest * 100) / 100:g}"
-        )
+        raise _not_reached(keep, shares, f"{baseline:.2f} ms")
     return best, {"original_ms": baseline, "tries": len(shares)}
+
+
+def _not_reached(keep: float, shares: Sequence[float], original: str) -> BudgetError:
+    fastest = min(shares, default=math.inf)
+    can = f" Ask for keep_latency>={math.ceil(fastest * 100) / 100:g}" if shares else ""
+    return BudgetError(
+        f"keep_latency={keep:g} was not reached: the fastest network tried takes {fastest:.3g} of the original's "
+        f"{original}.{can}"
+    )
 
 
 def _asked(latency: Callable[[nn.Module], float], model: nn.Module) -> float:
@@ -187,7 +188,7 @@ def _asked(latency: Callable[[nn.Module], float], model: nn.Module) -> float:
 
 def _images(graph: ChannelGraph, batch: int) -> Tensor:
     """Return a batch of the traced example."""
-    values = [value for value in (*graph.args, *graph.kwargs.values()) if isinstance(value, Tensor)]
+    values = graph.example_tensors
     if len(values) != 1:
         raise ArgumentError(
             f"{type(graph.model).__name__} has {len(values)} inputs, and a runtime is timed on one; give "
