@@ -13,6 +13,7 @@ from clusterprune.methods.icp import ICP
 from clusterprune.methods.layers import inner_groups
 from clusterprune.methods.once import CutOnce
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.planner import Planner, measure
 from clusterprune.methods.prune_by import prune_by
 from clusterprune.methods.soft_pruning import Soft, SoftPruning
 
@@ -30,12 +31,14 @@ __all__ = [
     "OneShot",
     "OneShotCut",
     "Outcome",
+    "Planner",
     "Soft",
     "SoftPruning",
     "Work",
     "cluster",
     "find",
     "inner_groups",
+    "measure",
     "oneshot",
     "prune_by",
 ]
