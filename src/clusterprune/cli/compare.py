@@ -52,9 +52,12 @@ def compare(
     trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     num_classes: options.Classes = None,
     approximate: options.Approximate = False,
     data: options.Data,
+    classes: options.ClassNames = None,
     validation: Annotated[
         float,
         typer.Option(
@@ -131,7 +134,7 @@ def compare(
         will_go_on("compare", folder, lambda: f"{finished(folder, planned)} of {len(planned)} runs are done.")
         timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
-            opened = open_task(wanted, place)
+            opened = open_task(wanted, place, tell=display.line)
             test = require(opened.test, "test", f"{wanted['data']} has no test images to compare on")
         if not resume:
             processes.once(lambda: runs.write_config(folder, "compare", absolute(wanted) | note_code(wanted)))

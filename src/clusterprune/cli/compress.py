@@ -58,9 +58,12 @@ def compress(
     trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     num_classes: options.Classes = None,
     approximate: options.Approximate = False,
     data: options.OptionalData = None,
+    classes: options.ClassNames = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -178,7 +181,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
     timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
         processes, device = join(asked.training or TrainConfig(device=wanted["device"]))
-        opened = open_task(wanted, device, trains=asked.training is not None)
+        opened = open_task(wanted, device, trains=asked.training is not None, tell=display.line)
     watch = Watch(display)
     work = Work(
         folder, asked.training, wanted["seed"], resume=True, images=opened.images, report=display, watch=watch,
@@ -195,7 +198,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
         def finish() -> dict[str, Any]:
             # Anew, whatever an earlier session has left there.
             runs.remove_folder(folder / runs.COMPACT_NAME)
-            save(made.model, folder / runs.COMPACT_NAME)
+            save(made.model, folder / runs.COMPACT_NAME, opened.origin)
             test = opened.test if wanted["evaluate"] else None
             result = measure_both(opened.subject, made.model, test, wanted, timeline, display)
             result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}

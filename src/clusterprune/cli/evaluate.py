@@ -3,29 +3,17 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clusterprune import models, runs
+from clusterprune import runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, single
-from clusterprune.cli.opening import (
-    check_classes,
-    known_classes,
-    locate,
-    open_data,
-    open_model,
-    require,
-    stated_number,
-)
+from clusterprune.cli.opening import open_path
 from clusterprune.cli.progress import Display
-from clusterprune.cli.trusting import check_named
-from clusterprune.errors import WeightsError
-from clusterprune.files.reading import exists
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -46,18 +34,11 @@ def evaluate(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help=options.MODEL_HELP,
-            rich_help_panel="Model",
-            show_default="that of the run",
-        ),
-    ] = None,
+    model: options.RunsModel = None,
     trust: options.Trust = None,
     image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     num_classes: options.Classes = None,
     data: Annotated[
         str | None,
@@ -65,41 +46,22 @@ def evaluate(
             "--data", metavar="DATA", help=options.DATA_HELP, rich_help_panel="Data", show_default="that of the run"
         ),
     ] = None,
+    classes: options.ClassNames = None,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure on the test split of the data; without data, the cost alone."""
-    if not exists(path.expanduser()):
-        raise WeightsError(
-            f"RUN_OR_WEIGHTS={str(path)!r} does not exist (looked in {Path.cwd()}); name a weights file, or the folder "
-            "of a run"
-        )
-    located = locate(path)
-    known = located.config
-    name = require(model or known.get("model"), "--model", "the path does not say what network it is of")
-    image_size = image_size or stated_number(located, "image_size")
-    data = data or known.get("data")
-    if model is None:
-        remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
-        check_named(name, known, str(located.config_file), trust, named=False, remedy=remedy)
-    spec = models.resolve(name)
-    target = runs.pick_device(device)
+    given = {
+        "model": model, "image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes, "data": data,
+        "classes": classes,
+    }  # fmt: skip
     with Display() as display:
         timeline = runs.Timeline(display)
         with timeline.phase("open data and model"):
-            dataset = open_data(data, spec, image_size) if data is not None else None
-            subject = open_model(
-                spec,
-                located,
-                image_size=image_size,
-                num_classes=known_classes(spec, located, num_classes),
-                device=target,
-            )
-            test = dataset.splits.get("test") if dataset else None
-            if dataset is not None and test is not None:
-                check_classes(subject, dataset)
+            found = open_path(path, given, trust, runs.pick_device(device), display.line)
+        subject, test = found.subject, found.data.splits.get("test") if found.data is not None else None
         if test is None:
             display.line("There are no test images, so the accuracy is not measured; name them by --data.", "yellow")
         with timeline.phase("measure") as tell:

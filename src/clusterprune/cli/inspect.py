@@ -16,7 +16,8 @@ from clusterprune.budget.allocation import CostModel, reachable
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, table
-from clusterprune.cli.opening import locate, open_model
+from clusterprune.cli.inputs import settle_input
+from clusterprune.cli.opening import Subject, open_model, open_path, require
 from clusterprune.cli.progress import Display
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.channels import frozen_layers
@@ -27,6 +28,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
 clusterprune inspect --model torchvision:resnet50
 
+clusterprune inspect runs/half
+
 clusterprune inspect --model my_net.py:build --image-size 96 --num-classes 5 --json
 """
 _SHOWN = 2
@@ -34,8 +37,17 @@ _SHOWN = 2
 
 @command(EXAMPLES)
 def inspect(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN_OR_WEIGHTS",
+            help="A weights file, a compact folder, or a run folder, which then say what the model is.",
+            show_default="random weights",
+        ),
+    ] = None,
     *,
-    model: options.Model,
+    model: options.RunsModel = None,
+    trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
     num_classes: options.Classes = None,
@@ -54,18 +66,11 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Trace a model and describe its graph."""
-    spec = models.resolve(model)
+    given = {"model": model, "image_size": image_size, "mean": None, "std": None, "num_classes": num_classes}
     with Display() as display:
         timeline = Timeline(display)
         with timeline.phase("build"):
-            subject = open_model(
-                spec,
-                locate(Path(weights)) if weights is not None else None,
-                image_size=image_size,
-                num_classes=num_classes,
-                device=torch.device("cpu"),
-                seed=0,
-            )
+            subject = _open(path or weights, given, trust, display)
         with timeline.phase("trace"):
             graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or (), approximate=approximate)
         with timeline.phase("measure"):
@@ -74,9 +79,19 @@ def inspect(
         typer.echo(json.dumps(facts, indent=2))
         return
     where = console()
-    where.print(_table(f"{model}, input {subject.input_text}", graph))
+    where.print(_table(f"{subject.spec.name}, input {subject.input_text}", graph))
     for line in _closing(facts):
         where.print(line, soft_wrap=True)
+
+
+def _open(path: Path | None, given: dict[str, Any], trust: list[str] | None, display: Display) -> Subject:
+    """Return what is to be traced: what a path holds, or a model with random weights."""
+    device = torch.device("cpu")
+    if path is not None:
+        return open_path(path, given, trust, device, display.line).subject
+    spec = models.resolve(require(given["model"], "--model", "give it, or the folder of a run"))
+    spec = settle_input(spec, given, None, None, display.line)
+    return open_model(spec, None, num_classes=given["num_classes"], device=device, seed=0)
 
 
 def _facts(graph: ChannelGraph) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Job(BaseModel):
 
     Attributes
     ----------
-    model, weights, data, image_size, num_classes, validation, seed, approximate
+    model, weights, data, image_size, num_classes, mean, std, classes, validation, seed, approximate
         Options of ``clusterprune compress``, with absolute paths.
     method, settings
         Its name, and its settings as plain values; without the storage and the study.
@@ -41,6 +41,9 @@ class Job(BaseModel):
     data: str
     image_size: int | None
     num_classes: int | None
+    mean: str | None = None
+    std: str | None = None
+    classes: str | None = None
     validation: float
     seed: int
     approximate: bool = False
@@ -111,7 +114,7 @@ def describe(
 ) -> Job:
     """Return what a run with the options `wanted` tells its workers."""
     wanted = absolute(dict(wanted))
-    named = ("model", "weights", "data", "image_size", "num_classes", "validation", "seed", "approximate", "method")
+    named = set(Job.model_fields) & wanted.keys()
     return Job(
         **{name: wanted[name] for name in named},
         settings={name: value for name, value in settings.items() if name not in ("storage", "study")},

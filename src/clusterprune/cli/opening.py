@@ -2,49 +2,29 @@
 
 import functools
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clusterprune import data, load, models, runs
-from clusterprune.cli.command import LARGEST
-from clusterprune.cli.trusting import trust_option_of
+from clusterprune import data, load, models
+from clusterprune.cli.inputs import at_size, first_of, settle_input, square_size
+from clusterprune.cli.locating import Located, known_classes, locate
+from clusterprune.cli.trusting import check_named
 from clusterprune.data import Dataset, Split
+from clusterprune.data.outputs import IMAGENET, for_outputs
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
-from clusterprune.files.reading import exists, is_folder
+from clusterprune.files.reading import exists
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.methods import Network
+from clusterprune.methods._work import untold
 from clusterprune.models import ModelSpec
+from clusterprune.models.artifact import Origin
 from clusterprune.models.reinitialise import reinitialise_
-from clusterprune.models.weights import classes_in
 from clusterprune.tasks import Classification, Plain, Task
-
-STRUCTURE_NAME = "structure.json"
-
-
-@dataclass(frozen=True)
-class Located:
-    """What a path holds.
-
-    Attributes
-    ----------
-    path
-        A weights file, or the folder of a compact model.
-    compact
-        Which of the two.
-    config
-        The options of the run that made it; empty where that is not known.
-    config_file
-        Where they stand; None where that is not known.
-    """
-
-    path: Path
-    compact: bool
-    config: dict[str, Any] = field(default_factory=dict)
-    config_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +39,11 @@ class Subject:
         In evaluation mode, on the device.
     example
         One input, shape (1, c, h, w), on the device.
-    size
-        Image size for the data; None where the input is not square, so that images must come as they are.
     """
 
     spec: ModelSpec
     model: nn.Module
     example: Tensor
-    size: int | None
 
     @property
     def input_text(self) -> str:
@@ -74,55 +51,15 @@ class Subject:
         return " x ".join(str(length) for length in self.example.shape[1:])
 
 
-def locate(path: Path) -> Located:
-    """Find the model in a path: a weights file, a compact folder, or a run folder.
-
-    Raises
-    ------
-    WeightsError
-        If there is nothing at the path, or a folder that holds none of them.
-    """
-    path = path.expanduser()
-    if not exists(path):
-        raise WeightsError(f"weights={str(path)!r} does not exist (looked in {Path.cwd()}): check the path.")
-    if not is_folder(path):
-        return Located(path, compact=False)
-    if (path / STRUCTURE_NAME).is_file():
-        return Located(path, compact=True, **_config(path.parent))
-    if (path / runs.COMPACT_NAME / STRUCTURE_NAME).is_file():
-        return Located(path / runs.COMPACT_NAME, compact=True, **_config(path))
-    if (path / runs.WEIGHTS_NAME).is_file():
-        return Located(path / runs.WEIGHTS_NAME, compact=False, **_config(path))
-    if (path / "checkpoint.safetensors").is_file():
-        more = trust_option_of(path)
-        raise WeightsError(
-            f"weights={str(path)!r} is a training that is not finished; finish it with "
-            f"'clusterprune train --out {shlex.quote(str(path))} --resume{more}'"
-        )
-    raise WeightsError(
-        f"weights={str(path)!r} is a folder without a model: expected {runs.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
-        f"or {runs.WEIGHTS_NAME}; name a run folder or a weights file"
-    )
-
-
-def input_size(spec: ModelSpec, image_size: int | None) -> tuple[tuple[int, int, int], int | None]:
-    """Return the model's input shape, and the size that square images are brought to."""
-    channels, height, width = spec.input_shape
-    if image_size is not None:
-        return (channels, image_size, image_size), image_size
-    return spec.input_shape, height if height == width else None
-
-
-def open_data(name: str, spec: ModelSpec, image_size: int | None) -> Dataset:
+def open_data(name: str, spec: ModelSpec) -> Dataset:
     """Open a data set at the size that the model reads."""
-    return data.load(name, image_size=input_size(spec, image_size)[1])
+    return data.load(name, image_size=square_size(spec))
 
 
 def open_model(
     spec: ModelSpec,
     located: Located | None,
     *,
-    image_size: int | None,
     num_classes: int | None,
     device: torch.device,
     seed: int | None = None,
@@ -138,49 +75,22 @@ def open_model(
         model = load(located.path, functools.partial(spec.build, num_classes))
     else:
         model = models.build(spec, num_classes=num_classes, weights=located.path if located else None, seed=seed)
-    shape, size = input_size(spec, image_size)
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn(1, *shape, generator=generator)
-    return Subject(spec, model.to(device), example.to(device), size)
+    example = torch.randn(1, *spec.input_shape, generator=generator)
+    return Subject(spec, model.to(device), example.to(device))
 
 
-def known_classes(spec: ModelSpec, located: Located | None, asked: int | None) -> int | None:
-    """Return how many outputs a trained model is to be built with; None for as many as it has by itself.
-
-    What is trained says it: the run that made it, or the weights. The data never do: those that a model is measured
-    on, or learns from, may be of other classes.
-    """
-    if asked is not None or located is None:
-        return asked
-    if (stated := stated_number(located, "num_classes")) is not None:
-        return stated
-    return classes_in(spec, located.path / runs.WEIGHTS_NAME if located.compact else located.path)
-
-
-def stated_number(located: Located, name: str) -> int | None:
-    """Return a number among the options of the run that made a model; None where they do not say it.
-
-    Raises
-    ------
-    DataError
-        If it is none that the option takes.
-    """
-    value = located.config.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST[name]:
-        raise DataError(
-            f"{located.config_file} says {name}={value!r}, which is no whole number from 1 to {LARGEST[name]}; correct "
-            f"the file, or give --{name.replace('_', '-')}"
-        )
-    return value
-
-
-def check_classes(subject: Subject, dataset: Dataset, remedy: str = "") -> None:
-    """Check before any long work that the model has one output per class of the data.
+def fit_classes(
+    subject: Subject, dataset: Dataset, classes: str | None, tell: Callable[[str], None], remedy: str = ""
+) -> Dataset:
+    """Check before any long work that the model has an output for every class of the data; return these, so labelled.
 
     Parameters
     ----------
+    classes
+        The option of that name; see :func:`clusterprune.data.outputs.for_outputs`.
+    tell
+        Is told how many classes the data show, where they are fewer than the outputs.
     remedy
         What else can be done about it than to name other data.
 
@@ -199,12 +109,15 @@ def check_classes(subject: Subject, dataset: Dataset, remedy: str = "") -> None:
             f"model={subject.spec.name!r} does not run on an input of {subject.input_text}: {error}; "
             "give the size that it expects as --image-size"
         ) from error
-    width = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
-    if width is not None and width != len(dataset.classes):
-        raise DataError(
-            f"model={subject.spec.name!r} has {width} outputs, but data={dataset.name!r} has {len(dataset.classes)} "
-            f"classes; name the data that the model was trained for, or the model that fits these data{remedy}"
-        )
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        return dataset
+    try:
+        fitted = for_outputs(dataset, outputs.shape[1], classes)
+    except DataError as error:
+        raise DataError(f"model={subject.spec.name!r}: {error}{remedy}") from error
+    if fitted is not dataset:
+        tell(f"{len(dataset.classes):,} of {len(fitted.classes):,} classes seen.")
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -221,6 +134,8 @@ class Opened:
         Those that a cut looks at, where they are not those of the training.
     test
         The test images, where there are any.
+    origin
+        What a compact folder is to say of itself.
     """
 
     subject: Subject
@@ -228,20 +143,88 @@ class Opened:
     task: Task | None
     images: Split | None
     test: Split | None
+    origin: Origin
 
 
-def open_task(wanted: dict[str, Any], device: torch.device, *, trains: bool = True) -> Opened:
+@dataclass(frozen=True)
+class Found:
+    """What a path holds, opened.
+
+    Attributes
+    ----------
+    subject
+        The model.
+    located
+        Where it was, and what was said of it there.
+    data
+        Labelled by the model's outputs; None where there are none, or no class of theirs is an output.
+    """
+
+    subject: Subject
+    located: Located
+    data: Dataset | None
+
+
+def open_path(
+    path: Path, given: dict[str, Any], trust: list[str] | None, device: torch.device, tell: Callable[[str], None]
+) -> Found:
+    """Open a weights file, a compact folder or a run, and the data that it is to be measured on.
+
+    Parameters
+    ----------
+    given
+        The options `model`, `image_size`, `mean`, `std`, `num_classes` and, where the command has them, `data` and
+        `classes`; in the place of those that are None stands what the path says.
+    trust
+        The option: a file that the path names, and no option, is run only if it is among these.
+    tell
+        Is told what the model reads, and which classes the data show.
+
+    Raises
+    ------
+    ArgumentError
+        If nobody says what network it is of.
+    ClusterpruneError
+        If model, weights and data do not go together, or a file of the user's may not be run.
+    """
+    if not exists(path.expanduser()):
+        raise WeightsError(
+            f"RUN_OR_WEIGHTS={str(path)!r} does not exist (looked in {Path.cwd()}); name a weights file, or the folder "
+            "of a run"
+        )
+    located = locate(path)
+    known = located.config
+    name = require(given["model"] or known.get("model"), "--model", "the path does not say what network it is of")
+    if given["model"] is None:
+        remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
+        check_named(name, known, str(located.config_file), trust, named=False, remedy=remedy)
+    named = {one: given.get(one) or known.get(one) for one in ("data", "classes") if one in given}
+    source = named.get("data")
+    dataset = None if source is None else data.load(source)
+    spec = settle_input(models.resolve(name), given, located, None if dataset is None else first_of(dataset), tell)
+    classes = known_classes(spec, located, given["num_classes"])
+    subject = open_model(spec, located, num_classes=classes, device=device)
+    if dataset is None:
+        return Found(subject, located, None)
+    return Found(subject, located, fit_classes(subject, at_size(dataset, spec), named.get("classes"), tell))
+
+
+def open_task(
+    wanted: dict[str, Any], device: torch.device, *, trains: bool = True, tell: Callable[[str], None] = untold
+) -> Opened:
     """Open what a method works on, and the test images where there are any.
 
     Parameters
     ----------
     wanted
         The options `model`, `weights`, `data`, `image_size`, `num_classes` and `validation`, and where the command has
-        them `calibration`, `evaluate` and `approximate`; the number of classes is noted there, so that the run's folder
-        is enough to build the model again.
+        them `mean`, `std`, `classes`, `calibration`, `evaluate` and `approximate`; the number of classes and what the
+        model does not state of its input are noted there, so that the run's folder is enough to build the model again.
     trains
         Whether anything is trained. Else no image is held out, and outputs need not be the data's classes if no
         accuracy is measured.
+    tell
+        Is told what the model reads, and which classes the data show.
 
     Raises
     ------
@@ -252,16 +235,19 @@ def open_task(wanted: dict[str, Any], device: torch.device, *, trains: bool = Tr
     """
     check_weights(wanted)
     spec = models.resolve(wanted["model"])
-    dataset = None if wanted["data"] is None else open_data(wanted["data"], spec, wanted["image_size"])
+    dataset = None if wanted["data"] is None else data.load(wanted["data"])
+    calibration = None if wanted.get("calibration") is None else data.unlabelled(wanted["calibration"])
     located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    spec = settle_input(spec, wanted, located, calibration if dataset is None else first_of(dataset), tell)
     classes = wanted["num_classes"] = known_classes(spec, located, wanted["num_classes"])
-    subject = open_model(spec, located, image_size=wanted["image_size"], num_classes=classes, device=device, seed=0)
-    calibration = None
-    if wanted.get("calibration") is not None:
-        calibration = data.unlabelled(wanted["calibration"], input_size(spec, wanted["image_size"])[1])
+    subject = open_model(spec, located, num_classes=classes, device=device, seed=0)
+    dataset = None if dataset is None else at_size(dataset, spec)
+    calibration = None if calibration is None else at_size(calibration, spec)
     test = dataset.splits.get("test") if dataset is not None and wanted.get("evaluate", True) else None
     if dataset is not None and (trains or test is not None):
-        check_classes(subject, dataset, "" if trains else "; or leave the accuracy out with --no-evaluate")
+        remedy = "" if trains else "; or leave the accuracy out with --no-evaluate"
+        dataset = fit_classes(subject, dataset, wanted.get("classes"), tell, remedy)
+        test = dataset.splits.get("test") if test is not None else None
     task, images = None, calibration
     if dataset is not None:
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
@@ -275,7 +261,23 @@ def open_task(wanted: dict[str, Any], device: torch.device, *, trains: bool = Tr
         subject.model, subject.example, functools.partial(_new_network, spec, classes, located),
         bool(wanted.get("approximate")),
     )  # fmt: skip
-    return Opened(subject, network, task, images, test)
+    origin = origin_of(spec, classes, located, dataset if trains or test is not None else None)
+    return Opened(subject, network, task, images, test, origin)
+
+
+def origin_of(spec: ModelSpec, classes: int | None, located: Located | None, dataset: Dataset | None) -> Origin:
+    """Return what a compact folder of a model is to say of itself.
+
+    Parameters
+    ----------
+    dataset
+        Labelled by the model's outputs; None where there is none, and the names of the outputs are those that the
+        weights' folder has.
+    """
+    names = () if located is None or located.origin is None else located.origin.classes
+    if dataset is not None:
+        names = dataset.classes
+    return Origin.of(spec, num_classes=classes, classes=names)
 
 
 def _new_network(spec: ModelSpec, classes: int | None, located: Located | None) -> nn.Module:
@@ -333,8 +335,8 @@ def absolute(options: dict[str, Any]) -> dict[str, Any]:
             found[name] = ",".join(_absolute_method(one) for one in found[name].split(","))
     if found.get("data"):
         found["data"] = absolute_data(found["data"])
-    for name in ("weights", "calibration"):
-        if found.get(name) is not None:
+    for name in ("weights", "calibration", "classes"):
+        if found.get(name) is not None and found[name] != IMAGENET:
             found[name] = str(Path(found[name]).expanduser().resolve())
     if found.get("storage"):
         found["storage"] = absolute_storage(found["storage"])
@@ -352,11 +354,6 @@ def require(value: Any, name: str, why: str) -> Any:
     if value is None:
         raise ArgumentError(f"{name} is missing: {why}")
     return value
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / runs.CONFIG_NAME
-    return {"config": runs.read_config(file), "config_file": file} if file.is_file() else {}
 
 
 def read_seeds(text: str) -> list[int]:

@@ -15,6 +15,10 @@ DATA_HELP = (
 Model = Annotated[
     str, typer.Option("--model", metavar="MODEL", help=MODEL_HELP, rich_help_panel="Model", show_default=False)
 ]
+RunsModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help=MODEL_HELP, rich_help_panel="Model", show_default="that of the run"),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(
@@ -34,9 +38,22 @@ ImageSize = Annotated[
         metavar="PIXELS",
         help="Height and width that images are brought to.",
         rich_help_panel="Model",
-        show_default="what the model states",
+        show_default="as the weights' run, or the model, states; else the images' own where all agree; else 224",
     ),
 ]
+_STATISTICS = "of the images' channels in [0, 1], with commas between them; one number stands for all."
+_STATED = "as the weights' run, or the model, states; else ImageNet's"
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="M,M,M", help=f"Mean {_STATISTICS}", rich_help_panel="Model", show_default=_STATED),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        "--std", metavar="S,S,S", help=f"Standard deviation {_STATISTICS}", rich_help_panel="Model",
+        show_default=_STATED,
+    ),
+]  # fmt: skip
 Classes = Annotated[
     int | None,
     typer.Option(
@@ -61,6 +78,19 @@ Data = Annotated[
 ]
 OptionalData = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        metavar="imagenet|FILE",
+        help=(
+            "Which output each class of the data is: imagenet for folders named by WordNet ids, or a file with one "
+            "class a line in the order of the outputs, or JSON of classes and outputs."
+        ),
+        rich_help_panel="Data",
+        show_default="in their order; imagenet for WordNet ids and 1,000 outputs",
+    ),
 ]
 METHOD, TRAINING = "Method", "Training"
 

@@ -13,7 +13,8 @@ from clusterprune import models, runs, studies
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, table
-from clusterprune.cli.opening import absolute, locate, open_data, read_seeds, require
+from clusterprune.cli.locating import locate
+from clusterprune.cli.opening import absolute, open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
@@ -176,7 +177,7 @@ def _arguments(wanted: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _open(wanted: dict[str, Any], recipe: Recipe) -> Dataset:
 
-    dataset = open_data(wanted["data"], models.resolve(recipe.model), None)
+    dataset = open_data(wanted["data"], models.resolve(recipe.model))
     check_data(recipe, dataset, wanted["limit"])
     return dataset
 

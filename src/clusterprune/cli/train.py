@@ -12,7 +12,9 @@ from clusterprune import data, models, runs, save
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import console, duration, single
-from clusterprune.cli.opening import Subject, absolute, check_classes, known_classes, locate, open_data, open_model
+from clusterprune.cli.inputs import at_size, first_of, settle_input
+from clusterprune.cli.locating import known_classes, locate
+from clusterprune.cli.opening import Subject, absolute, fit_classes, open_model, origin_of
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import MAY_CHANGE, check_same, epochs_on_disk, own_folder, will_go_on
@@ -20,6 +22,7 @@ from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError
+from clusterprune.models.artifact import Origin
 from clusterprune.surgery.history import stages
 from clusterprune.tasks import Classification
 from clusterprune.train import Processes, TrainConfig, TrainResult, fit
@@ -48,8 +51,11 @@ def train(
     trust: options.Trust = None,
     weights: options.Weights = None,
     image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     num_classes: options.Classes = None,
     data: options.Data,
+    classes: options.ClassNames = None,
     validation: Annotated[
         float,
         typer.Option(
@@ -161,7 +167,7 @@ def _run(
     """Train, test and write; return the content of ``result.json``, which is of the main process alone."""
     timeline = runs.Timeline(display)
     with timeline.phase("open data and model"):
-        subject, dataset = _open(wanted, settings)
+        subject, dataset, origin = _open(wanted, settings, display)
         parts = _parts(dataset, wanted)
     if not resume and processes.is_main:
         runs.write_config(folder, "train", absolute(wanted) | note_code(wanted))
@@ -171,7 +177,7 @@ def _run(
         return None
     subject.model.eval()
     will_go_on("train", folder, lambda: "The training is done, but not its test.")
-    _save(folder, subject)
+    _save(folder, subject, origin)
     with timeline.phase("test") as tell:
         measured = runs.measure(
             subject.model,
@@ -197,27 +203,21 @@ def _run(
     return result
 
 
-def _open(wanted: dict[str, Any], settings: TrainConfig) -> tuple[Subject, Dataset]:
+def _open(wanted: dict[str, Any], settings: TrainConfig, display: Display) -> tuple[Subject, Dataset, Origin]:
 
     _, device = join(settings)
     spec = models.resolve(wanted["model"])
-    dataset = open_data(wanted["data"], spec, wanted["image_size"])
+    dataset = data.load(wanted["data"])
     located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    spec = settle_input(spec, wanted, located, first_of(dataset), display.line)
     classes = known_classes(spec, located, wanted["num_classes"])
     if located is None:
         classes = classes or len(dataset.classes)
-    subject = open_model(
-        spec,
-        located,
-        image_size=wanted["image_size"],
-        num_classes=classes,
-        device=device,
-        seed=wanted["seed"],
-    )
-    check_classes(subject, dataset)
+    subject = open_model(spec, located, num_classes=classes, device=device, seed=wanted["seed"])
+    dataset = fit_classes(subject, at_size(dataset, spec), wanted["classes"], display.line)
     # Noted, so that the run's folder is enough to build the model again.
     wanted["num_classes"] = classes
-    return subject, dataset
+    return subject, dataset, origin_of(spec, classes, located, dataset)
 
 
 def _fit(
@@ -261,11 +261,11 @@ def _train_config(wanted: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**fields, nesterov=wanted["momentum"] > 0)
 
 
-def _save(folder: Path, subject: Subject) -> None:
+def _save(folder: Path, subject: Subject, origin: Origin) -> None:
     """Write the trained model: weights, or a compact folder if the model was compressed before."""
     if not stages(subject.model):
         runs.write_weights(folder, subject.model)
         return
 
     runs.remove_folder(folder / runs.COMPACT_NAME)
-    save(subject.model, folder / runs.COMPACT_NAME)
+    save(subject.model, folder / runs.COMPACT_NAME, origin)

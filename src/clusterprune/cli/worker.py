@@ -135,7 +135,7 @@ def _work(
     training = TrainConfig(**{**job.training, "device": device})
     with Timeline(display).phase("open data and model"):
         given = {name: value for name, value in here.items() if value is not None}
-        opened = open_task({**job.model_dump(), **given}, resolve_device(training))
+        opened = open_task({**job.model_dump(), **given}, resolve_device(training), tell=display.line)
         network, task = opened.network, require(opened.task, "data", "the search was begun with some; give --data")
         job.check(network, task)
     evaluated = 0

@@ -126,6 +126,13 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Te
             return _pixels(opened, size, crop)
 
 
+def shape_of(path: str) -> tuple[int, int, int]:
+    """Return channels, height and width of what :func:`decode` would return, by the file's header alone."""
+    with open_regular(path) as file:
+        width, height = _identify(file).size
+    return 3, height, width
+
+
 def _identify(file: IO[bytes]) -> Image.Image:
     """Read the header of an image, nothing more.
 

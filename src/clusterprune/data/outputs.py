@@ -49,7 +49,7 @@ def for_outputs(dataset: Dataset, outputs: int, classes: str | None = None) -> D
         classes = IMAGENET
     if classes is None:
         raise DataError(
-            f"data={dataset.name!r} has {len(dataset.classes)} classes, but the model has {outputs} outputs; name data "
+            f"the model has {outputs} outputs, but data={dataset.name!r} has {len(dataset.classes)} classes; name data "
             "that the model was trained for, or say by classes which output is which (a file with one class a line, or "
             "'imagenet' for folders named by WordNet ids)"
         )

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -117,6 +117,11 @@ class Split:
         return self._store.shape(self.image_size)
 
     @property
+    def own_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images as they are stored; None where they differ."""
+        return self._store.common_shape()
+
+    @property
     def in_files(self) -> bool:
         """Whether the pixels are in files, decoded when they are asked for."""
         return not self._store.in_memory
@@ -225,6 +230,10 @@ class Split:
         """Split of the images at ``indices``, sharing pixels with this one."""
         numbers = self._numbers[self._positions(indices)]
         return Split(self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers)
+
+    def resized(self, size: int | None) -> "Split":
+        """Return the same images, read at another size; None is their own."""
+        return Split(self._store, self._all_labels, self.classes, image_size=size, numbers=self._numbers)
 
     def relabelled(self, labels: Tensor, classes: Sequence[str]) -> "Split":
         """Return the same images with other labels: `labels[k]` in place of every k, among `classes`."""
@@ -352,6 +361,10 @@ class Dataset:
     def test(self) -> Split:
         """Images to be read once, at the end. Raises DataError when the data set has none."""
         return self._get("test", "test/ or val/")
+
+    def resized(self, size: int | None) -> "Dataset":
+        """Return the same data, read at another size; None is the images' own."""
+        return replace(self, splits={key: split.resized(size) for key, split in self.splits.items()})
 
     def _get(self, key: str, where: str) -> Split:
         if key not in self.splits:

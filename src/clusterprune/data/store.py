@@ -1,5 +1,6 @@
 """Where pixels are kept: in memory, or in files that are decoded when they are asked for."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -7,12 +8,14 @@ import torch
 from torch import Tensor
 
 from clusterprune.data.crops import resized_crop
-from clusterprune.data.decode import MixedSizesError, Progress, decode, decode_into, explain
+from clusterprune.data.decode import MixedSizesError, Progress, decode, decode_into, explain, shape_of
 from clusterprune.data.resize import empty_images, resize_batch
 from clusterprune.errors import DataError
 
 #: Decoded images are kept as long as a whole store at that size takes no more room than this.
 CACHE_BYTES = 1 << 30
+#: Files whose headers say whether all images have one size: reading those of a million would take minutes.
+LOOKED_AT = 500
 
 
 class Damage(NamedTuple):
@@ -38,6 +41,10 @@ class ImageStore(Protocol):
 
     def shape(self, size: int | None) -> tuple[int, int, int]:
         """Channels, height and width of what :meth:`read` returns."""
+        ...
+
+    def common_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images as they are; None where they differ."""
         ...
 
     def read(
@@ -67,6 +74,10 @@ class MemoryStore:
         """Channels, height, width."""
         channels, height, width = self._images.shape[1:]
         return (channels, height, width) if size is None else (channels, size, size)
+
+    def common_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.shape(None)
 
     def read(
         self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
@@ -115,6 +126,16 @@ class FileStore:
             else:
                 raise DataError(all_damaged(list(self.damaged.values()), len(self)))
         return self._native
+
+    def common_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of a few hundred files that lie evenly among all; None where two differ."""
+        found: set[tuple[int, int, int]] = set()
+        for path in self._paths[:: max(1, len(self) // LOOKED_AT)]:
+            with contextlib.suppress(Exception):  # whatever a damaged file raises; whoever reads it will say so
+                found.add(shape_of(path))
+            if len(found) > 1:
+                return None
+        return found.pop() if found else None
 
     def read(
         self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None

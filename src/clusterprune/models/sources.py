@@ -12,11 +12,14 @@ from torch import nn
 
 from clusterprune.errors import ModelError
 from clusterprune.models.code import importable, run_file
-from clusterprune.models.spec import IMAGENET_MEAN, IMAGENET_SHAPE, IMAGENET_STD, ModelSpec
+from clusterprune.models.spec import IMAGENET_SHAPE, ModelSpec, usual_statistics
 
 # torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
 # inside forward (transform_input); built without that step, they read it directly.
 INCEPTION_STATISTICS = (0.5, 0.5, 0.5)
+
+STATED = {"input_shape": "INPUT_SHAPE", "mean": "MEAN", "std": "STD"}
+"""What a model's file may state of its input, by the name that a :class:`ModelSpec` has for it."""
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
@@ -101,7 +104,7 @@ def from_timm(spec: str) -> ModelSpec:
         return timm.create_model(name, pretrained=False, **options)
 
     if config is None:
-        return ModelSpec(spec, factory)
+        return ModelSpec(spec, factory, assumed=frozenset(STATED))
     channels, height, width = config.input_size
     return ModelSpec(
         spec,
@@ -117,8 +120,8 @@ def from_file(spec: str) -> ModelSpec:
     """Resolve ``path/to/file.py:factory``, running that file.
 
     The file may state ``INPUT_SHAPE`` (channels, height, width), ``MEAN``, ``STD`` and
-    ``NUM_CLASSES``; without them an input of (3, 224, 224) with ImageNet's statistics is assumed.
-    It may import the files beside it.
+    ``NUM_CLASSES``; without them an input of (3, 224, 224) with ImageNet's statistics is assumed, which the spec's
+    `assumed` says. It may import the files beside it.
     """
     path, _, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     file = Path(path).expanduser().resolve()
@@ -137,15 +140,15 @@ def from_file(spec: str) -> ModelSpec:
             return factory(*args, **options)
 
     shape = _numbers(module, "INPUT_SHAPE", IMAGENET_SHAPE, spec)
-    channels = shape[0] if shape else 0
-    is_rgb = channels == len(IMAGENET_MEAN)
+    mean, std = usual_statistics(shape[0] if shape else 0)
     return ModelSpec(
         spec,
         call,
         shape,  # pyright: ignore[reportArgumentType]  (ModelSpec checks its length)
-        _numbers(module, "MEAN", IMAGENET_MEAN if is_rgb else (0.0,) * channels, spec),
-        _numbers(module, "STD", IMAGENET_STD if is_rgb else (1.0,) * channels, spec),
+        _numbers(module, "MEAN", mean, spec),
+        _numbers(module, "STD", std, spec),
         getattr(module, "NUM_CLASSES", _default_num_classes(factory)),
+        frozenset(name for name, word in STATED.items() if not hasattr(module, word)),
     )
 
 

@@ -19,6 +19,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def usual_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation that are assumed where nobody states them.
+
+    Of three channels ImageNet's; of others 0 and 1, which leave images in [0, 1] as they are.
+    """
+    return (IMAGENET_MEAN, IMAGENET_STD) if channels == len(IMAGENET_MEAN) else ((0.0,) * channels, (1.0,) * channels)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A way to build a network, and the input that it expects.
@@ -37,6 +45,8 @@ class ModelSpec:
     num_classes
         What ``factory()`` gives by default; 0 when that is unknown or the network ends without a
         classifier.
+    assumed
+        Which of `input_shape`, `mean` and `std` nobody has stated, so that ImageNet's stand there.
     """
 
     name: str
@@ -45,6 +55,7 @@ class ModelSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     num_classes: int = 0
+    assumed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse shapes and statistics that no image can have."""
