@@ -53,3 +53,8 @@ def test_training_and_methods_that_train(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resuming_and_commands(tmp_path: Path) -> None:
     check(tmp_path, "resume", "worker", "commands")
+
+
+def test_a_step_that_is_recorded_waits_for_nothing() -> None:
+    done = run(HERE / "captured_step.py")
+    assert done.returncode == 0, done.stderr[-6000:]

@@ -36,6 +36,8 @@ OF_THE_RUN = ("seed", "final_epochs", "approximate")
 """No settings any more: the run's seed, its training's epochs, and what may be cut of the network."""
 NEW = {"metric": "'cosine'", "clustering": "None"}
 """Settings of a cut by clusters that could not be chosen."""
+NEW_IN_TRAINING = {"capture": "True"}
+"""How the steps reach a card, which changes no more than the rounding."""
 
 
 def flat(method: Method) -> dict[str, str]:
@@ -95,7 +97,9 @@ def test_a_recipe_means_what_it_meant_but_for_what_is_listed(name: str):
 
     moved = MOVED.get(studies.read(name).method, {})
     expected = as_now(name, {**before["settings"], **moved, **SOLVED.get(name, {})})
-    assert now == {**before, "settings": {key: value for key, value in expected.items() if value is not None}}
+    trainings = {kind: {**before[kind], **NEW_IN_TRAINING} for kind in ("training", "baseline")}
+    settings = {key: value for key, value in expected.items() if value is not None}
+    assert now == {**before, **trainings, "settings": settings}
     # ICP's last training was told its length; it is that of the recipe's training.
     assert before["settings"].get("final_epochs", now["training"]["epochs"]) == now["training"]["epochs"]
     assert (before["settings"]["seed"], before["settings"].get("approximate", "False")) == ("0", "False")

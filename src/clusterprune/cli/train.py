@@ -116,6 +116,9 @@ def train(
     compile: Annotated[  # noqa: A002 (the option's name)
         bool, _training("--compile", "Compile the network; the first step then takes long.")
     ] = False,
+    capture: Annotated[
+        bool, _training("--capture/--no-capture", "On CUDA, record a whole step as one graph where that can be done.")
+    ] = True,
     out: options.Out,
     seed: options.Seed = 0,
     device: options.Device = None,

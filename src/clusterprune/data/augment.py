@@ -17,6 +17,69 @@ def padding_for(size: int) -> int:
     return max(1, round(size / 8))
 
 
+def draw(kind: Augmentation, count: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Draw what :func:`augmented` does to `count` images: tensors on the CPU, a row an image.
+
+    Parameters
+    ----------
+    kind
+        See :func:`augment`.
+    size
+        Height and width of the images, in pixels.
+    generator
+        A CPU generator.
+
+    Returns
+    -------
+    tuple
+        Nothing for ``"none"``; draws (n, 5) of a :func:`clusterprune.data.crops.resized_crop`; or the first row and
+        column of a crop, int64 (n, 1) each, and with ``"crop_flip"`` whether to mirror, bool (n, 1).
+
+    Raises
+    ------
+    ArgumentError
+        `kind` is none of these.
+    """
+    if kind == "none":
+        return ()
+    if kind == "resized_crop_flip":
+        return (torch.rand(count, DRAWS, generator=generator),)
+    if kind not in ("crop", "crop_flip"):
+        raise ArgumentError(f"augment must be 'crop_flip', 'crop', 'resized_crop_flip' or 'none', but got {kind!r}")
+    pad_y, pad_x = (padding_for(side) for side in size)
+    top = torch.randint(2 * pad_y + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * pad_x + 1, (count, 1), generator=generator)
+    if kind == "crop":
+        return top, left
+    return top, left, torch.rand(count, 1, generator=generator) < 0.5
+
+
+def augmented(images: Tensor, kind: Augmentation, draws: tuple[Tensor, ...]) -> Tensor:
+    """Change a batch by what :func:`draw` drew for it, on any device; nothing here waits for the device.
+
+    Returns
+    -------
+    Tensor
+        Of the shape, data type and device of `images`; `images` itself when `kind` is ``"none"``.
+    """
+    if kind == "none":
+        return images
+    if kind == "resized_crop_flip":
+        return resized_crop(images, *draws)
+    count, _, height, width = images.shape
+    top, left, *flips = (draw.to(images.device, non_blocking=True) for draw in draws)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    if flips:
+        columns = torch.where(flips[0], columns.flip(1), columns)
+    rows, columns = top + torch.arange(height, device=images.device), left + columns
+    # Crop and flip are one gather. With the channels last it moves whole pixels, and its result
+    # already has the memory format that convolutions prefer.
+    pad_y, pad_x = padding_for(height), padding_for(width)
+    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
+    picked = torch.arange(count, device=images.device)
+    return padded[picked[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def augment(
     images: Tensor, kind: Augmentation, generator: torch.Generator, total: int | None = None, share: slice | None = None
 ) -> Tensor:
@@ -44,26 +107,7 @@ def augment(
     Tensor
         Of the same shape, data type and device. `images` itself when `kind` is ``"none"``.
     """
-    if kind == "none":
-        return images
-    if kind not in ("crop", "crop_flip", "resized_crop_flip"):
-        raise ArgumentError(f"augment must be 'crop_flip', 'crop', 'resized_crop_flip' or 'none', but got {kind!r}")
     count, _, height, width = images.shape
-    drawn = count if total is None else total
-    mine = torch.arange(drawn)[share or slice(None)][:count]
-    if kind == "resized_crop_flip":
-        return resized_crop(images, torch.rand(drawn, DRAWS, generator=generator)[mine])
-    pad_y, pad_x = padding_for(height), padding_for(width)
-    top = torch.randint(2 * pad_y + 1, (drawn, 1), generator=generator)[mine]
-    left = torch.randint(2 * pad_x + 1, (drawn, 1), generator=generator)[mine]
-    columns = torch.arange(width).expand(count, width)
-    if kind == "crop_flip":
-        flipped = torch.rand(drawn, 1, generator=generator)[mine] < 0.5
-        columns = torch.where(flipped, columns.flip(1), columns)
-    rows = (top + torch.arange(height)).to(images.device, non_blocking=True)
-    columns = (left + columns).to(images.device, non_blocking=True)
-    # Crop and flip are one gather. With the channels last it moves whole pixels, and its result
-    # already has the memory format that convolutions prefer.
-    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
-    picked = torch.arange(count, device=images.device)
-    return padded[picked[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    drawn = draw(kind, count if total is None else total, (height, width), generator)
+    mine = share or slice(None)
+    return augmented(images, kind, tuple(one[mine][:count] for one in drawn))

@@ -1,5 +1,6 @@
 """From ``uint8`` pixels to what a model reads."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +49,14 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         )
     if not all(s > 0 for s in std):
         raise ArgumentError(f"std must be positive, but got std={tuple(std)}.")
+    scale, shift = _scale_and_shift(mean, std, images.device)
+    return torch.addcmul(shift, images.to(torch.float32), scale)
+
+
+@functools.lru_cache(maxsize=32)  # to send six numbers to a device is to wait for it
+@torch.inference_mode(mode=False)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (len(mean), 1, 1)
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(shape)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
-    return torch.addcmul(shift.view(shape), images.to(torch.float32), scale)
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
+    return scale.view(shape), shift.view(shape)

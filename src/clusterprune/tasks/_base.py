@@ -95,6 +95,26 @@ class Task(Divergence, Protocol):
         """Change uint8 images and their targets at random; see :func:`clusterprune.data.augment.augment`."""
         ...
 
+    def draws(
+        self, kind: Augmentation, count: int, size: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, ...] | None:
+        """Draw on the CPU what :meth:`augmented` does to so many images of this height and width.
+
+        Of a generator in the same state, :meth:`augment` makes the same draws: an epoch's can be made beforehand.
+
+        Returns
+        -------
+        tuple
+            Tensors with a row an image; None where this augmentation cannot be split into draws and what they do.
+        """
+        ...
+
+    def augmented(
+        self, images: Tensor, targets: Any, kind: Augmentation, draws: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Any]:
+        """Change uint8 images and their targets by what :meth:`draws` drew, without waiting for the device."""
+        ...
+
     def check(self, outputs: Any, images: Tensor) -> None:
         """Check that a network with these outputs fits the data.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clusterprune.arguments import check_statistics
 from clusterprune.data import Split, normalize
-from clusterprune.data.augment import Augmentation, augment
+from clusterprune.data.augment import Augmentation, augment, augmented, draw
 from clusterprune.errors import ArgumentError
 from clusterprune.merge.divergence import ByKind
 
@@ -86,6 +86,18 @@ class ImageTask(ByKind):
     ) -> tuple[Tensor, Any]:
         """Change the images at random; the targets stay."""
         return augment(images, kind, generator, total, share), targets
+
+    def draws(
+        self, kind: Augmentation, count: int, size: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, ...] | None:
+        """Draw what :meth:`augmented` does to so many images; see :func:`clusterprune.data.augment.draw`."""
+        return draw(kind, count, size, generator)
+
+    def augmented(
+        self, images: Tensor, targets: Any, kind: Augmentation, draws: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Any]:
+        """Change the images by what was drawn; the targets stay."""
+        return augmented(images, kind, draws), targets
 
     def _set(self, train: Images, validation: Images | None, whole: Images | None) -> None:
         self.train = self._checked(train, "train")

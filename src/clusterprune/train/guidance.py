@@ -123,6 +123,11 @@ class Guidance:
             f"alpha={self.alpha}, beta={self.beta}, stages={self.stages!r})"
         )
 
+    @property
+    def reads_outputs_alone(self) -> bool:
+        """Whether no stage is looked at, so that a compiled network will do."""
+        return self.beta == 0
+
     def _readers_for(self, model: nn.Module, images: Tensor) -> tuple[Reader, Reader]:
         """Return how to read the stages of student and teacher; found on a student's first batch."""
         if model._compiled_call_impl is not None:

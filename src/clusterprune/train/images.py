@@ -44,18 +44,23 @@ class InMemory:
     """All images of a split, decoded once and kept on the device.
 
     Files that cannot be read are replaced as `Split.images` does.
+
+    Attributes
+    ----------
+    images
+        (n, c, h, w) uint8, on the device.
     """
 
     def __init__(self, split: Split, targets: Targets, device: torch.device) -> None:
-        self._images = split.images().to(device)
+        self.images = split.images().to(device)
         self.count, self.shape, self.targets = len(split), split.shape, targets
 
     def batches(self, order: Tensor, batch_size: int, crops: Tensor | None = None) -> Iterator[tuple[Tensor, Any]]:
         """Yield images (b, c, h, w) uint8 and their targets on the device, in this order."""
-        device = self._images.device
+        device = self.images.device
         there = order.to(device).split(batch_size)
         for number, (positions, indices) in enumerate(zip(order.split(batch_size), there, strict=True)):
-            images = self._images[indices]
+            images = self.images[indices]
             if crops is not None:
                 start = number * batch_size
                 images = resized_crop(images, crops[start : start + len(indices)])

@@ -4,27 +4,25 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clusterprune.data.crops import DRAWS
 from clusterprune.errors import TrainingError
 from clusterprune.files.locking import alone
 from clusterprune.tasks import Task
+from clusterprune.train.captured import captured
 from clusterprune.train.checkpoint import Tally
 from clusterprune.train.config import TrainConfig
 from clusterprune.train.hooks import EpochHook
 from clusterprune.train.images import Source
 from clusterprune.train.losses import Loss
 from clusterprune.train.momentum import momentum_of
-from clusterprune.train.prepare import Run, begin, compiled, machine, prepare, seed_everything
-from clusterprune.train.processes import averaged_buffers
+from clusterprune.train.prepare import Run, begin, compiled, machine, prepare
 from clusterprune.train.record import check_folder
 from clusterprune.train.result import Progress, TrainResult
-from clusterprune.train.schedules import learning_rate
 from clusterprune.train.state import TrainState
+from clusterprune.train.steps import Plain, Steps, Taken, rate
 from clusterprune.train.stuck import warn_if_stuck
 
 
@@ -91,9 +89,10 @@ def fit(
     run = prepare(model, task, config, folder=folder, progress=progress, loss=loss, hook=hook)
     with alone(folder if run.processes.is_main else None), run.interrupts, machine(run, model):
         state = begin(run, model, momentum, resume=resume)
-        with compiled(model, wanted=config.compile):
+        steps = captured(run, state) if config.capture else Plain()
+        with compiled(run, model):
             while state.epoch < config.epochs:
-                _run_epoch(run, state)
+                _run_epoch(run, state, steps)
         if state.average is not None:
             state.average.write_to(model)
     run.processes.wait()  # whoever reads the folder next finds the last checkpoint
@@ -102,26 +101,19 @@ def fit(
     return TrainResult(state.history, len(state.history), seconds, last, momentum_of(state.optimizer, model))
 
 
-def _run_epoch(run: Run, state: TrainState) -> None:
+def _run_epoch(run: Run, state: TrainState, steps: Steps) -> None:
     """Take the steps of one epoch that are left, then validate and save."""
-    config, size = run.config, run.config.batch_size
+    config = run.config
     state.model.train()
     began = time.perf_counter() - state.tally.seconds
     every = _steps_between_reads(run.device)
-    unread: list[tuple[Tensor, Tensor, int]] = []
-    order = torch.randperm(run.train.count, generator=run.generator(state.epoch))[: run.steps * size]
-    mine, own_size = run.processes.shares(order[state.step * size :], size)
-    crops = _crops(run, state, len(order)) if run.task.crops_files(config.augment) else None
-    if state.step:
-        _set_rate(run, state, state.step - 1)  # of an epoch that is gone on with, it may be the last step's
-    for pixels, targets in run.train.batches(mine, own_size, crops):
-        _set_rate(run, state, state.step)
-        planned = min(size, len(order) - state.step * size)
-        state.step += 1
-        unread.append(_gradients(run, state, pixels, targets, planned))
+    unread: list[Taken] = []
+    order = torch.randperm(run.train.count, generator=run.generator(state.epoch))[: run.steps * config.batch_size]
+    for taken in steps.of_epoch(run, state, order):
+        unread.append(taken)
         if len(unread) == every:
             _read(run, state, unread)
-        _update(run, state)
+        steps.update(run, state)
         due = run.recorder.age() > 60 * config.checkpoint_minutes and state.step < run.steps
         if due or run.interrupts.asked:
             _read(run, state, unread)
@@ -129,13 +121,6 @@ def _run_epoch(run: Run, state: TrainState) -> None:
     _read(run, state, unread)
     _check_finite(run, state)
     _finish_epoch(run, state, began)
-
-
-def _set_rate(run: Run, state: TrainState, step: int) -> None:
-    """Set the learning rate of a step of the epoch, counted from 0."""
-    where = (state.epoch + step / run.steps) / run.config.epochs
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(run.config, where)
 
 
 def _save_inside(run: Run, state: TrainState, began: float) -> None:
@@ -147,61 +132,9 @@ def _save_inside(run: Run, state: TrainState, began: float) -> None:
         run.interrupts.deliver()
 
 
-def _crops(run: Run, state: TrainState, images: int) -> Tensor:
-    """Draw the crops of this process's images in the steps that are left, as `augment` would in each step."""
-    size, drawn = run.config.batch_size, []
-    for step in range(state.step, -(-images // size)):
-        planned = min(size, images - step * size)
-        draws = torch.rand(planned, DRAWS, generator=run.generator(state.epoch, step))
-        drawn.append(draws if run.processes.alone else draws[run.processes.share(planned)])
-    return torch.cat([torch.empty(0, DRAWS), *drawn])
-
-
 def _steps_between_reads(device: torch.device) -> int:
     # Reading a loss waits for the device, which would leave an accelerator idle after every step.
     return 1 if device.type == "cpu" else 20
-
-
-def _gradients(run: Run, state: TrainState, pixels: Tensor, targets: Any, planned: int) -> tuple[Tensor, Tensor, int]:
-    """Run the model forward and backward on this process's part of a batch of `planned` images.
-
-    Returns
-    -------
-    The batch's mean loss, how many of its images were right, and how many there were.
-    """
-    model, processes, task = state.model, run.processes, run.task
-    draws = run.generator(state.epoch, state.step - 1)
-    kind = "none" if task.crops_files(run.config.augment) else run.config.augment  # cropped where it comes from
-    pixels, targets = task.augment(pixels, targets, kind, draws, planned, processes.share(planned))
-    inputs = run.inputs(pixels)
-    if not processes.alone:
-        # One generator for all would drop the same units in every process, and only one is saved.
-        seed_everything(run.seed(state.epoch, state.step - 1, processes.rank), run.device)
-    state.optimizer.zero_grad()
-    with run.autocast():
-        loss, outputs = run.loss(model, inputs, targets)
-    right = torch.zeros((), device=loss.device) if task.guess is None else task.right(outputs, targets)
-    if processes.alone:
-        state.scaler.scale(loss).backward()
-        return loss.detach(), right, len(pixels)
-    # The mean over the batch is the mean over the processes of losses weighted by their shares.
-    loss = loss * (len(pixels) * processes.count / planned)
-    state.scaler.scale(loss).backward()
-    loss, right = loss.detach(), right.to(loss.dtype)
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    processes.average_([*gradients, *averaged_buffers(model), loss, right])
-    return loss, right * processes.count, planned
-
-
-def _update(run: Run, state: TrainState) -> None:
-    """Take the step that the gradients ask for."""
-    if run.config.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), run.config.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.average is not None:
-        state.average.update(state.model)
 
 
 def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
@@ -212,7 +145,7 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
         if not state.is_finite():
             raise _diverged(run, state, f"{type(run.hook).__name__} left a weight that is not finite")
     tally = state.tally
-    last = state.optimizer.param_groups[0]["lr"]
+    last = rate(run, state, state.step - 1)
     worth = None
     if run.validation is not None:
         try:
@@ -220,7 +153,7 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
         except _Asked:
             _save_inside(run, state, began)
             worth = _validate(run, state, run.validation)  # whoever was told did not want to stop after all
-    right = None if run.task.guess is None else 100 * tally.correct / tally.images
+    right = None if run.guess is None else 100 * tally.correct / tally.images
     metric = run.task.metrics[0]
     state.epoch += 1
     state.step = 0
@@ -235,8 +168,8 @@ def _finish_epoch(run: Run, state: TrainState, began: float) -> None:
     }
     state.history.append(record)
     run.recorder.save(state)
-    if run.processes.is_main and run.task.guess is not None and right is not None:
-        warn_if_stuck(run.config, run.task.guess, state.epoch, right)
+    if run.processes.is_main and run.guess is not None and right is not None:
+        warn_if_stuck(run.config, run.guess, state.epoch, right)
     run.report(
         Progress(
             "epoch",
@@ -266,7 +199,7 @@ def _worth(run: Run, model: nn.Module, images: Source) -> float | None:
     model.eval()
     rows = [torch.zeros(0, 0, device=run.device)]
     mine = torch.arange(images.count)[run.processes.share(images.count)]
-    for pixels, targets in images.batches(mine, run.config.batch_size):
+    for pixels, targets in images.batches(mine, _images_at_once(run, images)):
         # A hook has changed the weights by now, and would again if the epoch's end were gone on with.
         if run.interrupts.asked and run.hook is None:
             raise _Asked
@@ -277,11 +210,19 @@ def _worth(run: Run, model: nn.Module, images: Source) -> float | None:
     return run.task.summarise(found)[run.task.metrics[0]]
 
 
+def _images_at_once(run: Run, images: Source) -> int:
+    # A card takes a thousand small images as fast as a batch for training; the memory is that of a few large ones.
+    if run.device.type == "cpu":
+        return run.config.batch_size
+    height, width = images.shape[1:]
+    return max(run.config.batch_size, 2**20 // (height * width))
+
+
 class _Asked(Exception):  # noqa: N818 (it is no error)
     """Ctrl-C while validating, which may take long."""
 
 
-def _read(run: Run, state: TrainState, unread: list[tuple[Tensor, Tensor, int]]) -> None:
+def _read(run: Run, state: TrainState, unread: list[Taken]) -> None:
     """Add the steps in `unread` to the tally, and empty it.
 
     Raises
@@ -291,19 +232,18 @@ def _read(run: Run, state: TrainState, unread: list[tuple[Tensor, Tensor, int]])
     """
     if not unread:
         return
-    losses = torch.stack([loss for loss, _, _ in unread]).tolist()
-    correct = torch.stack([right for _, right, _ in unread]).tolist()
+    losses = torch.stack([taken.loss for taken in unread]).tolist()
+    correct = torch.stack([taken.right for taken in unread]).tolist()
     first = state.step - len(unread) + 1
-    for step, (loss, right, (_, _, count)) in enumerate(zip(losses, correct, unread, strict=True), first):
+    for step, (loss, right, taken) in enumerate(zip(losses, correct, unread, strict=True), first):
         if not math.isfinite(loss):
             raise _diverged(run, state, f"the loss was {loss} at step {step}")
-        state.tally.loss += loss * count
+        state.tally.loss += loss * taken.images
         state.tally.correct += round(right)
-        state.tally.images += count
+        state.tally.images += taken.images
     unread.clear()
-    rate = state.optimizer.param_groups[0]["lr"]
-    report = Progress("step", state.epoch + 1, run.config.epochs, state.step, run.steps, losses[-1], rate)
-    run.report(report)
+    last = rate(run, state, state.step - 1)
+    run.report(Progress("step", state.epoch + 1, run.config.epochs, state.step, run.steps, losses[-1], last))
 
 
 def _check_finite(run: Run, state: TrainState) -> None:
@@ -314,10 +254,10 @@ def _check_finite(run: Run, state: TrainState) -> None:
 
 def _diverged(run: Run, state: TrainState, what: str) -> TrainingError:
     """Put the model back to the last good state, and return the error that says what happened."""
-    epoch, rate = state.epoch + 1, state.optimizer.param_groups[0]["lr"]
+    epoch, last = state.epoch + 1, rate(run, state, state.step - 1)
     run.recorder.rewind(state)
     return TrainingError(
-        f"training diverged in epoch {epoch}: {what}, at a learning rate of {rate:.4g}; lower "
+        f"training diverged in epoch {epoch}: {what}, at a learning rate of {last:.4g}; lower "
         f"lr={run.config.lr:g}, lengthen warmup_epochs or set clip_norm, and train into another "
         f"folder; {run.recorder.last_good()}"
     )

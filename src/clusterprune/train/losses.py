@@ -7,7 +7,7 @@ the network returned. It runs the network itself, so that a loss may look at mor
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ class TaskLoss:
 
     task: Task
     smoothing: float = 0.0
+
+    reads_outputs_alone: ClassVar[bool] = True
+    """Whether a compiled network will do, whose modules are not called one by one."""
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
         """Return the loss (scalar, float32) and the outputs."""

@@ -64,6 +64,16 @@ def set_momentum(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Ma
         optimizer.state[trained[name]][BUFFER] = torch.empty_like(trained[name]).detach().copy_(tensor)
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has no momentum buffer one of zeros, from which its first step is the same.
+
+    PyTorch's fused optimizer takes buffers of all its parameters or of none.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter].setdefault(BUFFER, torch.zeros_like(parameter))
+
+
 def momentum_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return copies of the momentum buffers on the CPU, by parameter name."""
     found = {name: optimizer.state.get(parameter, {}).get(BUFFER) for name, parameter in model.named_parameters()}

@@ -23,13 +23,16 @@ from clusterprune.train.hooks import EpochHook
 from clusterprune.train.images import Source, source
 from clusterprune.train.interrupts import Interrupts
 from clusterprune.train.losses import Loss, TaskLoss, name_of
-from clusterprune.train.momentum import set_momentum
+from clusterprune.train.momentum import set_momentum, start_momentum
 from clusterprune.train.processes import Processes, join
 from clusterprune.train.record import Recorder
 from clusterprune.train.result import Progress
 from clusterprune.train.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+COMPILING_PAYS = 50_000
+"""Steps: compiling takes some minutes, and a small network's step is shorter by some milliseconds at most."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Run:
     recorder: Recorder
     interrupts: Interrupts
     progress: Callable[[Progress], None] | None
+    guess: float | None
 
     def report(self, progress: Progress) -> None:
         """Tell the caller, once for all processes."""
@@ -138,13 +142,14 @@ def prepare(
             "precision": str(precision).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "processes": processes.count,
+            **({"capture": config.capture} if device.type == "cuda" else {}),
         },
         writes=processes.is_main,
     )
     interrupts = Interrupts(hold=folder is not None and processes.alone)
     return Run(
         task, config, device, precision, processes, loss, hook, trained, validated, steps, recorder, interrupts,
-        progress,
+        progress, task.guess,
     )  # fmt: skip
 
 
@@ -210,9 +215,13 @@ def _set_format(model: nn.Module, memory_format: torch.memory_format) -> None:
 
 
 @contextlib.contextmanager
-def compiled(model: nn.Module, *, wanted: bool) -> Iterator[None]:
-    """Compile the model's forward for a while. The model's names and weights stay where they are."""
-    before = model._compiled_call_impl
+def compiled(run: Run, model: nn.Module) -> Iterator[None]:
+    """Compile the model's forward for a while, if asked for. The model's names and weights stay where they are."""
+    before, wanted = model._compiled_call_impl, run.config.compile
+    if wanted == "auto":
+        # By numbers known beforehand, not by a clock: the same seed is to give the same weights.
+        long = run.device.type == "cuda" and run.config.epochs * run.steps >= COMPILING_PAYS
+        wanted = long and getattr(run.loss, "reads_outputs_alone", False)
     try:
         if wanted:
             model.compile()
@@ -225,12 +234,15 @@ def begin(run: Run, model: nn.Module, momentum: Mapping[str, Tensor] | None, *, 
     """Return the state to go on from: that of the checkpoint, or a new one."""
     config = run.config
     _check_outputs(run, model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = run.device.type == "cuda" and all(parameter.is_floating_point() for parameter in trained)
     optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        trained,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=fused or None,
     )
     if momentum:
         if config.momentum == 0:
@@ -253,6 +265,8 @@ def begin(run: Run, model: nn.Module, momentum: Mapping[str, Tensor] | None, *, 
         run.recorder.start(state)
         found = f"no checkpoint in {run.recorder.folder}: starting from the beginning"
         notes = [found] if resume else []
+    if fused and config.momentum:
+        start_momentum(optimizer)
     epoch = min(state.epoch + 1, config.epochs)
     for note in notes:
         run.report(Progress("note", epoch, config.epochs, state.step, run.steps, message=note))

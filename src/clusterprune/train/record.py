@@ -15,8 +15,8 @@ from clusterprune.train.config import TrainConfig
 from clusterprune.train.state import TrainState
 
 LOG_NAME = "log.jsonl"
-# What a run may be resumed with another value of: none of these changes what is computed.
-_FREE_FIELDS = frozenset({"device", "checkpoint_minutes", "memory_limit_gib"})
+# What a run may be resumed with another value of: none of these changes what is computed, but for its rounding.
+_FREE_FIELDS = frozenset({"capture", "checkpoint_minutes", "device", "memory_limit_gib"})
 
 
 def check_folder(out: str | Path | None, resume: bool) -> Path | None:
