@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from clusterprune.data.augment import augment
 from clusterprune.errors import ArgumentError
-from clusterprune.train import Processes, TrainConfig, loop
+from clusterprune.train import Processes, TrainConfig, steps
 from clusterprune.train.processes import join
 
 SCRIPT = Path(__file__).with_name("parallel_worker.py")
@@ -81,7 +81,7 @@ def test_the_crops_of_a_share_are_those_of_the_whole() -> None:
         generator = lambda *at: torch.Generator().manual_seed(sum(at))  # noqa: E731
         run: Any = SimpleNamespace(config=TrainConfig(batch_size=4), processes=processes, generator=generator)
         state: Any = SimpleNamespace(epoch=7, step=1)
-        return loop._crops(run, state, 14)
+        return steps._crops(run, state, 14)
 
     whole = crops(Processes())
     assert whole.shape == (10, 5)
