@@ -116,7 +116,7 @@ def test_no_target_at_all(name: str, graph: cp.ChannelGraph) -> None:
     if name == "plan":  # the clusters decide
         assert PLANNERS[name](graph, keep_macs=None).merges is not None
         return
-    with pytest.raises(ArgumentError, match="exactly one of keep_macs, keep_params and keep_latency, but got none"):
+    with pytest.raises(ArgumentError, match="at least one of keep_macs, keep_params, keep_latency"):
         PLANNERS[name](graph, keep_macs=None)
 
 

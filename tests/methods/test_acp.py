@@ -226,7 +226,7 @@ def test_a_search_around_the_widths_of_one_shot(graph: cp.ChannelGraph, digits: 
     fitness = fitness_of(graph, digits, config)
     assert fitness.start.keys() == {group.name for group in graph.prunable}
     assert 0.65 * macs_of(graph, {}) < macs_of(graph, fitness.start) <= fitness.limit
-    with pytest.raises(ArgumentError, match="give exactly one of keep_macs"):
+    with pytest.raises(ArgumentError, match="give at least one of keep_macs"):
         ACP(cut=OneShotCut())
 
 

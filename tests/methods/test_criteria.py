@@ -214,11 +214,11 @@ def test_a_latency_target_is_handed_to_the_measured_search(monkeypatch: pytest.M
     _, graph, _ = ready(Plain())
     asked: list[float] = []
 
-    def search(graph: cp.ChannelGraph, cost: object, keep: float, plan_at: Any, *_: object) -> Any:
-        asked.append(keep)
+    def search(graph: cp.ChannelGraph, cost: object, share_of: Any, plan_at: Any, *_: object) -> Any:
+        asked.append(share_of(20.0))
         return plan_at(0.5, "macs"), {}
 
-    monkeypatch.setattr(sys.modules["clusterprune.methods.prune_by"], "plan_for_latency", search)
+    monkeypatch.setattr(sys.modules["clusterprune.methods.meeting"], "plan_for_latency", search)
     plan = prune_by(graph, "l1", keep_latency=0.8)
     assert asked == [0.8]
     assert plan.notes["keep_latency"] == 0.8
@@ -240,7 +240,6 @@ def test_a_latency_target_is_handed_to_the_measured_search(monkeypatch: pytest.M
         ({"criterion": "taylor", "images": torch.randn(4, 3, 12, 12), "labels": torch.tensor([0, 1, 5, 2])}, r"0\.\.5"),
         ({"criterion": "hrank", "images": torch.randn(4, 3, 9, 9)}, "do not fit"),
         ({"keep_macs": 1.5}, "keep_macs=1.5"),
-        ({"keep_params": 0.5}, "exactly one"),
     ],
 )
 def test_bad_arguments_are_refused(given: dict, said: str) -> None:

@@ -135,7 +135,7 @@ def test_cuts_that_go_by_all_that_one_shot_knows(run: Callable[..., Outcome]) ->
     result = run(settings(steps=2, cut="oneshot", min_samples=None))
     macs = [step.macs / steps_of(result)[0].macs for step in steps_of(result)]
     assert macs[1:] == pytest.approx([0.5**0.5, 0.5], rel=0.02)
-    with pytest.raises(ArgumentError, match="give exactly one of keep_macs, keep_params and keep_latency"):
+    with pytest.raises(ArgumentError, match="give at least one of keep_macs, keep_params, keep_latency"):
         ICP(cut=OneShotCut())
     with pytest.raises(ArgumentError, match="layers must be 'inner' or 'all'"):
         ClusterCut(eps=0.02, layers="some")  # type: ignore[arg-type]

@@ -6,6 +6,8 @@ from small_networks import Plain, ready
 from torch import Tensor, nn
 
 import clusterprune as cp
+from clusterprune import evaluate
+from clusterprune.errors import BudgetError
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,48 @@ def test_a_plan_of_what_was_measured_once_is_that_of_one_shot(plain, data_free: 
         assert made.notes.keys() == alone.notes.keys()
         assert made.notes | {"seconds": 0} == alone.notes | {"seconds": 0}
     assert set(phases) == {"plans compared", "refit"}
+
+
+def left(model: nn.Module, plan: cp.Plan, images: Tensor) -> tuple[int, int]:
+    small = cp.apply(model, plan)
+    return evaluate.macs(small, images[:1]), evaluate.params(small)
+
+
+def test_all_of_several_budgets_hold_and_one_is_used_up(plain) -> None:
+    model, graph, images = plain
+    macs, params = evaluate.macs(model, images[:1]), evaluate.params(model)
+    planner = cp.measure(graph, images, config=cp.OneShot(refit=None))
+    alone = {"keep_macs": 0.6, "keep_params": 0.5}
+    shares = {}
+    for name, keep in alone.items():
+        counted = left(model, planner.plan(**{name: keep}), images)
+        shares[name] = counted[0] / macs, counted[1] / params
+    assert shares["keep_macs"][1] > 0.5 or shares["keep_params"][0] > 0.6  # neither is enough by itself
+    for budget in (
+        {**alone},
+        {"keep_macs": "60%", "max_params": params / 2},
+        {"max_macs": 0.6 * macs, "keep_params": 0.5},
+    ):
+        plan = planner.plan(**budget)
+        found = left(model, plan, images)
+        assert found[0] <= 0.606 * macs
+        assert found[1] <= 0.505 * params
+        assert found[0] > 0.5 * macs or found[1] > 0.42 * params
+        assert plan.notes.keys() >= budget.keys()
+    assert planner.plan(max_macs=2 * macs).merges == ()
+    with pytest.raises(BudgetError, match=r"max_params=1: keep_params=.* is below what can be reached"):
+        cp.oneshot(graph, images, max_params=1)
+
+
+def test_a_time_in_milliseconds_is_met_beside_a_share(plain) -> None:
+    model, graph, images = plain
+    params = evaluate.params(model)
+    planner = cp.measure(graph, images, config=cp.OneShot(refit=None))
+
+    def clock(network: nn.Module) -> float:
+        return evaluate.macs(network, images[:1]) / 1e4
+
+    plan = planner.plan(max_latency_ms=0.7 * clock(model), keep_params=0.5, latency=clock)
+    small = cp.apply(model, plan)
+    assert clock(small) <= 0.7 * clock(model)
+    assert evaluate.params(small) <= 0.505 * params

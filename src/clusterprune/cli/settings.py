@@ -12,6 +12,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.reading import ReadError, parse_yaml
 from clusterprune.methods import METHODS, find
 from clusterprune.methods._settings import BUDGET, default_of, descriptions, settings_of
+from clusterprune.methods.budget import KEEP, read_fraction
 
 
 def _fields() -> dict[str, dict[str, tuple[type[Any], Field[Any]]]]:
@@ -27,6 +28,8 @@ def _fields() -> dict[str, dict[str, tuple[type[Any], Field[Any]]]]:
 
 
 FIELDS = _fields()
+SHARES = tuple(name for name in KEEP if name in FIELDS)
+"""Options that take a share as a text too, such as 60%."""
 
 
 def usual(name: str) -> Any:
@@ -43,6 +46,7 @@ def _parameter(name: str, of: Mapping[str, tuple[type[Any], Field[Any]]]) -> ins
     if len(of) < len(METHODS):
         others = [method for method in METHODS if method not in of]
         text += f" Not for {', '.join(others)}." if len(others) < len(of) else f" For {', '.join(of)}."
+    plain = str if name in SHARES else plain
     option = typer.Option(
         *(one.metadata["names"] or (f"--{name.replace('_', '-')}",)),
         metavar=one.metadata["metavar"] or None,
@@ -70,10 +74,11 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def settle_budget(context: typer.Context, wanted: dict[str, Any]) -> None:
-    """Let a budget on the command line take the place of the one in a file, in place."""
+    """Read shares, and let a budget on the command line take the place of the one in a file, in place."""
     budgets = [name for name, of in FIELDS.items() for _, one in of.values() if one.metadata["panel"] == BUDGET]
     if any(given(context, name) for name in budgets):
         wanted |= {name: None for name in budgets if not given(context, name)}
+    wanted |= {name: read_fraction(name, wanted[name]) for name in SHARES if wanted[name] is not None}
 
 
 def read_options(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ PRESET = "preset"
 """Stands for several settings, by a name that the method's class gives them."""
 BY = "by"
 """In the nested form of a part, which of its kinds it is."""
-BUDGET = "Budget (one of them)"
-"""Heading of the options that exclude one another."""
+BUDGET = "Budget"
+"""Heading of the options that say how much is kept."""
 LARGEST = 2**31 - 1
 """More than any number of epochs, images, clusters or channels; what counts them does not count further."""
 
@@ -40,7 +40,7 @@ def option(default: Any, metavar: str = "", *names: str, panel: str = "Method") 
     names
         How it is written, where otherwise than the field.
     panel
-        Heading in the help. Of the options under `BUDGET` the command line takes one.
+        Heading in the help.
     """
     return field(default=default, metadata={"metavar": metavar, "names": names, "panel": panel})
 

@@ -7,20 +7,21 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from clusterprune.arguments import shown
-from clusterprune.budget.allocation import Limits
+from clusterprune.arguments import check_number, shown
+from clusterprune.budget.allocation import CostModel, Limits, Quantity, check_fraction, example_batch
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.latency import Clock, read_clock
-from clusterprune.methods.targets import Target, read_target
 
 
 class Budget(TypedDict, total=False):
-    """How much to keep: exactly one of the first three.
+    """How much to keep: at least one of the first six. Of several, all hold.
 
     Attributes
     ----------
     keep_macs, keep_params, keep_latency
-        The fraction of the multiply-adds, parameters or time to keep, in (0, 1].
+        The fraction of the multiply-adds, parameters or time to keep, in (0, 1], or a text such as "60%".
+    max_macs, max_params, max_latency_ms
+        The most that may be left: multiply-adds of an image, parameters, milliseconds.
     latency
         What a time is measured by: a runtime such as "onnxruntime:threads=1", a
         :class:`clusterprune.methods.latency.Clock`, or a function of a model that returns milliseconds. None is PyTorch
@@ -29,12 +30,19 @@ class Budget(TypedDict, total=False):
         Kept widths are multiples of `round_to` and at least `min_width`.
     """
 
-    keep_macs: float | None
-    keep_params: float | None
-    keep_latency: float | None
+    keep_macs: float | str | None
+    keep_params: float | str | None
+    keep_latency: float | str | None
+    max_macs: float | None
+    max_params: float | None
+    max_latency_ms: float | None
     latency: Clock | str | Callable[[nn.Module], float] | None
     round_to: int
     min_width: int
+
+
+KEEP = ("keep_macs", "keep_params", "keep_latency")
+MOST = ("max_macs", "max_params", "max_latency_ms")
 
 
 @dataclass(frozen=True)
@@ -43,18 +51,44 @@ class Goal:
 
     Attributes
     ----------
-    target, keep
-        What is counted, and the fraction of it to keep.
+    asked
+        The targets by name, such as ``{"keep_macs": 0.5}``: fractions, and largest amounts.
     limits
         Which widths are allowed.
     clock
         What a time is measured by.
     """
 
-    target: Target
-    keep: float
+    asked: Mapping[str, float]
     limits: Limits
-    clock: Clock | Callable[[nn.Module], float] | None
+    clock: Clock | Callable[[nn.Module], float] | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a target in time."""
+        return "keep_latency" in self.asked or "max_latency_ms" in self.asked
+
+    def shares(self, cost: CostModel) -> dict[Quantity, float]:
+        """Return which fraction of the MACs and of the parameters may be left, of those that have a target."""
+        whole: dict[Quantity, float] = {
+            "macs": cost.total("macs") / example_batch(cost.graph), "params": cost.total("params")
+        }  # fmt: skip
+        found = {quantity: self._share(f"keep_{quantity}", f"max_{quantity}", whole[quantity]) for quantity in whole}
+        return {quantity: share for quantity, share in found.items() if share is not None}
+
+    def time_share(self, whole_ms: float) -> float:
+        """Return which fraction of the original's milliseconds may be left."""
+        share = self._share("keep_latency", "max_latency_ms", whole_ms)
+        return 1.0 if share is None else share
+
+    def _share(self, keep: str, most: str, whole: float) -> float | None:
+        given = [self.asked[keep]] if keep in self.asked else []
+        given += [min(1.0, self.asked[most] / whole)] if most in self.asked else []
+        return min(given, default=None)
+
+    def __str__(self) -> str:
+        """Say what was asked for."""
+        return " and ".join(f"{name}={value:g}" for name, value in self.asked.items())
 
 
 def read_budget(given: Mapping[str, Any]) -> Goal:
@@ -63,7 +97,7 @@ def read_budget(given: Mapping[str, Any]) -> Goal:
     Raises
     ------
     ArgumentError
-        If not exactly one fraction is given, or something is not accepted, or is no part of a budget.
+        If there is no target, or something is not accepted, or is no part of a budget.
     """
     known = list(Budget.__annotations__)
     for name, value in given.items():
@@ -73,6 +107,36 @@ def read_budget(given: Mapping[str, Any]) -> Goal:
                 f"{name}={shown(value)} is not an argument{f'; {near[0]} is' if near else ''}. A budget has "
                 f"{', '.join(known)}"
             )
-    target, keep = read_target(*(given.get(name) for name in known[:3]))
+    asked = {name: read_fraction(name, given[name]) for name in KEEP if given.get(name) is not None}
+    asked |= {name: _amount(name, given[name]) for name in MOST if given.get(name) is not None}
+    if not asked:
+        raise ArgumentError(f"give at least one of {', '.join(KEEP)}, {', '.join(MOST)}, but got none")
     limits = Limits(given.get("round_to", 1), given.get("min_width", 1))
-    return Goal(target, keep, limits, read_clock(given.get("latency")))
+    return Goal(asked, limits, read_clock(given.get("latency")))
+
+
+def read_fraction(name: str, value: Any) -> float:
+    """Return a fraction in (0, 1] out of a number, or of a text such as "60%" or "0.6".
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            raise ArgumentError(
+                f"{name} must be a fraction in (0, 1], but got {name}={shown(text)}; 0.5 or 50% keeps half"
+            ) from None
+    check_fraction(name, value)
+    return value
+
+
+def _amount(name: str, value: Any) -> float:
+    check_number(name, value)
+    if not 0 < value < float("inf"):
+        raise ArgumentError(f"{name} must be above 0, but got {name}={value!r}; max_macs=2e9 allows two billion")
+    return value

@@ -20,11 +20,11 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName, MergingName
 from clusterprune.methods._settings import BUDGET, fixed, option, read_clustering
+from clusterprune.methods.budget import Budget, read_budget
 from clusterprune.methods.clustered import cluster
 from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.prune_by import Scope, prune_by
-from clusterprune.methods.targets import read_target
 from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps
 
@@ -33,12 +33,14 @@ Layers = Literal["inner", "all"]
 
 @dataclass(frozen=True)
 class Keep:
-    """What a cut shall leave: at most one share, in (0, 1], of the original network's cost.
+    """What a cut shall leave of the original network's cost. Of several targets, all hold.
 
     Attributes
     ----------
     macs, params, latency
-        The share of multiply-adds, parameters, or measured time.
+        The share, in (0, 1], of multiply-adds, parameters, or measured time.
+    max_macs, max_params, max_latency_ms
+        The most multiply-adds of an image, parameters, or milliseconds.
     round_to, min_width
         Kept widths are multiples of `round_to` and at least `min_width`.
     """
@@ -46,17 +48,23 @@ class Keep:
     macs: float | None = None
     params: float | None = None
     latency: float | None = None
+    max_macs: float | None = None
+    max_params: float | None = None
+    max_latency_ms: float | None = None
     round_to: int = 1
     min_width: int = 1
 
     def check(self) -> None:
-        """Raise :class:`ArgumentError` unless exactly one share is given, and is one."""
-        read_target(self.macs, self.params, self.latency)
+        """Raise :class:`ArgumentError` unless there is a target, and all that are given can be met."""
+        read_budget(self.arguments())
 
-    def arguments(self, *names: str) -> dict[str, Any]:
-        """Return the shares of these names, with the widths, as the functions that plan take them."""
-        shares = {f"keep_{name}": getattr(self, name) for name in names}
-        return {**shares, "round_to": self.round_to, "min_width": self.min_width}
+    def arguments(self) -> Budget:
+        """Return the targets, with the widths, as the functions that plan take them."""
+        return {
+            "keep_macs": self.macs, "keep_params": self.params, "keep_latency": self.latency,
+            "max_macs": self.max_macs, "max_params": self.max_params, "max_latency_ms": self.max_latency_ms,
+            "round_to": self.round_to, "min_width": self.min_width,
+        }  # fmt: skip
 
 
 class Cut(Protocol):
@@ -168,7 +176,7 @@ class ClusterCut:
         return cluster(
             self.layers_of(graph), images, similarity=FeatureMaps(self.metric), clustering=self.clustering or usual,
             merging=self.merging, survivors=self.survivors, seed=seed, progress=progress,
-            **keep.arguments("macs", "params"),
+            keep_macs=keep.macs, keep_params=keep.params, round_to=keep.round_to, min_width=keep.min_width,
         )  # fmt: skip
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
@@ -208,8 +216,7 @@ class OneShotCut(OneShot):
     ) -> Plan:  # fmt: skip
         """Return the plan of :func:`clusterprune.oneshot`."""
         del labels
-        shares = keep.arguments("macs", "params", "latency")
-        return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **shares)
+        return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **keep.arguments())
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
@@ -256,7 +263,7 @@ class CriterionCut:
         """Return the plan of :func:`clusterprune.prune_by`."""
         return prune_by(
             self.layers_of(graph), self.criterion, images=images, labels=labels, scope=self.scope, merging=self.merging,
-            seed=seed, progress=progress, **keep.arguments("macs", "params", "latency"),
+            seed=seed, progress=progress, **keep.arguments(),
         )  # fmt: skip
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:

@@ -86,7 +86,7 @@ def read_clock(
 def plan_for_latency(
     graph: ChannelGraph,
     cost: CostModel,
-    keep: float,
+    share_of: Callable[[float], float],
     plan_at: PlanAt,
     latency: "Clock | str | Callable[[nn.Module], float] | None" = None,
     progress: Report | None = None,
@@ -97,8 +97,8 @@ def plan_for_latency(
     ----------
     cost
         Learns what widths cost in time, where a runtime is measured by its layers.
-    keep
-        Share of the original's time, in (0, 1].
+    share_of
+        Says of the original's milliseconds which share of them may be left, in (0, 1].
     plan_at
         Makes the plan for a share of a quantity: "latency" where layers were timed, "macs" for a function of the user's
         own, which is asked about whole networks alone.
@@ -110,13 +110,16 @@ def plan_for_latency(
     """
     clock = read_clock(latency)
     if clock is None:
-        return _by_function(graph, keep, plan_at, lambda model: evaluate.latency(model, graph.example).median_ms)
+        return _by_function(graph, share_of, plan_at, lambda model: evaluate.latency(model, graph.example).median_ms)
     if not isinstance(clock, Clock):
-        return _by_function(graph, keep, plan_at, clock)
+        return _by_function(graph, share_of, plan_at, clock)
     images = _images(graph, clock.batch)
     runtime = create_runtime(clock.runtime)
     original = runtime.prepare(graph.model, images)
     whole = race([original], rounds=3).median_ms(0)
+    keep = share_of(whole)
+    if keep >= 1:
+        return plan_at(1.0, "macs"), {"original_ms": whole, "tries": 0}
     table = LatencyTable(runtime, clock.table)
     model = LatencyModel(graph, table, whole, batch=clock.batch, progress=progress)
     table.save()
@@ -148,10 +151,11 @@ def plan_for_latency(
 
 
 def _by_function(
-    graph: ChannelGraph, keep: float, plan_at: PlanAt, latency: Callable[[nn.Module], float]
+    graph: ChannelGraph, share_of: Callable[[float], float], plan_at: PlanAt, latency: Callable[[nn.Module], float]
 ) -> tuple[Plan, dict[str, Any]]:
     """Find the multiply-adds at which a user's own measure meets the target."""
     baseline = _asked(latency, graph.model)
+    keep = share_of(baseline)
     shares: list[float] = []
 
     def at(share: float) -> Plan | None:

@@ -54,6 +54,12 @@ class CutOnce(Method):
         Share of the parameters to keep.
     keep_latency
         Share of the time for an image on this machine to keep.
+    max_macs
+        The most multiply-adds of an image, such as 2e9.
+    max_params
+        The most parameters.
+    max_latency_ms
+        The most milliseconds for an image on this machine.
     cut
         What the cut goes by.
     images
@@ -80,6 +86,9 @@ class CutOnce(Method):
     keep_macs: float | None = option(None, "SHARE", panel=BUDGET)
     keep_params: float | None = option(None, "SHARE", panel=BUDGET)
     keep_latency: float | None = option(None, "SHARE", panel=BUDGET)
+    max_macs: float | None = option(None, "N", panel=BUDGET)
+    max_params: float | None = option(None, "N", panel=BUDGET)
+    max_latency_ms: float | None = option(None, "MS", panel=BUDGET)
     cut: Cut = OneShotCut()  # noqa: RUF009 (frozen)
     images: int = option(1024, "N", panel="Data")
     data_free: bool = option(False, "", "--data-free", "--no-data", panel="Data")
@@ -101,7 +110,10 @@ class CutOnce(Method):
     @property
     def keep(self) -> Keep:
         """What the cut shall leave."""
-        return Keep(self.keep_macs, self.keep_params, self.keep_latency, self.round_to, self.min_width)
+        return Keep(
+            self.keep_macs, self.keep_params, self.keep_latency, self.max_macs, self.max_params, self.max_latency_ms,
+            self.round_to, self.min_width,
+        )  # fmt: skip
 
     @property
     def looks(self) -> bool:

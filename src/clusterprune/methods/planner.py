@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
-from clusterprune.budget.allocation import CostModel, Quantity, solve
+from clusterprune.budget.allocation import CostModel, Quantity
+from clusterprune.budget.several import solve_all
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
-from clusterprune.merge import merged
+from clusterprune.merge import Merging, merged
 from clusterprune.merge.bn_images import can_make_images, images_from_norms
 from clusterprune.merge.data_free import noise_images
 from clusterprune.merge.divergence import BY_KIND, Divergence
@@ -25,10 +26,9 @@ from clusterprune.merge.measured import measure as measure_layers
 from clusterprune.merge.orders import kept_of, order_channels, price
 from clusterprune.merge.statistics import release_memory
 from clusterprune.methods.budget import Budget, Goal, read_budget
-from clusterprune.methods.latency import plan_for_latency
+from clusterprune.methods.meeting import plan_for
 from clusterprune.methods.oneshot_settings import OneShot
 from clusterprune.methods.shares import Curves, closest, hypotheses
-from clusterprune.methods.targets import plan_for_budget
 from clusterprune.plan import Plan
 
 
@@ -103,7 +103,7 @@ class Planner:
         images = len(self._inputs[0])
         notes = {
             "method": "oneshot",
-            f"keep_{goal.target}": goal.keep,
+            **goal.asked,
             "images": 0 if self._data_free or self._made else images,
             "made_images": images if self._made else 0,
             "seed": self._seed,
@@ -123,9 +123,11 @@ class Planner:
         BudgetError
             If it cannot.
         """
-        if goal.target != "latency":
-            curves = {g.name: np.arange(g.width - g.n_blocks + 1.0) for g in self._groups}
-            solve(self._cost, curves, goal.target, goal.keep, goal.limits)
+        curves = {g.name: np.arange(g.width - g.n_blocks + 1.0) for g in self._groups}
+        try:
+            solve_all(self._cost, curves, goal.shares(self._cost), goal.limits)
+        except BudgetError as error:
+            raise BudgetError(f"{goal}: {error}") from None
 
     def look(self, images: Images | None, progress: Progress | None) -> None:
         """Measure what every layer reads, in which order the channels go, and what that costs: steps 1 to 3."""
@@ -167,19 +169,15 @@ class Planner:
         """
         graph, cost, config = self.graph, self._cost, self._config
         measured, paths = self._known()
-        quantity, keep, limits = goal.target, goal.keep, goal.limits
-        counted: Quantity = "macs" if quantity == "latency" else quantity
-        chosen, share = self._shared(counted, keep, goal, generator, clock, progress)
+        shares = goal.shares(cost)
+        chosen, curves = self._shared(shares, goal, generator, clock, progress)
         merging, moments = config.refit or LeastSquares(), moments_of(graph, measured)
 
-        def plan_at(fraction: float, what: Quantity) -> Plan:
-            return merged(graph, kept_of(graph, paths, solve(cost, share, what, fraction, limits)), merging, moments)
+        def plan_at(asked: Mapping[Quantity, float]) -> Plan:
+            widths = solve_all(cost, curves, asked, goal.limits)
+            return merged(graph, kept_of(graph, paths, widths), merging, moments)
 
-        timed: dict[str, Any] = {}
-        if quantity == "latency":
-            plan, timed["latency"] = plan_for_latency(graph, cost, keep, plan_at, goal.clock, progress)
-        else:
-            plan = plan_for_budget(cost, quantity, keep, lambda fraction: plan_at(fraction, quantity))
+        plan, timed = plan_for(graph, cost, goal, plan_at, progress)
         clock.lap("budget")
         facts: dict[str, Any] = {"few_rows": few_rows(graph, self._groups, measured), "shared_by": chosen, **timed}
         if config.sensitivity == "fisher":
@@ -187,21 +185,29 @@ class Planner:
         return plan, facts
 
     def _shared(
-        self, counted: Quantity, keep: float, goal: Goal, generator: torch.Generator, clock: "_Clock",
+        self, shares: Mapping[Quantity, float], goal: Goal, generator: torch.Generator, clock: "_Clock",
         progress: Progress | None,
     ) -> tuple[str, Curves]:  # fmt: skip
         """Return by which hypothesis a budget is shared among the groups, and its loss curves."""
         config, (measured, paths) = self._config, self._known()
-        shares = hypotheses(self._cost, paths, counted, sensitivity=config.sensitivity, compare=config.compare)
-        chosen = next(iter(shares))
-        if len(shares) > 1:
-            quick = LeastSquares() if config.refit is None or self._data_free else replace(config.refit, work=0.0)
+        if goal.timed:
+            # Ways to share are compared at so many MACs as if time went with them.
+            shares = {**shares, "macs": min(goal.asked.get("keep_latency", 0.5), shares.get("macs", 1.0))}
+        counted = next(iter(shares))
+        found = hypotheses(self._cost, paths, counted, sensitivity=config.sensitivity, compare=config.compare)
+        chosen = next(iter(found))
+        if len(found) > 1:
             chosen = closest(
-                self._cost, shares, paths, measured, (counted, keep), goal.limits, quick,
+                self._cost, found, paths, measured, shares, goal.limits, self._quick(),
                 work=config.macs_to_spend, generator=generator, progress=progress,
             )  # fmt: skip
             clock.lap("compare")
-        return chosen, shares[chosen]
+        return chosen, found[chosen]
+
+    def _quick(self) -> Merging:
+        """Return what hands kernels over as fast as may be, to tell plans apart."""
+        refit = self._config.refit
+        return LeastSquares() if refit is None or self._data_free else replace(refit, work=0.0)
 
     def predicted_loss(self, plan: Plan) -> float:
         """Return what the cuts of a plan cost by themselves, in nats, before a refit makes some of it good."""

@@ -6,14 +6,15 @@ works on every group. Budget, merging and surgery are those of the other methods
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, renamed, shown
-from clusterprune.budget.allocation import CostModel, Limits, Quantity, solve
+from clusterprune.budget.allocation import CostModel, Limits, Quantity
+from clusterprune.budget.several import solve_all
 from clusterprune.criteria import (
     CriterionName,
     HasLoss,
@@ -29,8 +30,7 @@ from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
 from clusterprune.methods.budget import Budget, read_budget
-from clusterprune.methods.latency import plan_for_latency
-from clusterprune.methods.targets import plan_for_budget
+from clusterprune.methods.meeting import plan_for
 from clusterprune.plan import Plan
 from clusterprune.tasks.classification import OfLabels
 
@@ -144,7 +144,6 @@ def prune_by(
     merging = read_merging(merging)
     check_merging(merging, images, clusters=False)
     goal = read_budget(budget)
-    target, keep, limits = goal.target, goal.keep, goal.limits
     graph = graph.freeze(ignore)
     criterion = read_criterion(criterion)
     images = None if images is None else inputs_of(graph, images, seed)
@@ -154,40 +153,36 @@ def prune_by(
     cost = CostModel(graph)
     generator = torch.Generator().manual_seed(seed)
 
-    def plan_at(fraction: float, quantity: Quantity) -> Plan:
-        widths = share(cost, found if scope == "global" else None, quantity, fraction, limits)
+    def plan_at(asked: Mapping[Quantity, float]) -> Plan:
+        widths = share(cost, found if scope == "global" else None, asked, goal.limits)
         cut = [group for group in graph.prunable if widths[group.name] < group.width]
         kept = {group.name: Kept(best(group, found[group.name], widths[group.name])) for group in cut}
         return assemble(graph, kept, merging, images, generator=generator, progress=progress)
 
-    timed: dict[str, Any] = {}
-    if target == "latency":
-        plan, timed["latency"] = plan_for_latency(graph, cost, keep, plan_at, goal.clock, progress)
-    else:
-        plan = plan_for_budget(cost, target, keep, lambda fraction: plan_at(fraction, target))
+    plan, timed = plan_for(graph, cost, goal, plan_at, progress)
     notes = {
         "method": "criterion",
         "criterion": name_of(criterion),
         "scope": scope,
         "merging": merging.name,
         "seed": seed,
-        f"keep_{target}": keep,
+        **goal.asked,
         **timed,
     }
     return replace(plan, notes=notes)
 
 
 def share(
-    cost: CostModel, found: Mapping[str, np.ndarray] | None, quantity: Quantity, keep: float, limits: Limits
+    cost: CostModel, found: Mapping[str, np.ndarray] | None, targets: Mapping[Quantity, float], limits: Limits
 ) -> dict[str, int]:
-    """Return the width of every group at which the target is met.
+    """Return the width of every group at which the targets, fractions by what is counted, are met.
 
     Parameters
     ----------
     found
         Scores by group, divided by their mean and put into one order; None keeps the same fraction everywhere.
     """
-    per_channel = cost.gradient(quantity, cost.widths)
+    per_channel = cost.gradient(next(iter(targets), "macs"), cost.widths)
     losses = {}
     for index, group in enumerate(cost.graph.groups):
         if group.frozen is not None:
@@ -199,7 +194,7 @@ def share(
             steps = steps / max(steps.mean(), 1e-30)
         # The budget divides a loss by what it saves; the published orders do not ask what a channel costs.
         losses[group.name] = per_channel[index] * np.concatenate([[0.0], np.cumsum(steps)])
-    return solve(cost, losses, quantity, keep, limits)
+    return solve_all(cost, losses, targets, limits)
 
 
 def _ascending(group: Group, score: np.ndarray) -> np.ndarray:

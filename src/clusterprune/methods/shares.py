@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch, solve
+from clusterprune.budget.allocation import CostModel, Limits, Quantity, example_batch
+from clusterprune.budget.several import solve_all
 from clusterprune.errors import BudgetError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, batch_size_for, batches
@@ -61,7 +62,7 @@ def closest(
     shares: Mapping[str, Curves],
     paths: Mapping[str, RemovalOrder],
     measured: Measured,
-    target: tuple[Quantity, float],
+    targets: Mapping[Quantity, float],
     limits: Limits,
     merging: Merging,
     *,
@@ -99,7 +100,7 @@ def closest(
     found: dict[str, Tensor] = {}
     for number, (name, curves) in enumerate(shares.items()):
         try:
-            widths = solve(cost, curves, *target, limits)
+            widths = solve_all(cost, curves, targets, limits)
         except BudgetError:
             continue  # too little may be cut that way
         kept, known = kept_of(graph, paths, widths), moments_of(graph, measured, others)

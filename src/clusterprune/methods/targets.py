@@ -28,32 +28,43 @@ def read_target(macs: float | None, params: float | None, latency: float | None)
     return quantity, keep
 
 
-def plan_for_budget(cost: CostModel, quantity: Quantity, keep: float, plan_at: Callable[[float], Plan]) -> Plan:
-    """Return a plan whose compact network has the asked share of the MACs or parameters, counted on its own tensors.
+def plan_for_budget(
+    cost: CostModel, shares: Mapping[Quantity, float], plan_at: Callable[[Mapping[Quantity, float]], Plan]
+) -> Plan:
+    """Return a plan whose compact network has the asked shares of MACs and parameters, counted on its own tensors.
 
     Parameters
     ----------
+    shares
+        The fraction that may be left, by what is counted. Of several, all hold.
     plan_at
-        Makes the plan for a share as the cost model counts it. Where the compact network costs something else (biases
-        that it is given, channels that count more than others of their group), another share is asked for.
+        Makes the plan for shares as the cost model counts them. Where the compact network costs something else (biases
+        that it is given, channels that count more than others of their group), other shares are asked for.
 
     Raises
     ------
     BudgetError
-        If the share is exceeded by more than 1 %. Where it is missed from below, a :class:`BudgetWarning` says so.
+        If a share is exceeded by more than 1 %. Where all are missed from below, a :class:`BudgetWarning` says so.
     """
-    asked, best = keep, (np.inf, np.inf, None)
+    asked, best = dict(shares), (np.inf, None)
     for _ in range(3):
         plan = plan_at(asked)
-        got = kept_share(cost, quantity, plan)
-        best = min(best, (abs(got - keep), got, plan), key=lambda found: found[0])
-        off = got - _modelled(cost, quantity, plan)
-        if abs(got - keep) <= CLOSE * keep or abs(asked + off - keep) <= 1e-3 * keep or not 0 < keep - off <= 1:
+        got = {quantity: kept_share(cost, quantity, plan) for quantity in shares}
+        off = {quantity: got[quantity] - _modelled(cost, quantity, plan) for quantity in shares}
+        # Of several, the one that is used up most decides.
+        tight = max(shares, key=lambda quantity: got[quantity] / shares[quantity])
+        away, keep = abs(got[tight] - shares[tight]), shares[tight]
+        best = min(best, (away, plan), key=lambda found: found[0])
+        settled = abs(asked[tight] + off[tight] - keep) <= 1e-3 * keep
+        if away <= CLOSE * keep or settled or not all(0 < shares[q] - off[q] <= 1 for q in shares):
             break
-        asked = keep - off
-    plan = best[2]
+        asked = {quantity: share - off[quantity] for quantity, share in shares.items()}
+    plan = best[1]
     assert plan is not None  # noqa: S101 (the loop ran; for the type checker)
-    check_plan(cost, quantity, keep, plan)
+    tight = max(shares, key=lambda quantity: kept_share(cost, quantity, plan) / shares[quantity])
+    for quantity, keep in shares.items():
+        if quantity == tight or kept_share(cost, quantity, plan) > keep:
+            check_plan(cost, quantity, keep, plan)
     return plan
 
 
