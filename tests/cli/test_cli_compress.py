@@ -104,7 +104,10 @@ def test_groups_can_be_left_alone(tiny: str, trained: Path, cli: Cli):
     ("options", "expected"),
     [
         (["--data", "digits"], "give at least one of keep_macs, keep_params, keep_latency"),
-        (["--data", "digits", "--keep-macs", 0.5, "--keep-params", 0.5], "but got keep_macs=0.5, keep_params=0.5"),
+        (
+            ["--data", "digits", "--keep-macs", "half"],
+            "but got keep_macs='half'; 0.5 or 50% keeps half",
+        ),
         (["--data", "digits", "--keep-macs", 50], "keep_macs must be a fraction in (0, 1], but got keep_macs=50"),
         (["--keep-macs", 0.5], "there are no images to learn from; give --data, --calibration DIR"),
         (["--keep-macs", 0.5, "--no-data", "--calibration", "x"], "--calibration is for cuts that look at images"),

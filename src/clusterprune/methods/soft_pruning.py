@@ -71,7 +71,7 @@ class SoftPruning:
         target, keep = read_target(keep_macs, keep_params, None)
         quantity: Quantity = "params" if target == "params" else "macs"
         cost = CostModel(self.graph)
-        self.widths = share(cost, None, quantity, keep, Limits(round_to, min_width))
+        self.widths = share(cost, None, {quantity: keep}, Limits(round_to, min_width))
         left = cost.total(quantity, cost.with_widths(self.widths)) / cost.total(quantity)
         check_met(quantity, keep, left, "finer steps than these widths there are none")
 
