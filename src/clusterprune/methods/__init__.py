@@ -16,11 +16,13 @@ from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.planner import Planner, measure
 from clusterprune.methods.prune_by import prune_by
 from clusterprune.methods.soft_pruning import Soft, SoftPruning
+from clusterprune.methods.sweep import Candidate
 
 __all__ = [
     "CP",
     "ICP",
     "METHODS",
+    "Candidate",
     "ClusterCut",
     "CriterionCut",
     "Cut",

@@ -1,16 +1,16 @@
 """A network that was measured once, and what follows from that: a plan for any budget."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, shown
-from clusterprune.budget.allocation import CostModel, Quantity
+from clusterprune.budget.allocation import CostModel, Quantity, example_batch
 from clusterprune.budget.several import solve_all
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
@@ -21,7 +21,7 @@ from clusterprune.merge.data_free import noise_images
 from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.least_squares import LeastSquares
-from clusterprune.merge.measured import Measured, few_rows, moments_of
+from clusterprune.merge.measured import Measured, few_rows, images_for, moments_of
 from clusterprune.merge.measured import measure as measure_layers
 from clusterprune.merge.orders import kept_of, order_channels, price
 from clusterprune.merge.statistics import release_memory
@@ -29,7 +29,13 @@ from clusterprune.methods.budget import Budget, Goal, read_budget
 from clusterprune.methods.meeting import plan_for
 from clusterprune.methods.oneshot_settings import OneShot
 from clusterprune.methods.shares import Curves, closest, hypotheses
+from clusterprune.methods.sweep import Candidate, Candidates, Fit, as_budget
 from clusterprune.plan import Plan
+from clusterprune.surgery.apply import apply
+from clusterprune.surgery.summary import left_by
+
+_SKETCHED = 128
+"""Images that a short refit looks at, at most."""
 
 
 class Planner:
@@ -80,6 +86,70 @@ class Planner:
         check_progress(progress)
         return self.plan_for(read_budget(budget), progress)
 
+    def sweep(
+        self,
+        budgets: Iterable[float | str | Mapping[str, Any]],
+        score: Callable[[nn.Module], float] | None = None,
+        *,
+        fit: Fit | None = None,
+        progress: Progress | None = None,
+        **rest: Unpack[Budget],
+    ) -> Candidates:
+        """Return what several budgets lead to, in their order, at little more than the cost of one.
+
+        What is dear is neither repeated nor done in full: by which hypothesis budgets are shared is compared at the one
+        in the middle, and kernels are fitted for a short while, on few images. :meth:`plan` of the budget that is
+        chosen does both in full; its widths are most often the same, and what it makes is better.
+
+        Parameters
+        ----------
+        budgets
+            Shares of the multiply-adds, such as 0.5 or "50%", or mappings such as ``{"max_params": 1e6}``.
+        score
+            Is asked about every compact network. Not one of the test set, where a budget is chosen by it.
+        fit
+            "merge": by mixing matrices, which costs next to nothing. "quick": by a short refit. "full": as
+            :meth:`plan`, whose plans these then are. None takes the first without a score, else the second.
+        **rest
+            What else holds for every budget, such as ``round_to=8``.
+
+        Raises
+        ------
+        ArgumentError, BudgetError
+            As :func:`clusterprune.oneshot`.
+        """
+        check_progress(progress)
+        fit = ("merge" if score is None else "quick") if fit is None else fit
+        if fit not in get_args(Fit):
+            raise ArgumentError(f"fit must be 'merge', 'quick' or 'full', but got fit={shown(fit)}")
+        asked = [{**rest, **as_budget(one)} for one in budgets]
+        goals = [read_budget(one) for one in asked]
+        for goal in goals:
+            self.check(goal)
+        shared: tuple[str, Curves] | None = None
+        if goals and fit != "full":
+            middle = sorted(goals, key=lambda goal: min(goal.shares(self._cost).values(), default=0.5))[len(goals) // 2]
+            shared = self._shared(middle, self._fresh(), _Clock(), progress)
+        found = Candidates()
+        for number, (budget, goal) in enumerate(zip(asked, goals, strict=True)):
+            plan = self.plan_for(goal, progress) if shared is None else self._sketch(goal, shared, fit)
+            macs, params = (round(left_by(self._cost, quantity, plan)) for quantity in ("macs", "params"))
+            worth = None if score is None else float(score(apply(self.graph.model, plan, graph=self.graph)))
+            loss = plan.notes.get("predicted_loss")
+            found.append(Candidate(budget, plan, macs // example_batch(self.graph), params, loss, worth))
+            if progress and fit != "full":
+                progress("budgets", number + 1, len(goals))
+        return found
+
+    def _sketch(self, goal: Goal, shared: tuple[str, Curves], fit: Fit) -> Plan:
+        """Return a plan whose kernels are fitted for a short while, or not at all."""
+        generator = self._fresh()
+        plan, facts = self._choose(goal, shared, _Clock(), None)
+        if fit == "quick" and plan.merges:
+            images = images_for(self.graph, self._inputs, self._config.macs_to_spend, 18, 32, most=_SKETCHED)
+            plan = self._quick().finish(self.graph, plan, images, generator=generator)
+        return replace(plan, notes={"method": "oneshot", "fit": fit, **goal.asked, "seed": self._seed, **facts})
+
     def plan_for(self, goal: Goal, progress: Progress | None = None, *, forget: bool = False) -> Plan:
         """Return the plan for a budget that was read.
 
@@ -90,9 +160,8 @@ class Planner:
         """
         self.check(goal)
         clock = _Clock()
-        generator = torch.Generator()
-        generator.set_state(self._generator.get_state())
-        plan, facts = self._choose(goal, generator, clock, progress)
+        generator = self._fresh()
+        plan, facts = self._choose(goal, self._shared(goal, generator, clock, progress), clock, progress)
         if forget:
             self._found = None
         release_memory()
@@ -160,17 +229,16 @@ class Planner:
         self.seconds = clock.seconds
 
     def _choose(
-        self, goal: Goal, generator: torch.Generator, clock: "_Clock", progress: Progress | None
+        self, goal: Goal, shared: tuple[str, Curves], clock: "_Clock", progress: Progress | None
     ) -> tuple[Plan, dict[str, Any]]:
-        """Step 4: which channels go.
+        """Step 4: which channels go, by a hypothesis and its loss curves.
 
         Beside the plan: facts for its notes. `predicted_loss` is what its groups cost by themselves, in nats, before
         the refit makes some of it good; `shared_by` is which hypothesis was taken.
         """
         graph, cost, config = self.graph, self._cost, self._config
         measured, paths = self._known()
-        shares = goal.shares(cost)
-        chosen, curves = self._shared(shares, goal, generator, clock, progress)
+        chosen, curves = shared
         merging, moments = config.refit or LeastSquares(), moments_of(graph, measured)
 
         def plan_at(asked: Mapping[Quantity, float]) -> Plan:
@@ -185,11 +253,11 @@ class Planner:
         return plan, facts
 
     def _shared(
-        self, shares: Mapping[Quantity, float], goal: Goal, generator: torch.Generator, clock: "_Clock",
-        progress: Progress | None,
-    ) -> tuple[str, Curves]:  # fmt: skip
+        self, goal: Goal, generator: torch.Generator, clock: "_Clock", progress: Progress | None
+    ) -> tuple[str, Curves]:
         """Return by which hypothesis a budget is shared among the groups, and its loss curves."""
         config, (measured, paths) = self._config, self._known()
+        shares = goal.shares(self._cost)
         if goal.timed:
             # Ways to share are compared at so many MACs as if time went with them.
             shares = {**shares, "macs": min(goal.asked.get("keep_latency", 0.5), shares.get("macs", 1.0))}
@@ -214,6 +282,12 @@ class Planner:
         _, paths = self._known()
         gone = {merge.group: self.graph.by_name[merge.group].width - len(merge.kept) for merge in plan.merges}
         return float(sum(paths[name].loss[count] for name, count in gone.items()))
+
+    def _fresh(self) -> torch.Generator:
+        """Return a generator in the state in which measuring has left its own."""
+        generator = torch.Generator()
+        generator.set_state(self._generator.get_state())
+        return generator
 
     def _known(self) -> tuple[Measured, Mapping[str, RemovalOrder]]:
         assert self._found is not None  # noqa: S101 (measured before, for the type checker)
