@@ -11,7 +11,8 @@ files by threads, are read at least as fast as by DataLoader's processes.
 With ``--model none`` batches are made ready for a network (augmented, normalised, on the device) and dropped: that is
 the speed of the input alone, which a processor without a GPU can show. The plain loop is what a tutorial does:
 ``RandomCrop(size, padding)``, ``RandomHorizontalFlip``, ``ToTensor``, ``Normalize``, as many workers as cores, pinned
-memory, the same network, batch size, precision and memory format. Of `--epochs` passes the first is not counted.
+memory, the same network, batch size, precision and memory format. Of `--epochs` passes the first is not counted. On
+CUDA, where our loop records a step as one graph, the same loop that takes its steps one by one is timed too.
 """
 
 import argparse
@@ -43,13 +44,15 @@ from clusterprune.train.images import source
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 
 
-def ours(options: argparse.Namespace, split: data.Split, model: nn.Module | None, spec: Any) -> list[float]:
-    """Return the seconds of each counted pass of our loop."""
+def ours(
+    options: argparse.Namespace, split: data.Split, model: nn.Module | None, spec: Any, *, capture: bool = True
+) -> list[float]:
+    """Return the seconds of each counted pass of our loop, its steps recorded as a whole or taken one by one."""
     limit = 0.0 if options.streamed else 64.0
     if model is not None:
         config = train.TrainConfig(
             epochs=options.epochs, batch_size=options.batch, lr=0.01, precision=options.precision,
-            memory_limit_gib=limit,
+            memory_limit_gib=limit, capture=capture, compile=options.compile and capture,
         )  # fmt: skip
         done = train.fit(model, Classification(split, mean=spec.mean, std=spec.std), config)
         return [record["seconds"] for record in done.history[1:]]
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--streamed", action="store_true", help="read ours from the files in every pass")
     parser.add_argument("--images", type=int, help="of the training images (default: all)")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="compile the network too, where steps are recorded")
     options = parser.parse_args()
     spec = models.resolve("resnet20" if options.model == "none" else options.model)
     dataset = data.load(options.data, image_size=options.size)
@@ -135,6 +139,8 @@ def main() -> None:
         return None if options.model == "none" else models.build(options.model, num_classes=classes, seed=0)
 
     seconds = {"ours": ours(options, split, network(), spec), "plain": plain(options, count, network(), spec)}
+    if options.model != "none" and torch.cuda.is_available():
+        seconds["ours, step by step"] = ours(options, split, network(), spec, capture=False)
     rate = {name: round(count / statistics.median(times), 1) for name, times in seconds.items()}
     found = {
         "data": Path(options.data).name,
@@ -144,6 +150,8 @@ def main() -> None:
         "batch": options.batch,
         "streamed": options.streamed,
         "images_per_second": rate,
+        "seconds_of_an_epoch": {name: round(statistics.median(times), 3) for name, times in seconds.items()},
+        "compiled": options.compile,
         "times_as_fast": round(rate["ours"] / rate["plain"], 2),
         "device": runs.environment(runs.pick_device(None))["device"],
         "cores": os.cpu_count(),

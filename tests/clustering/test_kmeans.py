@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn import cluster
 
-from clusterprune.clustering import KMeans
+from clusterprune.clustering import Clusters, KMeans
+from clusterprune.clustering.lloyd import lloyd
 from clusterprune.errors import ArgumentError
 
 
@@ -88,3 +89,29 @@ def test_start_centroids_of_another_shape_are_refused(shape: tuple[int, ...]) ->
 def test_start_centroids_must_be_finite() -> None:
     with pytest.raises(ArgumentError, match="init_centroids must be finite"):
         KMeans(2).fit(vectors=_filters(), init_centroids=torch.full((2, 6), math.nan))
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(24, 5), (60, 30), (40, 40), (7, 1)])
+def test_lloyd_where_the_points_are_ends_as_scikit_learn_does(count: int, clusters: int) -> None:
+    vectors = _filters(count, seed=clusters)
+    start = vectors[:clusters] + 0.1 * _filters(clusters, seed=3)
+    labels = lloyd(vectors, start, 300)
+    plain = cluster.KMeans(clusters, init=start.numpy(), n_init=1, tol=0).fit(vectors.numpy())
+    assert plain.labels_ is not None
+    assert np.array_equal(labels.numpy(), plain.labels_)
+
+
+def test_lloyd_gives_clusters_without_members_the_farthest_points_as_scikit_learn_does() -> None:
+    vectors = _filters(20)
+    start = torch.cat([vectors[:3], torch.full((2, vectors.shape[1]), 99.0, dtype=torch.float64)])
+    labels = lloyd(vectors, start, 300)
+    plain = cluster.KMeans(5, init=start.numpy(), n_init=1, tol=0).fit(vectors.numpy())
+    assert plain.labels_ is not None
+    assert np.array_equal(Clusters.from_labels(labels.numpy()).labels, Clusters.from_labels(plain.labels_).labels)
+
+
+def test_lloyd_keeps_identical_points_together_where_there_are_fewer_than_clusters() -> None:
+    vectors = _filters(4).repeat(5, 1)
+    labels = lloyd(vectors, vectors[:10].clone(), 300)
+    assert torch.equal(labels.view(5, 4), labels[:4].expand(5, 4))
+    assert labels.unique().numel() == 4

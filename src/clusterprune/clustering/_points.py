@@ -117,6 +117,11 @@ def _threads() -> ThreadpoolController:
 
 def checked_vectors(name: str, vectors: Tensor | None) -> Tensor:
     """Return vectors (c, d) in float64 and on the CPU, or raise an ArgumentError that says what they should be."""
+    return checked_in_place(name, vectors).cpu()
+
+
+def checked_in_place(name: str, vectors: Tensor | None) -> Tensor:
+    """Return vectors (c, d) in float64 where they are, or raise an ArgumentError that says what they should be."""
     if vectors is None:
         raise ArgumentError(
             f"{name} reads vectors, but got vectors=None; pass vectors=similarity.vectors(...), or use a clustering "
@@ -127,7 +132,7 @@ def checked_vectors(name: str, vectors: Tensor | None) -> Tensor:
             "vectors must have shape (channels, coordinates) with at least one of each, but got "
             f"{tuple(vectors.shape)}."
         )
-    rows = vectors.detach().cpu().to(torch.float64)
+    rows = vectors.detach().to(torch.float64)
     if not (rows.abs() <= _LARGEST).all():
         raise ArgumentError(
             f"vectors must be finite and at most {_LARGEST:g} in magnitude, but got "

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn import cluster
 from torch import Tensor
 
 from clusterprune.clustering._base import Clusters, CountKnob, Reads
 from clusterprune.clustering._check import check_integer, check_n_clusters, check_seed
-from clusterprune.clustering._points import labels_of, vector_points
+from clusterprune.clustering._points import checked_in_place, labels_of, vector_points
+from clusterprune.clustering.lloyd import lloyd
 from clusterprune.errors import ArgumentError
 
 
@@ -76,16 +75,21 @@ class KMeans(CountKnob):
             Not read.
         init_centroids
             (k, d) with k ≤ n_clusters, a warm start, for example from the epoch before. When k is
-            smaller, the channels farthest from all centroids so far complete them.
+            smaller, the channels farthest from all centroids so far complete them. Vectors on an accelerator are then
+            clustered there (:mod:`clusterprune.clustering.lloyd`), to the end and not to a tolerance.
 
         Raises
         ------
         ArgumentError
             There are more clusters than channels, or the centroids do not fit.
         """
+        if vectors is not None and vectors.device.type != "cpu" and init_centroids is not None:
+            return self._where_they_are(checked_in_place(self.name, vectors), init_centroids)
         points = vector_points(self.name, vectors, distances)
         check_n_clusters(self.n_clusters, points.n_points)
-        start = None if init_centroids is None else self._start(points.values, init_centroids)
+        start = None
+        if init_centroids is not None:
+            start = self._start(torch.from_numpy(points.values), init_centroids).numpy()
         if points.n_distinct <= self.n_clusters:
             return points.distinct(self.n_clusters)
         labels = labels_of(
@@ -99,21 +103,27 @@ class KMeans(CountKnob):
         )
         return points.clusters(labels, self.n_clusters)
 
-    def _start(self, values: NDArray[np.float64], centroids: Tensor) -> NDArray[np.float64]:
+    def _where_they_are(self, points: Tensor, init_centroids: Tensor) -> Clusters:
+        """Go on from the centroids on the device of the points (c, d), and bring the labels back."""
+        check_n_clusters(self.n_clusters, len(points))
+        labels = lloyd(points, self._start(points, init_centroids), self.max_iter)
+        return Clusters.from_labels(labels.cpu().numpy(), self.n_clusters)
+
+    def _start(self, points: Tensor, centroids: Tensor) -> Tensor:
+        """Return n_clusters centroids on the device of the points (c, d): those given, and the farthest points."""
         given = tuple(centroids.shape)
-        width = values.shape[1]
+        width = points.shape[1]
         if len(given) != 2 or not 1 <= given[0] <= self.n_clusters or given[1] != width:
             raise ArgumentError(
                 f"init_centroids must have shape (k, {width}) with 1 ≤ k ≤ n_clusters="
                 f"{self.n_clusters}, but got {given}."
             )
-        start = centroids.detach().cpu().to(torch.float64)
+        start = centroids.detach().to(points.device, torch.float64)
         if not torch.isfinite(start).all():
             raise ArgumentError("init_centroids must be finite, but got NaN or Inf.")
-        points = torch.from_numpy(values)
         nearest = torch.cdist(points, start).amin(dim=1)
         for _ in range(self.n_clusters - given[0]):
             farthest = points[nearest.argmax()][None]
             start = torch.cat([start, farthest])
             nearest = torch.minimum(nearest, torch.cdist(points, farthest)[:, 0])
-        return start.numpy()
+        return start
