@@ -40,6 +40,7 @@ COMMANDS = {
     "reproduce": (
         "Run a row of the papers' tables, and show published beside measured. A stopped run goes on where it was."
     ),
+    "study": "Draw a figure of the papers on a network of yours: a sweep, its table, and the figure.",
     "worker": "Help a run of 'compress' to search: evaluate structures beside it, on this machine or another.",
     "evaluate": "Measure accuracy, multiply-adds, parameters and latency of a model or of an earlier run.",
 }

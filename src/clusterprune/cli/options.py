@@ -144,6 +144,19 @@ Out = Annotated[
         show_default=False,
     ),
 ]
+OptionalOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for everything that the run writes. It must be new or empty.",
+        rich_help_panel="Run",
+        is_eager=True,
+        callback=remember_out,
+        show_default=False,
+    ),
+]
+"""Of commands that write nothing when they only list."""
 Resume = Annotated[
     bool,
     typer.Option(

@@ -15,7 +15,7 @@ from clusterprune.cli.command import command
 from clusterprune.cli.console import console, table
 from clusterprune.cli.locating import locate
 from clusterprune.cli.opening import absolute, open_data, read_seeds, require
-from clusterprune.cli.presets import chosen, given, preset_file, remember_out, remember_resume
+from clusterprune.cli.presets import chosen, given, preset_file, remember_resume
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code, trusted
@@ -85,18 +85,7 @@ def reproduce(
             show_default="the recipe's, else auto",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for everything that the run writes. It must be new or empty.",
-            rich_help_panel="Run",
-            is_eager=True,
-            callback=remember_out,
-            show_default=False,
-        ),
-    ] = None,
+    out: options.OptionalOut = None,
     device: options.Device = None,
     resume: Annotated[
         bool,

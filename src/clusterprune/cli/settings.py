@@ -1,7 +1,7 @@
 """The options of the command line that are settings of methods: read off the methods' own fields."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -89,8 +89,19 @@ def read_options(wanted: Mapping[str, Any]) -> dict[str, Any]:
     ArgumentError
         If a ``--set`` is not of the form NAME=VALUE, or names what has an option or was set before.
     """
-    found = {name: wanted[name] for name in FIELDS if wanted[name] not in (None, [], ())}
-    for text in wanted["set"] or ():
+    return read_set(wanted["set"], {name: wanted[name] for name in FIELDS if wanted[name] not in (None, [], ())})
+
+
+def read_set(texts: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given with what ``--set`` adds, as plain values.
+
+    Raises
+    ------
+    ArgumentError
+        If a text is not of the form NAME=VALUE, or names what is given already.
+    """
+    found = dict(given)
+    for text in texts or ():
         name, sign, value = text.partition("=")
         if not (name and sign and value):
             raise ArgumentError(f"set={text!r} is not of the form NAME=VALUE, such as --set merging=refit")
