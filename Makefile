@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow gpu lint bench clean
+.PHONY: demo test slow gpu lint docs bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/clusterprune demo
@@ -24,6 +24,9 @@ lint: $(STAMP)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pyright
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+
 bench: $(STAMP)
 	$(PYTHON) -m pip install --quiet --editable ".[bench]"
 	$(PYTHON) benchmarks/trace_speed.py
@@ -34,4 +37,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build .pytest_cache .ruff_cache .hypothesis

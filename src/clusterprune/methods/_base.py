@@ -76,10 +76,9 @@ class Method:
         ----------
         given
             Network, task and work, as of :meth:`run`.
-        start
-            What the search starts from (:func:`clusterprune.search.begun`); None looks for it anew.
-        progress
-            Called with every structure that was evaluated here, as in :func:`clusterprune.search.work`.
+        more
+            `start`, what the search starts from (:func:`clusterprune.search.begun`), where None looks for it anew; and
+            `progress`, called with every structure that was evaluated here, as in :func:`clusterprune.search.work`.
 
         Returns
         -------

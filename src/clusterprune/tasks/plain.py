@@ -20,13 +20,12 @@ class Plain(ImageTask):
     Outputs are the floating-point tensors in whatever the networks return, each of the shape (images, …). Measured is
     the divergence (:class:`clusterprune.merge.divergence.ByKind`), in nats for logits, and the agreement: 100 · e⁻ᴰ for
     a mean divergence D, from 100 where the outputs are the same down to 0.
+    See :class:`clusterprune.tasks._images.ImageTask` for the parameters that are not here.
 
     Parameters
     ----------
     reference
         The network whose outputs count; copied. It reads the same normalised images.
-
-    See :class:`clusterprune.tasks._images.ImageTask` for the others.
 
     Examples
     --------
