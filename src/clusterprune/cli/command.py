@@ -1,6 +1,7 @@
 """How every command ends: with a result, one red paragraph, or a calm word after Ctrl-C."""
 
 import functools
+import inspect
 import math
 import os
 import signal
@@ -11,12 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from clusterprune.cli.console import console, rank
+from clusterprune.cli.console import console, rank, speak
 from clusterprune.errors import ArgumentError, ClusterpruneError
 from clusterprune.files.credentials import hide_passwords, print_traceback
 
@@ -25,6 +26,10 @@ FAILED = 2
 PATIENCE = 5.0
 """Seconds after Ctrl-C in which more of them are taken for the same, while what is half done is put away."""
 
+OUTPUT = {
+    "as_json": typer.Option("--json", help="Print the result as JSON, for other programs.", rich_help_panel="Run"),
+    "quiet": typer.Option("--quiet", help="No progress: results, warnings and errors alone.", rich_help_panel="Run"),
+}
 LARGEST = {"": 2**31 - 1, "seed": 2**63 - 1, "image_size": 1 << 14, "latency_batch": 1 << 16, "num_classes": 1 << 24}
 """What options may be at most, by name; "" is any other. One image of 16,384 pixels a side takes 3 GiB."""
 NOTHING_WRITTEN = "Nothing was written; give the same command to begin again."
@@ -55,7 +60,7 @@ def explain_stop(explanation: Callable[[], str]) -> None:
 
 
 def command(examples: str) -> Callable[[Callable[..., None]], Any]:
-    """Make a function a command of its name, with examples below its help.
+    """Make a function a command of its name, with examples below its help, and with ``--json`` and ``--quiet``.
 
     Our own errors and Ctrl-C end it without a traceback. Exit codes: 0 done, 2 an error that the user can act on, 130
     stopped by Ctrl-C. Other exceptions are faults of ours and propagate.
@@ -63,11 +68,29 @@ def command(examples: str) -> Callable[[Callable[..., None]], Any]:
 
     def make(function: Callable[..., None]) -> Any:
         name = function.__name__
+        function = _with_output(function)
         app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
         app.command(name, help=COMMANDS[name], epilog=examples)(_ending_well(function))
         return typer.main.get_command(app)
 
     return make
+
+
+def _with_output(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how it speaks."""
+
+    @functools.wraps(function)
+    def run(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
+        speak(as_json=as_json, quiet=quiet)
+        function(*args, **kwargs)
+
+    signature = inspect.signature(function, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+        for name, option in OUTPUT.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
+    return run
 
 
 def _ending_well(function: Callable[..., None]) -> Callable[..., None]:

@@ -14,7 +14,7 @@ from clusterprune import evaluate, runs
 from clusterprune.budget.allocation import check_fraction
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, table
+from clusterprune.cli.console import show, table
 from clusterprune.cli.opening import Opened, absolute, open_task, read_seeds, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
@@ -148,8 +148,11 @@ def compare(
             **runs.environment(opened.network.example.device),
         }
         processes.once(lambda: runs.write_result(folder, result))
-    console().print(ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]))
-    console().print(f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.")
+    show(
+        result,
+        ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]),
+        f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.",
+    )
 
 
 def _read(wanted: dict[str, Any]) -> tuple[list[Contender], list[int], TrainConfig]:

@@ -4,30 +4,33 @@
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from clusterprune import runs, save
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import comparison, console, duration
+from clusterprune.cli.console import comparison, duration, milliseconds, percent, show, table
 from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both
 from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import NOTHING_YET, check_same, epochs_on_disk, own_folder, will_go_on
-from clusterprune.cli.settings import read_options, settle_budget, with_settings
+from clusterprune.cli.settings import SHARES, read_options, settle_budget, several_budgets, with_settings
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
 from clusterprune.search import begun
-from clusterprune.train import TrainConfig
+from clusterprune.tables import count
+from clusterprune.train import TrainConfig, here
 from clusterprune.train.processes import join
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -43,6 +46,8 @@ clusterprune compress --model resnet20 --weights W --calibration photos/ --keep-
 clusterprune compress --model resnet56 --weights W --data cifar10:DIR --method icp --eps 0.025 --out runs/icp
 
 clusterprune compress --model resnet20 --weights W --data cifar10:DIR --keep-macs 0.5 --epochs 40 --out runs/tuned
+
+clusterprune compress --model resnet56 --weights W --data cifar10:DIR --keep-macs 0.9,0.75,0.5 --out runs/many
 
 clusterprune compress --out runs/icp --resume
 """
@@ -64,15 +69,7 @@ def compress(
     approximate: options.Approximate = False,
     data: options.OptionalData = None,
     classes: options.ClassNames = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Draw the images to look at from any folder of images; --data is then for training and test alone.",
-            rich_help_panel="Data",
-            show_default=False,
-        ),
-    ] = None,
+    calibration: options.Calibration = None,
     evaluate: Annotated[
         bool,
         typer.Option(help="Measure the accuracy before and after on the test split.", rich_help_panel="Data"),
@@ -114,25 +111,32 @@ def compress(
     wanted = chosen(context)
     settle_budget(context, wanted)
     folder = out.expanduser()
+    several = several_budgets(wanted)
     if resume:
         check_same(context, folder, wanted)
         finished = runs.read_result(folder, "baseline", "compressed")
         if finished is not None:
-            _show(f"{folder} was finished before", finished)
+            show(finished, _comparison(f"{folder} was finished before", finished))
             return
     else:
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
-    asked = Asked.read(wanted)
-    join(asked.training or TrainConfig(device=wanted["device"]))
+    asked = [Asked.read(wanted | budget) for budget in several or [{}]]
+    join(asked[0].training or TrainConfig(device=wanted["device"]))
     with own_folder(out, resume=resume), Display() as display:
         will_go_on("compress", folder, functools.partial(epochs_on_disk, folder))
-        result = _run(folder, wanted, asked, display, resume=resume)
+        if several:
+            named = dict(zip(map(folder_of, several), asked, strict=True))
+            together = _run_several(folder, wanted, named, display, resume)
+            show(together, budgets_table(f"{wanted['model']}: compressed by {wanted['method']}", together))
+            return
+        result = _run(folder, wanted, asked[0], display, resume=resume)
     # What earlier sessions took is not known; the record has the time of every training.
     took = "" if resume else f" in {duration(result['seconds']['compress'])}"
-    _show(f"{wanted['model']}: compressed by {wanted['method']}{took}", result)
-    console().print(
-        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, all numbers in {runs.RESULT_NAME}.", soft_wrap=True
+    show(
+        result,
+        _comparison(f"{wanted['model']}: compressed by {wanted['method']}{took}", result),
+        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, all numbers in {runs.RESULT_NAME}.",
     )
 
 
@@ -177,20 +181,66 @@ class Asked:
 
 
 def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *, resume: bool) -> dict[str, Any]:
-    """Compress, measure and write; return the content of ``result.json``."""
+    """Compress at one budget, measure and write; return the content of ``result.json``."""
     timeline = runs.Timeline(display)
+    opened = _open(wanted, asked, timeline, display)
+    return _compress(folder, wanted, asked, opened, timeline, display, resume=resume)
+
+
+def _run_several(
+    folder: Path, wanted: dict[str, Any], asked: dict[str, "Asked"], display: Display, resume: bool
+) -> dict[str, Any]:
+    """Compress at several budgets, each in a folder of its own, and all with one measurement of the network."""
+    timeline = runs.Timeline(display)
+    opened = _open(wanted, next(iter(asked.values())), timeline, display)
+    if not resume:
+        here().once(lambda: runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted)))
+    results: dict[str, Any] = {}
+    will_go_on("compress", folder, lambda: f"{len(results)} of {len(asked)} budgets are done and on disk.")
+    memory: dict[str, Any] = {}
+    for name, one in asked.items():
+        place = folder / name
+        finished = here().once(lambda place=place: runs.read_result(place, "baseline", "compressed"))
+        if finished is None:
+            begun_before = here().once((place / runs.CONFIG_NAME).exists)
+            display.line(f"{one.method.name}, {name}")
+            own = wanted | {option: value for option, value in one.settings.items() if option in SHARES}
+            finished = _compress(
+                place, own, one, opened, runs.Timeline(display), display, resume=begun_before, memory=memory
+            )
+        results[name] = finished
+    together = {"command": "compress", "method": wanted["method"], "seed": wanted["seed"], "budgets": results}
+    here().once(lambda: runs.write_result(folder, together))
+    return together
+
+
+def _open(wanted: dict[str, Any], asked: Asked, timeline: runs.Timeline, display: Display) -> Opened:
     with timeline.phase("open data and model"):
-        processes, device = join(asked.training or TrainConfig(device=wanted["device"]))
-        opened = open_task(wanted, device, trains=asked.training is not None, tell=display.line)
-    watch = Watch(display)
+        _, device = join(asked.training or TrainConfig(device=wanted["device"]))
+        return open_task(wanted, device, trains=asked.training is not None, tell=display.line)
+
+
+def _compress(
+    folder: Path, wanted: dict[str, Any], asked: Asked, opened: Opened, timeline: runs.Timeline, display: Display, *,
+    resume: bool, memory: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compress, measure and write; return the content of ``result.json``.
+
+    Parameters
+    ----------
+    memory
+        What runs at several budgets have in common, where this is one of them.
+    """
+    processes, watch = here(), Watch(display)
     work = Work(
         folder, asked.training, wanted["seed"], resume=True, images=opened.images, report=display, watch=watch,
-        tell=lambda text: display.line(text, "yellow"), about=_about(wanted, asked, opened),
+        tell=lambda text: display.line(text, "yellow"), about=_about(wanted, asked, opened), memory=memory,
     )  # fmt: skip
     if not resume:
         processes.once(lambda: runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted)))
     before = runs.read_log(folder)
-    will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))
+    if memory is None:
+        will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))
     try:
         with timeline.phase("compress", announce=False):
             made = asked.method.run(opened.network, opened.task, work)
@@ -200,7 +250,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
             runs.remove_folder(folder / runs.COMPACT_NAME)
             save(made.model, folder / runs.COMPACT_NAME, opened.origin)
             test = opened.test if wanted["evaluate"] else None
-            result = measure_both(opened.subject, made.model, test, wanted, timeline, display)
+            result = measure_both(opened.subject, made.model, test, wanted, timeline, display, memory)
             result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
             runs.write_log(folder, [*before, *timeline.events])
             runs.write_result(folder, result)
@@ -228,5 +278,23 @@ def _about(wanted: dict[str, Any], asked: Asked, opened: Opened) -> dict[str, An
     return job.model_dump(mode="json")
 
 
-def _show(title: str, result: dict[str, Any]) -> None:
-    console().print(comparison(title, result["baseline"], result["compressed"]))
+def folder_of(budget: Mapping[str, float]) -> str:
+    """Return the name of a budget's folder among those of several: keep-macs-0.75."""
+    ((name, share),) = budget.items()
+    return f"{name.replace('_', '-')}-{share:g}"
+
+
+def _comparison(title: str, result: Mapping[str, Any]) -> Table:
+    return comparison(title, result["baseline"], result["compressed"])
+
+
+def budgets_table(title: str, together: Mapping[str, Any]) -> Table:
+    """Return the closing table of several budgets."""
+    made = table(title, ("folder", "MACs", "parameters", "top-1 accuracy", "latency"))
+    results = together["budgets"]
+    whole = next(iter(results.values()))["baseline"]
+    for name, one in {"(whole)": whole, **{name: result["compressed"] for name, result in results.items()}}.items():
+        made.add_row(
+            name, count(one["macs"]), count(one["params"]), percent(one["accuracy"]), milliseconds(one["latency_ms"])
+        )
+    return made

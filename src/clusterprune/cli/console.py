@@ -1,15 +1,19 @@
 """What the terminal shows: numbers, and the closing tables."""
 
 import io
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from clusterprune.files.credentials import hidden
 from clusterprune.tables import count
 
 _PIPE_WIDTH = 100
@@ -39,6 +43,31 @@ def console(*, stderr: bool = False, all_speak: bool = False) -> Console:
     # Brackets and colons in names are what they are: neither styles nor pictures.
     width = _PIPE_WIDTH if piped else None
     return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False, width=width)
+
+
+_settings = {"json": False, "quiet": False}
+
+
+def speak(*, as_json: bool, quiet: bool) -> None:
+    """Say for this command whether results are JSON, and whether anything but results, warnings and errors is shown."""
+    _settings.update(json=as_json, quiet=quiet)
+
+
+def quiet() -> bool:
+    """Tell whether progress and closing words are left out."""
+    return _settings["quiet"]
+
+
+def show(result: Mapping[str, Any], *told: Table | str | Text) -> None:
+    """Print a result: as JSON, if that is asked for, else as tables and closing words for people."""
+    where = console()
+    if _settings["json"]:
+        if not where.quiet:
+            typer.echo(json.dumps(hidden(result), indent=2))
+        return
+    for one in told:
+        if not isinstance(one, str) or not quiet():
+            where.print(one, soft_wrap=not isinstance(one, Table))
 
 
 def percent(value: float | None) -> str:

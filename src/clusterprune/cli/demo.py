@@ -10,7 +10,7 @@ from rich.table import Table
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, milliseconds, percent, table
+from clusterprune.cli.console import milliseconds, percent, show, table
 from clusterprune.cli.progress import Display
 from clusterprune.studies.demo import DemoResult, demonstrate
 from clusterprune.tables import count
@@ -51,17 +51,17 @@ def demo(
     with Display() as display:
         display.line("ResNet-20 on scikit-learn's handwritten digits: first it is trained, then compressed.")
         result = demonstrate(out, keep_macs=keep_macs, epochs=epochs, seed=seed, progress=display)
-    where = console()
-    where.print(_table(result))
-    where.print("No row was trained after the cut. All numbers are measured on the networks themselves.")
-    where.print(f"Written to {result.folder}. Try next:", soft_wrap=True)
-    where.print(f"  clusterprune evaluate {result.folder}", soft_wrap=True)
-    where.print(
+    rows = [{"name": row.name, "seconds": row.seconds, **row.measured.to_dict()} for row in result.rows]
+    show(
+        {"folder": str(result.folder), "rows": rows},
+        _table(result),
+        "No row was trained after the cut. All numbers are measured on the networks themselves.",
+        f"Written to {result.folder}. Try next:",
+        f"  clusterprune evaluate {result.folder}",
         f"  clusterprune compress --model resnet20 --weights {result.folder}/model.safetensors --data digits "
         "--image-size 8 --keep-macs 0.3 --out runs/third",
-        soft_wrap=True,
+        "  clusterprune inspect --model resnet20",
     )
-    where.print("  clusterprune inspect --model resnet20", soft_wrap=True)
 
 
 def _table(result: DemoResult) -> Table:

@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from clusterprune import runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, single
+from clusterprune.cli.console import show, single
 from clusterprune.cli.opening import open_path
 from clusterprune.cli.progress import Display
 
@@ -49,7 +48,6 @@ def evaluate(
     classes: options.ClassNames = None,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
-    as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure on the test split of the data; without data, the cost alone."""
@@ -74,7 +72,4 @@ def evaluate(
                 latency_batch=latency_batch,
                 progress=tell,
             )
-    if as_json:
-        typer.echo(json.dumps(measured.to_dict(), indent=2))
-        return
-    console().print(single(f"{path}, input {subject.input_text}", measured.to_dict()))
+    show(measured.to_dict(), single(f"{path}, input {subject.input_text}", measured.to_dict()))

@@ -2,20 +2,20 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.table import Table
+from rich.text import Text
 
 import clusterprune
 from clusterprune import evaluate, models
 from clusterprune.budget.allocation import CostModel, reachable
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, table
+from clusterprune.cli.console import show, table
 from clusterprune.cli.inputs import settle_input
 from clusterprune.cli.opening import Subject, open_model, open_path, require
 from clusterprune.cli.progress import Display
@@ -62,7 +62,6 @@ def inspect(
         ),
     ] = None,
     approximate: options.Approximate = False,
-    as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Trace a model and describe its graph."""
@@ -75,13 +74,7 @@ def inspect(
             graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or (), approximate=approximate)
         with timeline.phase("measure"):
             facts = _facts(graph)
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-        return
-    where = console()
-    where.print(_table(f"{subject.spec.name}, input {subject.input_text}", graph))
-    for line in _closing(facts):
-        where.print(line, soft_wrap=True)
+    show(facts, _table(f"{subject.spec.name}, input {subject.input_text}", graph), *map(Text, _closing(facts)))
 
 
 def _open(path: Path | None, given: dict[str, Any], trust: list[str] | None, display: Display) -> Subject:

@@ -1,5 +1,6 @@
 """A network and its compact successor, measured alike."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ def measure_both(
     wanted: dict[str, Any],
     timeline: runs.Timeline,
     display: Display,
+    memory: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what every ``result.json`` of a compression holds; the test split is read here alone, after every choice.
 
@@ -24,22 +26,27 @@ def measure_both(
     ----------
     wanted
         The run's options; `latency_batch`, `evaluate`, `method` and `seed` are read.
+    memory
+        Where the network itself was measured before, beside another compact one, or what is to be told so.
     """
+    memory = {} if memory is None else memory
     models = {"baseline": subject.model, "compressed": compact}
     with timeline.phase("time both"):
         latencies = runs.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
     measured = {}
     for (name, model), latency in zip(models.items(), latencies, strict=True):
-        with timeline.phase(f"measure {name}") as tell:
-            measured[name] = runs.measure(
-                model,
-                subject.example,
-                test,
-                mean=subject.spec.mean,
-                std=subject.spec.std,
-                latency=latency,
-                progress=tell,
-            ).to_dict()
+        if name not in memory:
+            with timeline.phase(f"measure {name}") as tell:
+                found = runs.measure(
+                    model, subject.example, test,
+                    mean=subject.spec.mean, std=subject.spec.std, latency=latency, progress=tell,
+                )  # fmt: skip
+            if name == "baseline":
+                memory[name] = found
+        else:
+            times = {"latency_ms": latency.median_ms, "latency_iqr_ms": latency.iqr_ms}
+            found = replace(memory[name], **times)
+        measured[name] = found.to_dict()
     if test is None and wanted["evaluate"]:
         display.line("There are no test images, so no accuracy was measured.", "yellow")
     return {

@@ -92,6 +92,16 @@ ClassNames = Annotated[
         show_default="in their order; imagenet for WordNet ids and 1,000 outputs",
     ),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="DIR",
+        help="Draw the images to look at from any folder of images; --data is then for training and test alone.",
+        rich_help_panel="Data",
+        show_default=False,
+    ),
+]
 METHOD, TRAINING = "Method", "Training"
 
 
@@ -214,4 +224,3 @@ Debug = Annotated[
     bool,
     typer.Option("--debug", help="Show where an error comes from, and every warning.", rich_help_panel="Run"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.", rich_help_panel="Run")]

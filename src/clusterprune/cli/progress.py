@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from clusterprune.cli.console import console, duration
+from clusterprune.cli.console import console, duration, quiet
 from clusterprune.files.credentials import hide_passwords
 
 QUIET_SECONDS = 10.0
@@ -30,6 +30,7 @@ class Display:
 
     def __init__(self, to: Console | None = None) -> None:
         self._console = to or console(stderr=True)
+        self._console.quiet |= quiet()
         self._bars: Progress | None = None
         if self._console.is_terminal and not self._console.quiet:
             columns = (

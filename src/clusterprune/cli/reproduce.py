@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from clusterprune import models, runs, studies
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, table
+from clusterprune.cli.console import show, table
 from clusterprune.cli.locating import locate
 from clusterprune.cli.opening import absolute, open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_resume
@@ -102,7 +103,8 @@ def reproduce(
 ) -> None:
     """Train the original network, run the method, measure both, and compare with the paper."""
     if listing:
-        console().print(table_of([studies.read(name) for name in studies.names()]))
+        rows = [studies.read(name) for name in studies.names()]
+        show({"recipes": [row.name for row in rows]}, table_of(rows))
         return
     wanted = chosen(context)
     del wanted["listing"]
@@ -131,12 +133,12 @@ def reproduce(
         made = _run(folder, found, dataset, display, {**more, "trust": trusted(found.model, trust)})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
         processes.once(lambda: runs.write_result(folder, result))
-    console().print(comparison(made))
+    told: list[Table | str | Text] = [comparison(made)]
     if found.published is not None:
-        console().print(f"Published in {found.published.paper}, table {found.published.table}.", soft_wrap=True)
+        told.append(f"Published in {found.published.paper}, table {found.published.table}.")
     if made.trial:
-        console().print(f"This is a trial and no reproduction: {made.trial}.", style="yellow", soft_wrap=True)
-    console().print(f"Written to {folder}: baseline/, method/, {runs.RESULT_NAME}, {runs.CONFIG_NAME}")
+        told.append(Text(f"This is a trial and no reproduction: {made.trial}.", style="yellow"))
+    show(result, *told, f"Written to {folder}: baseline/, method/, {runs.RESULT_NAME}, {runs.CONFIG_NAME}")
 
 
 def _check_code(context: typer.Context, recipe: Recipe, trust: list[str] | None, *, resume: bool) -> None:

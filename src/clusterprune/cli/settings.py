@@ -78,7 +78,27 @@ def settle_budget(context: typer.Context, wanted: dict[str, Any]) -> None:
     budgets = [name for name, of in FIELDS.items() for _, one in of.values() if one.metadata["panel"] == BUDGET]
     if any(given(context, name) for name in budgets):
         wanted |= {name: None for name in budgets if not given(context, name)}
-    wanted |= {name: read_fraction(name, wanted[name]) for name in SHARES if wanted[name] is not None}
+    for name in SHARES:
+        if wanted[name] is not None:
+            shares = [read_fraction(name, part) for part in str(wanted[name]).split(",")]
+            wanted[name] = shares[0] if len(shares) == 1 else ",".join(f"{share:g}" for share in shares)
+
+
+def several_budgets(wanted: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the budgets that are asked for at once, each as an option with its value; one of them is none.
+
+    Raises
+    ------
+    ArgumentError
+        If more than one option has several, or one has a budget twice.
+    """
+    several = {name: wanted[name] for name in SHARES if isinstance(wanted[name], str)}
+    if len(several) > 1:
+        raise ArgumentError(f"{' and '.join(several)} each have several shares; give several of one alone")
+    found = [{name: float(part)} for name, text in several.items() for part in text.split(",")]
+    if len({str(one) for one in found}) < len(found):
+        raise ArgumentError(f"{next(iter(several))}={next(iter(several.values()))} has a share twice; leave one out")
+    return found
 
 
 def read_options(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from clusterprune import data, models, runs, save
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, duration, single
+from clusterprune.cli.console import duration, show, single
 from clusterprune.cli.inputs import at_size, first_of, settle_input
 from clusterprune.cli.locating import known_classes, locate
 from clusterprune.cli.opening import Subject, absolute, fit_classes, open_model, origin_of
@@ -142,7 +142,7 @@ def train(
         check_same(context, folder, wanted, MAY_CHANGE | {"checkpoint_minutes"})
         finished = runs.read_result(folder, "trained")
         if finished is not None:
-            console().print(single(f"{folder} was finished before", finished["trained"]))
+            show(finished, single(f"{folder} was finished before", finished["trained"]))
             return
     else:
         runs.check_out(out)
@@ -152,9 +152,10 @@ def train(
         result = _run(folder, wanted, settings, processes, display, resume=resume)
     if result is None:
         return
-    console().print(single(f"trained in {duration(result['seconds']['train'])}", result["trained"]))
-    console().print(
-        f"Written to {folder}: {runs.WEIGHTS_NAME}, {runs.RESULT_NAME}, {runs.CONFIG_NAME}, {runs.LOG_NAME}"
+    show(
+        result,
+        single(f"trained in {duration(result['seconds']['train'])}", result["trained"]),
+        f"Written to {folder}: {runs.WEIGHTS_NAME}, {runs.RESULT_NAME}, {runs.CONFIG_NAME}, {runs.LOG_NAME}",
     )
 
 

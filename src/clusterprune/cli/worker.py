@@ -10,7 +10,7 @@ import typer
 
 from clusterprune.cli import options
 from clusterprune.cli.command import command, explain_stop
-from clusterprune.cli.console import console, duration
+from clusterprune.cli.console import duration, show
 from clusterprune.cli.job import Job
 from clusterprune.cli.opening import absolute_storage, open_task, require
 from clusterprune.cli.progress import Display
@@ -96,7 +96,8 @@ def worker(
     with Display() as display:
         begun = _wait(url, study, 60 * timeout, display)
         done, best = _work(url, study, begun, here, trust, device, display)
-    console().print(f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %.")
+    over = f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %."
+    show({"evaluated": done, "best": best}, over)
 
 
 def _wait(url: str, study: str, seconds: float, display: Display) -> Begun:

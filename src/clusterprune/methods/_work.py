@@ -115,6 +115,9 @@ class Work:
         Called with the name of a phase, and what :func:`clusterprune.train.fit` reports in it.
     tell
         Called with a sentence that whoever waits should read.
+    memory
+        What runs of one network at several budgets have in common, by name: the same mapping for each of them. None
+        shares nothing.
     about
         What a search tells those who want to join it (:func:`clusterprune.search.begun`), as JSON has it.
     """
@@ -127,7 +130,16 @@ class Work:
     report: Report = silent
     watch: Watch = unwatched
     tell: Callable[[str], None] = untold
+    memory: dict[str, Any] | None = None
     about: Mapping[str, Any] | None = None
+
+    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what an earlier run of several has made, or make it."""
+        if self.memory is None:
+            return make()
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
 
     @property
     def place(self) -> Path:

@@ -5,7 +5,7 @@ OneShotCut     all that the one-shot compressor knows
 CriterionCut   a score per channel
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -24,6 +24,7 @@ from clusterprune.methods.budget import Budget, read_budget
 from clusterprune.methods.clustered import cluster
 from clusterprune.methods.layers import inner_groups, published_layers
 from clusterprune.methods.oneshot import OneShot, oneshot
+from clusterprune.methods.planner import measure
 from clusterprune.methods.prune_by import Scope, prune_by
 from clusterprune.plan import Plan
 from clusterprune.similarity import FeatureMaps
@@ -89,6 +90,13 @@ class Cut(Protocol):
         seed, progress
             As in :func:`clusterprune.oneshot`.
         """
+        ...
+
+    def planner(
+        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Callable[[Keep], Plan]:  # fmt: skip
+        """Return what plans for many budgets, having measured once whatever does not depend on them."""
         ...
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
@@ -179,6 +187,13 @@ class ClusterCut:
             keep_macs=keep.macs, keep_params=keep.params, round_to=keep.round_to, min_width=keep.min_width,
         )  # fmt: skip
 
+    def planner(
+        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Callable[[Keep], Plan]:  # fmt: skip
+        """Return what plans for a budget; nothing is common to several."""
+        return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
+
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
         return inner_layers(graph, tied=True) if self.layers == "inner" else graph
@@ -217,6 +232,15 @@ class OneShotCut(OneShot):
         """Return the plan of :func:`clusterprune.oneshot`."""
         del labels
         return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **keep.arguments())
+
+    def planner(
+        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Callable[[Keep], Plan]:  # fmt: skip
+        """Return :meth:`clusterprune.Planner.plan` of a network that is measured here."""
+        del labels
+        made = measure(self.layers_of(graph), images, config=self, seed=seed, progress=progress)
+        return lambda keep: made.plan(progress=progress, **keep.arguments())
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
@@ -265,6 +289,13 @@ class CriterionCut:
             self.layers_of(graph), self.criterion, images=images, labels=labels, scope=self.scope, merging=self.merging,
             seed=seed, progress=progress, **keep.arguments(),
         )  # fmt: skip
+
+    def planner(
+        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Callable[[Keep], Plan]:  # fmt: skip
+        """Return what plans for a budget; nothing is common to several."""
+        return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""

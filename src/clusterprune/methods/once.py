@@ -9,6 +9,7 @@ train the compact network                                                      (
 import copy
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,13 +123,21 @@ class CutOnce(Method):
 
     def compress(self, network: Network, task: Task | None, work: Work) -> Outcome:
         """Cut once; then distil and train, if asked to."""
-        graph = network.graph()
+        graph = work.remembered("graph", network.graph)
         drawn = functools.cache(lambda: self._images(network, graph, task, work))
 
         def choose() -> Plan:
-            pixels, labels = drawn()
-            part = graph.freeze(self.ignore)
-            made = self.cut.plan(part, pixels, self.keep, labels=labels, seed=work.seed, progress=work.report)
+            common: dict[str, Any] = {"seed": work.seed, "progress": work.report}
+
+            def planner() -> Callable[[Keep], Plan]:
+                pixels, labels = drawn()
+                return self.cut.planner(graph.freeze(self.ignore), pixels, labels=labels, **common)
+
+            if work.memory is not None:
+                made = work.remembered("planner", planner)(self.keep)
+            else:
+                pixels, labels = drawn()
+                made = self.cut.plan(graph.freeze(self.ignore), pixels, self.keep, labels=labels, **common)
             _tell_few_rows(made, work)
             return made
 

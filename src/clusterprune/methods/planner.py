@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Unpack, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from clusterprune.merge.measured import measure as measure_layers
 from clusterprune.merge.orders import kept_of, order_channels, price
 from clusterprune.merge.statistics import release_memory
 from clusterprune.methods.budget import Budget, Goal, read_budget
-from clusterprune.methods.meeting import plan_for
+from clusterprune.methods.meeting import check_reachable, plan_for
 from clusterprune.methods.oneshot_settings import OneShot
 from clusterprune.methods.shares import Curves, closest, hypotheses
 from clusterprune.methods.sweep import Candidate, Candidates, Fit, as_budget
@@ -125,7 +124,7 @@ class Planner:
         asked = [{**rest, **as_budget(one)} for one in budgets]
         goals = [read_budget(one) for one in asked]
         for goal in goals:
-            self.check(goal)
+            check_reachable(self._cost, goal, self._groups)
         shared: tuple[str, Curves] | None = None
         if goals and fit != "full":
             middle = sorted(goals, key=lambda goal: min(goal.shares(self._cost).values(), default=0.5))[len(goals) // 2]
@@ -158,7 +157,7 @@ class Planner:
         forget
             Let go of what was measured before the refit, which needs room; this is then the last plan.
         """
-        self.check(goal)
+        check_reachable(self._cost, goal, self._groups)
         clock = _Clock()
         generator = self._fresh()
         plan, facts = self._choose(goal, self._shared(goal, generator, clock, progress), clock, progress)
@@ -184,22 +183,16 @@ class Planner:
         }
         return replace(plan, notes=notes)
 
-    def check(self, goal: Goal) -> None:
-        """Check that a budget can be met at all: any loss curves tell, so that it need not be measured for this.
+    def look(self, images: Images | None, progress: Progress | None, goal: Goal | None = None) -> None:
+        """Measure what every layer reads, in which order the channels go, and what that costs: steps 1 to 3.
 
-        Raises
-        ------
-        BudgetError
-            If it cannot.
+        Parameters
+        ----------
+        goal
+            A budget that is to be met: if it cannot be, better to know now.
         """
-        curves = {g.name: np.arange(g.width - g.n_blocks + 1.0) for g in self._groups}
-        try:
-            solve_all(self._cost, curves, goal.shares(self._cost), goal.limits)
-        except BudgetError as error:
-            raise BudgetError(f"{goal}: {error}") from None
-
-    def look(self, images: Images | None, progress: Progress | None) -> None:
-        """Measure what every layer reads, in which order the channels go, and what that costs: steps 1 to 3."""
+        if goal is not None:
+            check_reachable(self._cost, goal, self._groups)
         clock, graph, config, generator = _Clock(), self.graph, self._config, self._generator
         self._made = images is None and config.from_norms is not None and can_make_images(graph)
         self._data_free = images is None and not self._made
@@ -354,9 +347,7 @@ def measure_for(
     if config is not None and not isinstance(config, OneShot):
         raise ArgumentError(f"config must be a OneShot, but got config={shown(config)}; write OneShot(damping=1e-3)")
     planner = Planner(graph.freeze(ignore), config or OneShot(), seed, divergence or BY_KIND)
-    if goal is not None:
-        planner.check(goal)
-    planner.look(images, progress)
+    planner.look(images, progress, goal)
     return planner
 
 

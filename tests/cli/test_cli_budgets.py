@@ -1,0 +1,87 @@
+"""Several budgets in one run, and how commands speak."""
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+
+from clusterprune import Plan
+
+
+def test_several_budgets_are_measured_once_and_have_a_folder_each(
+    tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    measured: list[str] = []
+    planner = sys.modules["clusterprune.methods.planner"]
+    look = planner.Planner.look
+    monkeypatch.setattr(planner.Planner, "look", lambda self, *given: (measured.append("once"), look(self, *given))[1])
+    given = ["compress", "--model", tiny, "--weights", trained, "--data", "digits", "--images", 64]
+    several = cli(*given, "--keep-macs", "75%,0.5", "--out", "many", "--json", "--quiet")
+
+    assert several.exit_code == 0, several.output
+    assert measured == ["once"]
+    assert all(line.startswith("Warning: keep_macs") for line in several.stderr.splitlines())
+    together = json.loads(several.stdout)
+    assert together == json.loads(Path("many/result.json").read_text())
+    assert [*together["budgets"]] == ["keep-macs-0.75", "keep-macs-0.5"]
+    for name, result in together["budgets"].items():
+        assert result["settings"]["keep_macs"] == float(name.rpartition("-")[2])
+        assert {path.name for path in Path("many", name).iterdir()} >= {"compact", "plan", "config.yaml", "result.json"}
+        assert result["baseline"]["accuracy"] > 90
+        assert result["compressed"]["accuracy"] > 50
+
+    assert cli(*given, "--keep-macs", 0.5, "--out", "one").exit_code == 0
+    assert Plan.load("one/plan") == Plan.load("many/keep-macs-0.5/plan")
+
+    before = Path("many/keep-macs-0.75/result.json").stat().st_mtime_ns
+    shutil.rmtree("many/keep-macs-0.5")
+    Path("many/result.json").unlink()
+    resumed = cli("compress", "--out", "many", "--resume", "--trust", tiny.rpartition(":")[0])
+
+    assert resumed.exit_code == 0, resumed.output
+    assert "keep-macs-0.5" in resumed.stdout
+    assert "(whole)" in resumed.stdout
+    assert Path("many/keep-macs-0.75/result.json").stat().st_mtime_ns == before
+    assert Plan.load("one/plan") == Plan.load("many/keep-macs-0.5/plan")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--keep-macs", "0.5,0.5"], "has a share twice"),
+        (["--keep-macs", "0.5,0.4", "--keep-params", "0.5,0.4"], "each have several shares"),
+        (["--keep-macs", "0.5,2"], "keep_macs must be a fraction in (0, 1], but got keep_macs=2"),
+    ],
+)
+def test_several_budgets_that_make_no_sense_are_refused(tiny: str, trained: Path, cli: Cli, given: list, said: str):
+    assert said in cli.fails("compress", "--model", tiny, "--weights", trained, "--no-data", "--out", "run", *given)
+    assert not Path("run").exists()
+
+
+def test_explore_writes_a_page_and_says_which_command_gives_a_model(
+    tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    given = ["--model", tiny, "--weights", trained, "--data", "digits", "--images", 64, "--held-out", 100]
+    result = cli("explore", *given, "--budgets", "0.8,50%", "--out", "page")
+
+    assert result.exit_code == 0, result.output
+    assert "open explore.html in a browser" in result.stdout
+    found = json.loads(Path("page/result.json").read_text())
+    assert [row["keep"] for row in found["rows"]] == [0.8, 0.5, 1.0]
+    whole = found["rows"][-1]
+    assert whole["metric"] >= found["rows"][1]["metric"] > 50
+    assert found["rows"][1]["macs"] <= 0.5 * whole["macs"]
+    assert "{{" not in Path("page/explore.html").read_text()
+
+    program, *command = shlex.split(found["rows"][1]["command"])
+    assert program == "clusterprune"
+    assert cli(*command).exit_code == 0
+    made = json.loads(Path("runs/keep-0.5/result.json").read_text())["compressed"]
+    assert {name: made[name] for name in ("macs", "params")} == {
+        name: found["rows"][1][name] for name in ("macs", "params")
+    }
+    assert "there are no images" in cli.fails("explore", "--model", tiny, "--weights", trained, "--out", "other")
