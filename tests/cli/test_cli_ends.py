@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from clusterprune.cli import app
 from clusterprune.errors import OutputError
 
-COMMANDS = ("demo", "inspect", "train", "compress", "compare", "worker", "evaluate")
+COMMANDS = ("demo", "inspect", "train", "compress", "compare", "explore", "worker", "evaluate")
 
 
 def test_help_lists_the_commands():

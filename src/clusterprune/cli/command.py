@@ -46,6 +46,7 @@ COMMANDS = {
         "Run a row of the papers' tables, and show published beside measured. A stopped run goes on where it was."
     ),
     "study": "Draw a figure of the papers on a network of yours: a sweep, its table, and the figure.",
+    "explore": "Show what many budgets would lead to, at little more than the cost of one, as a page with a slider.",
     "worker": "Help a run of 'compress' to search: evaluate structures beside it, on this machine or another.",
     "evaluate": "Measure accuracy, multiply-adds, parameters and latency of a model or of an earlier run.",
 }
