@@ -73,8 +73,11 @@ class Goal:
         whole: dict[Quantity, float] = {
             "macs": cost.total("macs") / example_batch(cost.graph), "params": cost.total("params")
         }  # fmt: skip
-        found = {quantity: self._share(f"keep_{quantity}", f"max_{quantity}", whole[quantity]) for quantity in whole}
-        return {quantity: share for quantity, share in found.items() if share is not None}
+        found: dict[Quantity, float] = {}
+        for quantity, total in whole.items():
+            share = self._share(f"keep_{quantity}", f"max_{quantity}", total)
+            found |= {} if share is None else {quantity: share}
+        return found
 
     def time_share(self, whole_ms: float) -> float:
         """Return which fraction of the original's milliseconds may be left."""

@@ -253,8 +253,8 @@ class Planner:
         shares = goal.shares(self._cost)
         if goal.timed:
             # Ways to share are compared at so many MACs as if time went with them.
-            shares = {**shares, "macs": min(goal.asked.get("keep_latency", 0.5), shares.get("macs", 1.0))}
-        counted = next(iter(shares))
+            shares["macs"] = min(goal.asked.get("keep_latency", 0.5), shares.get("macs", 1.0))
+        counted: Quantity = next(iter(shares))
         found = hypotheses(self._cost, paths, counted, sensitivity=config.sensitivity, compare=config.compare)
         chosen = next(iter(found))
         if len(found) > 1:

@@ -182,7 +182,8 @@ def share(
     found
         Scores by group, divided by their mean and put into one order; None keeps the same fraction everywhere.
     """
-    per_channel = cost.gradient(next(iter(targets), "macs"), cost.widths)
+    counted: Quantity = next(iter(targets), "macs")
+    per_channel = cost.gradient(counted, cost.widths)
     losses = {}
     for index, group in enumerate(cost.graph.groups):
         if group.frozen is not None:

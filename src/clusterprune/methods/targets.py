@@ -46,7 +46,8 @@ def plan_for_budget(
     BudgetError
         If a share is exceeded by more than 1 %. Where all are missed from below, a :class:`BudgetWarning` says so.
     """
-    asked, best = dict(shares), (np.inf, None)
+    asked: Mapping[Quantity, float] = shares
+    best = (np.inf, None)
     for _ in range(3):
         plan = plan_at(asked)
         got = {quantity: kept_share(cost, quantity, plan) for quantity in shares}
@@ -58,7 +59,8 @@ def plan_for_budget(
         settled = abs(asked[tight] + off[tight] - keep) <= 1e-3 * keep
         if away <= CLOSE * keep or settled or not all(0 < shares[q] - off[q] <= 1 for q in shares):
             break
-        asked = {quantity: share - off[quantity] for quantity, share in shares.items()}
+        less: dict[Quantity, float] = {quantity: share - off[quantity] for quantity, share in shares.items()}
+        asked = less
     plan = best[1]
     assert plan is not None  # noqa: S101 (the loop ran; for the type checker)
     tight = max(shares, key=lambda quantity: kept_share(cost, quantity, plan) / shares[quantity])
