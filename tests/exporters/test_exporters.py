@@ -124,7 +124,7 @@ def test_exporters_with_options_and_a_free_size(images: torch.Tensor, tmp_path: 
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     made = export(network, images, tmp_path / "net.onnx", format=Onnx(opset=20, size=True))
     assert made.facts["opset"] == 20
-    assert made.facts["dynamic"] == [0, 2, 3]
+    assert made.facts["open_dimensions"] == [0, 2, 3]
     larger = torch.randn(3, 3, 24, 20)
     (found,) = Onnx().open(made.path, threads=1)(larger)
     assert torch.allclose(found, network(larger), atol=1e-5)

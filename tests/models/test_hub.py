@@ -13,7 +13,6 @@ import clusterprune as cp
 from clusterprune import models
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.models.artifact import Origin, save
-from clusterprune.models.hub import from_hub, push_to_hub
 
 pytest.importorskip("huggingface_hub")
 
@@ -47,18 +46,18 @@ def test_up_and_down_again(tmp_path: Path) -> None:
     save(small, tmp_path / "compact", Origin.of(spec))
     (tmp_path / "compact" / "evil.py").write_text("raise SystemExit")
     hub = LocalHub(tmp_path / "hub")
-    push_to_hub(tmp_path / "compact", "me/small", api=hub)
+    cp.push_to_hub(tmp_path / "compact", "me/small", api=hub)
     assert not (tmp_path / "hub" / "me" / "small" / "evil.py").exists()
     with torch.no_grad():
-        assert from_hub("me/small", api=hub)(images).equal(small.eval()(images))
+        assert cp.from_hub("me/small", api=hub)(images).equal(small.eval()(images))
 
 
 def test_what_nobody_could_load_is_not_sent(tmp_path: Path) -> None:
     save(nn.Conv2d(3, 4, 3), tmp_path / "plain")
     with pytest.raises(ArgumentError, match="Origin"):
-        push_to_hub(tmp_path / "plain", "me/plain", api=LocalHub(tmp_path))
+        cp.push_to_hub(tmp_path / "plain", "me/plain", api=LocalHub(tmp_path))
     with pytest.raises(ArgumentError, match="cannot be read"):
-        from_hub("me/none", api=LocalHub(tmp_path))
+        cp.from_hub("me/none", api=LocalHub(tmp_path))
 
 
 def test_a_refusal_is_our_error(tmp_path: Path) -> None:
@@ -68,4 +67,4 @@ def test_a_refusal_is_our_error(tmp_path: Path) -> None:
 
     save(models.build("resnet20"), tmp_path / "net", Origin.of(models.resolve("resnet20")))
     with pytest.raises(OutputError, match="me/net"):
-        push_to_hub(tmp_path / "net", "me/net", api=Closed(tmp_path))
+        cp.push_to_hub(tmp_path / "net", "me/net", api=Closed(tmp_path))

@@ -80,6 +80,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
+def size(value: int) -> str:
+    """Return a number of bytes in megabytes, or in kilobytes where it is small."""
+    return f"{value / 1e6:.3g} MB" if value >= 1e5 else f"{value / 1e3:.3g} kB"
+
+
 def duration(seconds: float) -> str:
     """Return a time as people say it: 8.4 s, 2 min 05 s, 1 h 20 min."""
     if seconds < 60:

@@ -39,12 +39,7 @@ def evaluate(
     mean: options.Mean = None,
     std: options.Std = None,
     num_classes: options.Classes = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DATA", help=options.DATA_HELP, rich_help_panel="Data", show_default="that of the run"
-        ),
-    ] = None,
+    data: options.RunsData = None,
     classes: options.ClassNames = None,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,

@@ -166,8 +166,9 @@ class Found:
 
 
 def open_path(
-    path: Path, given: dict[str, Any], trust: list[str] | None, device: torch.device, tell: Callable[[str], None]
-) -> Found:
+    path: Path, given: dict[str, Any], trust: list[str] | None, device: torch.device, tell: Callable[[str], None], *,
+    needs_data: bool = True,
+) -> Found:  # fmt: skip
     """Open a weights file, a compact folder or a run, and the data that it is to be measured on.
 
     Parameters
@@ -179,6 +180,8 @@ def open_path(
         The option: a file that the path names, and no option, is run only if it is among these.
     tell
         Is told what the model reads, and which classes the data show.
+    needs_data
+        False goes on without the run's data where they are not to be found here.
 
     Raises
     ------
@@ -200,7 +203,14 @@ def open_path(
         check_named(name, known, str(located.config_file), trust, named=False, remedy=remedy)
     named = {one: given.get(one) or known.get(one) for one in ("data", "classes") if one in given}
     source = named.get("data")
-    dataset = None if source is None else data.load(source)
+    dataset = None
+    if source is not None:
+        try:
+            dataset = data.load(source)
+        except DataError as error:
+            if needs_data or given["data"] is not None:
+                raise
+            tell(f"The run's data cannot be opened: {error}")
     spec = settle_input(models.resolve(name), given, located, None if dataset is None else first_of(dataset), tell)
     classes = known_classes(spec, located, given["num_classes"])
     subject = open_model(spec, located, num_classes=classes, device=device)

@@ -79,6 +79,10 @@ Data = Annotated[
 OptionalData = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default=False)
 ]
+RunsData = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help=DATA_HELP, rich_help_panel="Data", show_default="that of the run"),
+]
 ClassNames = Annotated[
     str | None,
     typer.Option(

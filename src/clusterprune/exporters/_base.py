@@ -47,11 +47,14 @@ class Exporter(Protocol):
         Of its file.
     exact
         Whether the outputs are the model's to rounding. Those of a quantised model are not.
+    calibrates
+        Whether it measures something on images, so that :attr:`Source.calibration` is needed.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     exact: ClassVar[bool]
+    calibrates: ClassVar[bool]
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
         """Write the file, and return what is to be known of it, such as the opset, by name.
@@ -68,6 +71,25 @@ class Exporter(Protocol):
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
         """Return what runs the file, on the CPU; with so many threads, or as many as the runtime takes by itself."""
         ...
+
+
+class FromFile(nn.Module):
+    """A file that was exported, as a module: for what measures networks.
+
+    Parameters
+    ----------
+    run
+        What an exporter's `open` returned. A single output comes as a tensor, several as a tuple.
+    """
+
+    def __init__(self, run: Runner) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute the outputs of a batch."""
+        outputs = self._run(images)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,19 @@ def names() -> tuple[str, ...]:
     return tuple(_EXPORTERS)
 
 
+def find(name: str) -> type[Any]:
+    """Return the class of the exporters called ``name``, whose fields are their options.
+
+    Raises
+    ------
+    ArgumentError
+        If there are none of that name.
+    """
+    if name not in _EXPORTERS:
+        raise ArgumentError(f"format must be one of {', '.join(_EXPORTERS)}, but got format={name!r}")
+    return _EXPORTERS[name]
+
+
 def create(name: str, **options: Any) -> Exporter:
     """Return the exporter called ``name`` with the given options.
 
@@ -30,9 +43,7 @@ def create(name: str, **options: Any) -> Exporter:
     >>> create("onnx", opset=20)
     Onnx(opset=20, size=False)
     """
-    if name not in _EXPORTERS:
-        raise ArgumentError(f"format must be one of {', '.join(_EXPORTERS)}, but got format={name!r}")
-    kind = _EXPORTERS[name]
+    kind = find(name)
     unknown = [option for option in options if option not in kind.__dataclass_fields__]
     if unknown:
         has = ", ".join(kind.__dataclass_fields__) or "none"

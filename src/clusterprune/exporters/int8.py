@@ -40,6 +40,7 @@ class Int8:
     name: ClassVar[str] = "int8"
     suffix: ClassVar[str] = ".int8.onnx"
     exact: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Onnx(self.opset)

@@ -27,6 +27,7 @@ class Onnx:
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
     exact: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.opset, int) or not OPSET <= self.opset <= 30:
@@ -42,7 +43,7 @@ class Onnx:
                 raise
             dims = (0,)
             write_onnx(source.model, source.example, path, opset=self.opset, dynamic=open_dimensions(*dims))
-        return {"opset": self.opset, "input": INPUT, "dynamic": list(dims)}
+        return {"opset": self.opset, "input": INPUT, "open_dimensions": list(dims)}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
         """Return a session of ONNX Runtime on the CPU; see :class:`clusterprune.exporters.Exporter`."""

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import ExportError
 from clusterprune.exporters._base import Runner, Source
 from clusterprune.graph import trace
+from clusterprune.runtimes.running import with_threads
 from clusterprune.surgery.rebuild import graph_module, require_length
 
 WEIGHTS = ".pt"
@@ -35,6 +36,7 @@ class PlainTorch:
     name: ClassVar[str] = "torch"
     suffix: ClassVar[str] = ".py"
     exact: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
         """Write NAME.py and NAME.pt, a state dict; see :class:`clusterprune.exporters.Exporter`."""
@@ -48,7 +50,6 @@ class PlainTorch:
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
         """Import the file that was written, and build its model; see :class:`clusterprune.exporters.Exporter`."""
-        del threads
         name = f"_clusterprune_export_{next(_COUNT)}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -62,7 +63,7 @@ class PlainTorch:
             with torch.no_grad():
                 return [t for t in pytree.tree_leaves(model(images)) if isinstance(t, Tensor)]
 
-        return run
+        return with_threads(run, threads)
 
 
 _COUNT = itertools.count()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import ExportError
 from clusterprune.exporters._base import Runner, Source
 from clusterprune.graph.export import first_line, silence
-from clusterprune.runtimes.running import at_least_two, open_dimensions
+from clusterprune.runtimes.running import at_least_two, open_dimensions, with_threads
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Pt2:
     name: ClassVar[str] = "pt2"
     suffix: ClassVar[str] = ".pt2"
     exact: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
 
     def write(self, source: Source, path: Path) -> dict[str, Any]:
         """Write the program with its weights; see :class:`clusterprune.exporters.Exporter`."""
@@ -37,11 +38,10 @@ class Pt2:
                     "it with format='torch', or export the part that can be"
                 ) from error
             torch.export.save(program, path)
-        return {"torch": torch.__version__, "dynamic": [0]}
+        return {"torch": torch.__version__, "open_dimensions": [0]}
 
     def open(self, path: Path, *, threads: int | None = None) -> Runner:
-        """Return what runs the program; the threads are PyTorch's. See :class:`clusterprune.exporters.Exporter`."""
-        del threads
+        """Return what runs the program; see :class:`clusterprune.exporters.Exporter`."""
         with silence(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.export.load(path).module()
@@ -50,4 +50,4 @@ class Pt2:
             with torch.no_grad():
                 return [t for t in pytree.tree_leaves(module(images)) if isinstance(t, Tensor)]
 
-        return run
+        return with_threads(run, threads)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch.export import Dim
 
 from clusterprune.errors import ArgumentError, ExportError
 from clusterprune.graph.export import first_line, silence
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INPUT = "images"
 """What the input of an ONNX file of ours is called."""
@@ -76,7 +79,7 @@ class Torch:
 
     def prepare(self, model: nn.Module, images: Tensor) -> Callable[[], object]:
         """See :class:`Runtime`."""
-        return _with_threads(_on_images(copy.deepcopy(model).eval(), images), self.threads)
+        return with_threads(_on_images(copy.deepcopy(model).eval(), images), self.threads)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class TorchCompile:
         """See :class:`Runtime`; compiling takes from seconds to minutes."""
         compiled = copy.deepcopy(model).eval()
         compiled.compile(dynamic=False)
-        run = _with_threads(_on_images(compiled, images), self.threads)
+        run = with_threads(_on_images(compiled, images), self.threads)
         with silence():
             try:
                 run()
@@ -274,15 +277,16 @@ def _on_images(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return run
 
 
-def _with_threads(run: Callable[[], object], threads: int | None) -> Callable[[], object]:
+def with_threads(run: Callable[P, R], threads: int | None) -> Callable[P, R]:
+    """Return a function that computes with so many of PyTorch's threads; None leaves them as they are."""
     if threads is None:
         return run
 
-    def limited() -> object:
+    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return run()
+            return run(*args, **kwargs)
         finally:
             torch.set_num_threads(before)
 

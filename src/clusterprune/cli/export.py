@@ -1,0 +1,260 @@
+"""``clusterprune export``: from a run or a compact folder to a file that something else runs."""
+
+# ruff: noqa: ARG001  (`debug` is read by the wrapper)
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor
+
+from clusterprune import data as datasets
+from clusterprune import evaluate as evaluation
+from clusterprune import exporters, runs
+from clusterprune.cli import options
+from clusterprune.cli.command import command
+from clusterprune.cli.console import console, milliseconds, percent, size, table
+from clusterprune.cli.inputs import at_size
+from clusterprune.cli.opening import Found, Subject, open_path
+from clusterprune.cli.progress import Display
+from clusterprune.cli.settings import read_set
+from clusterprune.data import Split
+from clusterprune.errors import ArgumentError, OutputError
+from clusterprune.exporters import Exporter, FromFile
+from clusterprune.methods._settings import checked_values
+from clusterprune.runtimes.racing import Race, race
+from clusterprune.runtimes.running import Torch
+
+EXAMPLES = """[bold]Examples[/bold]
+
+clusterprune export runs/half
+
+clusterprune export runs/half --format int8 --out phone.onnx
+
+clusterprune export small/ --format torch --out net.py --trust my_net.py
+
+clusterprune export net.safetensors --model resnet56 --data cifar10:DIR --format onnx --opset 20 --set size=true
+"""
+CHECKED = 8
+"""Images that a file is checked on."""
+FORMAT = "Format"
+
+
+@command(EXAMPLES)
+def export(
+    *,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_WEIGHTS",
+            help="A run folder, a compact folder, or a weights file, which needs --model.",
+            show_default=False,
+        ),
+    ],
+    model: options.RunsModel = None,
+    trust: options.Trust = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    num_classes: options.Classes = None,
+    format: Annotated[  # noqa: A002 (the option's name)
+        str, typer.Option(metavar="|".join(exporters.names()), help="What to write.", rich_help_panel=FORMAT)
+    ] = "onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to; the file must not exist.",
+            rich_help_panel=FORMAT,
+            show_default="beside the model, by its name",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Version of ONNX's operators.",
+            rich_help_panel=FORMAT,
+            show_default="18, for onnx and int8",
+        ),
+    ] = None,
+    set: Annotated[  # noqa: A002 (the option's name)
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of the format, such as size=true; may be repeated. A wrong name lists them all.",
+            rich_help_panel=FORMAT,
+            show_default=False,
+        ),
+    ] = None,
+    data: options.RunsData = None,
+    classes: options.ClassNames = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images that int8 measures its ranges on, from any folder.",
+            rich_help_panel="Data",
+            show_default="those to train on",
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them.", rich_help_panel="Data")] = 256,
+    evaluate: Annotated[
+        bool,
+        typer.Option(help="Measure the accuracy of the file on the test split.", rich_help_panel="Data"),
+    ] = True,
+    latency_batch: options.LatencyBatch = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads that compute.", rich_help_panel="Run", show_default="the runtime's own"
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write, check on real images where there are any, time in turns with PyTorch, and classify the test images."""
+    plain = {} if opset is None else {"opset": opset}
+    kind = exporters.find(format)
+    exporter = kind(**checked_values(kind, read_set(set, plain)))
+    given = {
+        "model": model, "image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes, "data": data,
+        "classes": classes,
+    }  # fmt: skip
+    with Display() as display:
+        timeline = runs.Timeline(display)
+        with timeline.phase("open data and model"):
+            found = open_path(path, given, trust, torch.device("cpu"), display.line, needs_data=False)
+            target = _target(out, found, exporter)
+            inputs = _inputs(found, calibration, images if exporter.calibrates else CHECKED, display)
+        if exporter.calibrates and not inputs.real:
+            raise ArgumentError(
+                f"there are no images to measure format={format!r} on; give --calibration DIR (any folder of images), "
+                "or --data"
+            )
+        with timeline.phase(f"write {target.name}"):
+            made = exporters.export(
+                found.subject.model, inputs.images[:CHECKED], target, format=exporter,
+                calibration=inputs.images if exporter.calibrates else None,
+            )  # fmt: skip
+        with timeline.phase("time in turns"):
+            raced = _race(exporter, target, found.subject, inputs.images, latency_batch, threads)
+        test = found.data.splits.get("test") if found.data is not None and evaluate else None
+        measured = {} if test is None else _accuracies(exporter, target, found.subject, test, threads, timeline)
+    result = {**made.to_dict(), "real_images": inputs.real, **_times(raced, latency_batch, threads), **measured}
+    result["pytorch"] |= {"bytes": _bytes(found.subject)}
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    console().print(_table(f"{path}, input {found.subject.input_text}", result))
+    facts = ", ".join(f"{name.replace('_', ' ')} {str(value).strip('[]')}" for name, value in made.facts.items())
+    console().print(f"Written to {target} ({facts}).", soft_wrap=True)
+
+
+def _target(out: Path | None, found: Found, exporter: Exporter) -> Path:
+    """Return the file to write, having checked that it is none that there is.
+
+    Raises
+    ------
+    OutputError
+        If it exists.
+    """
+    place = found.located.path.expanduser()
+    own = place if found.located.compact else place.with_suffix("")
+    target = out.expanduser() if out is not None else own.with_name(own.name + exporter.suffix)
+    if target.exists():
+        raise OutputError(f"out={str(target)!r} exists; choose another name with --out, or remove it first")
+    return target
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Normalised images (n, c, h, w), and whether they are real ones."""
+
+    images: Tensor
+    real: bool
+
+
+def _inputs(found: Found, calibration: Path | None, count: int, display: Display) -> _Inputs:
+    """Return images to check and to calibrate with: a folder's, or those to train on; else noise.
+
+    Ranges are a choice, so that no test image is among them.
+    """
+    spec = found.subject.spec
+    split: Split | None = None
+    if calibration is not None:
+        split = at_size(datasets.unlabelled(calibration), spec)
+    elif found.data is not None:
+        split = found.data.splits.get("train")
+    if split is None:
+        display.line("There are no images to check the file on, so noise is taken; --data or --calibration name some.")
+        return _Inputs(torch.randn(count, *spec.input_shape, generator=torch.Generator().manual_seed(0)), real=False)
+    pixels, _ = datasets.sample(split, min(count, len(split)), seed=0).load()
+    return _Inputs(datasets.normalize(pixels, spec.mean, spec.std), real=True)
+
+
+def _race(exporter: Exporter, target: Path, subject: Subject, images: Tensor, batch: int, threads: int | None) -> Race:
+    """Time PyTorch and the file in turns, on the same images."""
+    given = images.repeat(-(-batch // len(images)), *[1] * (images.ndim - 1))[:batch].contiguous()
+    run = exporter.open(target, threads=threads)
+    return race([Torch(threads).prepare(subject.model, given), lambda: run(given)])
+
+
+def _times(raced: Race, batch: int, threads: int | None) -> dict[str, Any]:
+    speedup = raced.speedup(1)
+    return {
+        "latency_ms": round(raced.median_ms(1), 4),
+        "latency_batch": batch,
+        "threads": threads,
+        "speedup": [round(value, 4) for value in (speedup.low, speedup.times, speedup.high)],
+        "certain": speedup.certain,
+        "pytorch": {"latency_ms": round(raced.median_ms(0), 4)},
+    }
+
+
+def _accuracies(
+    exporter: Exporter, target: Path, subject: Subject, test: Split, threads: int | None, timeline: runs.Timeline
+) -> dict[str, Any]:
+    """Return the accuracy of the file, and of PyTorch beside it where the file does not compute the same."""
+    statistics = {"mean": subject.spec.mean, "std": subject.spec.std}
+    with timeline.phase("measure the file") as tell:
+        network = FromFile(exporter.open(target, threads=threads))
+        own = evaluation.accuracy(network, test, **statistics, progress=tell)
+    found = {"accuracy": own.top1, "accuracy_top5": own.top5, "test_images": own.images}
+    if not exporter.exact:
+        with timeline.phase("measure PyTorch") as tell:
+            theirs = evaluation.accuracy(subject.model, test, **statistics, progress=tell)
+        found |= {"pytorch_accuracy": theirs.top1, "pytorch_accuracy_top5": theirs.top5}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _bytes(subject: Subject) -> int:
+    tensors = [*subject.model.parameters(), *subject.model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _table(title: str, result: dict[str, Any]) -> Table:
+    """Return the closing table: the file beside PyTorch."""
+    made = table(title, ("", "PyTorch", result["format"]))
+    own = result["pytorch"]
+    made.add_row("size", size(own["bytes"]), size(result["bytes"]))
+    batch, threads = result["latency_batch"], result["threads"]
+    where = f"latency, {batch} image{'s' if batch > 1 else ''}"
+    if threads is not None:
+        where += f", {threads} thread{'s' if threads > 1 else ''}"
+    made.add_row(where, milliseconds(own["latency_ms"]), milliseconds(result["latency_ms"]))
+    low, times, high = result["speedup"]
+    told = f"{times:.2f} x ({low:.2f} to {high:.2f})"
+    made.add_row("as fast", "", told if result["certain"] else f"the same within the spread, {told}")
+    batches = ", ".join(map(str, result["batches"]))
+    made.add_row(f"largest difference, batches {batches}", "", f"{result['difference']:.1e}")
+    for key, name in (("accuracy", "top-1 accuracy"), ("accuracy_top5", "top-5 accuracy")):
+        if result.get(key) is not None:
+            beside = result.get(f"pytorch_{key}")
+            made.add_row(name, "" if beside is None else percent(beside), percent(result[key]))
+    return made
