@@ -19,6 +19,26 @@ def test_every_row_of_the_papers_but_those_of_detection():
     assert Counter(name.partition("-")[0] for name in NAMES) == {"icp": 10, "acp": 24, "cp": 5}
 
 
+def test_ablations_differ_from_their_row_in_what_they_are_about():
+    found = studies.ablations()
+
+    assert Counter(name.partition("/")[2].partition("-")[0] for name in found) == {"acp": 11, "cp": 5}
+    for name in found:
+        recipe = studies.read(name)
+        stem = name.partition("/")[2]
+        row = studies.read(stem if recipe.method == "acp" else "cp-resnet56-cifar10-50")
+        changed = {key for key in recipe.settings | row.settings if recipe.settings.get(key) != row.settings.get(key)}
+        assert changed
+        assert changed <= ({"cycles"} if recipe.method == "acp" else {"clusters", "clustering"})
+        for part in ("model", "data", "training", "baseline", "seeds"):
+            assert getattr(recipe, part) == getattr(row, part)
+        paper = recipe.published
+        assert paper is not None
+        assert row.published is not None
+        assert paper.baseline == row.published.baseline
+        assert paper.drop == pytest.approx(paper.baseline.accuracy - paper.compressed.accuracy, abs=0.0051)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_what_its_name_says(name: str):
     recipe = studies.read(name)

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,7 +105,9 @@ def reproduce(
     """Train the original network, run the method, measure both, and compare with the paper."""
     if listing:
         rows = [studies.read(name) for name in studies.names()]
-        show({"recipes": [row.name for row in rows]}, table_of(rows))
+        more = [(name, studies.read(name)) for name in studies.ablations()]
+        facts = {"recipes": [row.name for row in rows], "ablations": [name for name, _ in more]}
+        show(facts, table_of(rows), ablations_of(more))
         return
     wanted = chosen(context)
     del wanted["listing"]
@@ -211,6 +214,17 @@ def table_of(recipes: list[Recipe]) -> Table:
             row += [f"{paper.baseline.accuracy:.2f} → {paper.compressed.accuracy:.2f}", f"{paper.drop:.2f}"]
             row += ["-" if paper.macs_removed is None else f"{paper.macs_removed:.1f}"]
         found.add_row(*row)
+    return found
+
+
+def ablations_of(recipes: Sequence[tuple[str, Recipe]]) -> Table:
+    """Return what ``--list`` shows of ablations: which row of a table each is."""
+    found = table(f"{len(recipes)} ablations", ("recipe", "table", "top-1", "drop"))
+    found.columns[0].no_wrap = True
+    for name, one in recipes:
+        if (paper := one.published) is not None:
+            accuracy = f"{paper.baseline.accuracy:.2f} → {paper.compressed.accuracy:.2f}"
+            found.add_row(name, f"{one.method.upper()}, {paper.table}", accuracy, f"{paper.drop:.2f}")
     return found
 
 

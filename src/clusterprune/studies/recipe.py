@@ -168,8 +168,13 @@ def _different(seeds: Sequence[int]) -> tuple[int, ...]:
 
 
 def names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package: the rows of the papers' main tables."""
     return sorted(path.stem for path in _folder().iterdir() if path.suffix == ".yaml")
+
+
+def ablations() -> list[str]:
+    """Return the names of the other recipes, ``ablations/…``: what a paper shows that a part of it is worth."""
+    return sorted(f"ablations/{path.stem}" for path in (_folder() / "ablations").iterdir() if path.suffix == ".yaml")
 
 
 def read(name: str | Path) -> Recipe:
@@ -178,7 +183,7 @@ def read(name: str | Path) -> Recipe:
     Parameters
     ----------
     name
-        One of :func:`names`, or the path of a file that ends in .yaml.
+        One of :func:`names` or :func:`ablations`, or the path of a file that ends in .yaml.
 
     Raises
     ------
@@ -187,7 +192,7 @@ def read(name: str | Path) -> Recipe:
     """
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
-        known = names()
+        known = [*names(), *ablations()]
         if str(name) not in known:
             raise ArgumentError(
                 f"recipe={str(name)!r} is not known. {suggestion(str(name), known)}'clusterprune reproduce --list' "
