@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from digits_task import FAST, make_task
+from safetensors.torch import load_file
 from torch import nn
 
 import clusterprune
@@ -29,6 +30,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "acp": {"fitness": "merge", "samples": 64, "min_samples": 2, "particles": 2, "cycles": 1, "equal_macs": False},
     "cp": {},
     "sfp": {},
+    "slimming": {"sparse_epochs": 1},
 }
 """By method, what makes it quick; a method that is not here runs as it is."""
 ONE = FAST.model_copy(update={"epochs": 1})
@@ -186,7 +188,7 @@ def test_a_run_is_not_gone_on_with_unasked(task: tuple[Network, Task], tmp_path:
         method.run(*task, Work(tmp_path))
 
 
-@pytest.mark.parametrize("method", ["cp", "sfp"])
+@pytest.mark.parametrize("method", ["cp", "sfp", "slimming"])
 def test_from_scratch_the_weights_are_not_used(task: tuple[Network, Task], method: str) -> None:
     network, digits = task
     torch.manual_seed(9)
@@ -326,3 +328,15 @@ def test_type_checkers_see_the_public_names_that_there_are() -> None:
     assert sorted(ast.literal_eval(names)) == sorted(clusterprune.__all__)
     for name in clusterprune.__all__:
         assert getattr(clusterprune, name).__module__.startswith("clusterprune.")
+
+
+def test_slimming_pushes_scales_to_zero_before_it_cuts(task: tuple[Network, Task], tmp_path: Path) -> None:
+    network, digits = task
+    found: dict[float, float] = {}
+    for strength in (1e-6, 0.3):
+        folder = tmp_path / str(strength)
+        run((network, digits), "slimming", folder, strength=strength, sparse_epochs=3)
+        weights = load_file(folder / "sparse" / "checkpoint.safetensors")
+        scales = [value.abs().sum() for name, value in weights.items() if name == "model.first.1.weight"]
+        found[strength] = float(sum(scales))
+    assert found[0.3] < 0.8 * found[1e-6]

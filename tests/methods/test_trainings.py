@@ -15,6 +15,7 @@ from clusterprune.train.schedules import learning_rate
         ("acp", 160, 0.1, False, 1e-4, 64, "step"),
         ("cp", 200, 0.1, True, 5e-4, 128, "step"),
         ("sfp", 200, 0.01, True, 5e-4, 128, "step"),
+        ("slimming", 160, 0.1, True, 1e-4, 64, "step"),
     ],
 )
 def test_the_published_trainings(method, epochs, lr, nesterov, weight_decay, batch_size, schedule) -> None:

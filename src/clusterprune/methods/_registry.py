@@ -17,6 +17,7 @@ _HOMES = {
     "acp": "acp:ACP",
     "cp": "cp:CP",
     "sfp": "soft_pruning:Soft",
+    "slimming": "slimming:Slimming",
 }
 """Module and class; ACP's is imported when it is asked for, because Optuna takes a while."""
 

@@ -68,7 +68,7 @@ class Competitors(Study):
     finding: ClassVar[str] = "ACP keeps the most accuracy at every size."
     trains: ClassVar[bool] = True
 
-    methods: tuple[str, ...] = ("oneshot", "icp", "acp", "cp", "l1", "fpgm", "hrank", "taylor", "sfp")
+    methods: tuple[str, ...] = ("oneshot", "icp", "acp", "cp", "l1", "fpgm", "hrank", "taylor", "sfp", "slimming")
     keep_macs: tuple[float, ...] = (0.75, 0.5, 0.25)
 
     def points(self) -> list[Row]:
