@@ -29,6 +29,8 @@ from clusterprune.methods.distil import distil as distil
 from clusterprune.models.artifact import Origin as Origin
 from clusterprune.models.artifact import load as load
 from clusterprune.models.artifact import save as save
+from clusterprune.models.hub import from_hub as from_hub
+from clusterprune.models.hub import push_to_hub as push_to_hub
 from clusterprune.plan import Merge as Merge
 from clusterprune.plan import Plan as Plan
 from clusterprune.surgery.apply import apply as apply
@@ -58,11 +60,13 @@ __all__ = [
     "cluster",
     "distil",
     "export",
+    "from_hub",
     "images_from_norms",
     "inner_groups",
     "load",
     "oneshot",
     "prune_by",
+    "push_to_hub",
     "register_op",
     "save",
     "trace",

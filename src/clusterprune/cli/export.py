@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG001  (`debug` is read by the wrapper)
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from clusterprune import evaluate as evaluation
 from clusterprune import exporters, runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, milliseconds, percent, size, table
+from clusterprune.cli.console import milliseconds, percent, show, size, table
 from clusterprune.cli.inputs import at_size
 from clusterprune.cli.opening import Found, Subject, open_path
 from clusterprune.cli.progress import Display
@@ -115,7 +114,6 @@ def export(
             min=1, metavar="N", help="Threads that compute.", rich_help_panel="Run", show_default="the runtime's own"
         ),
     ] = None,
-    as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Write, check on real images where there are any, time in turns with PyTorch, and classify the test images."""
@@ -148,12 +146,8 @@ def export(
         measured = {} if test is None else _accuracies(exporter, target, found.subject, test, threads, timeline)
     result = {**made.to_dict(), "real_images": inputs.real, **_times(raced, latency_batch, threads), **measured}
     result["pytorch"] |= {"bytes": _bytes(found.subject)}
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    console().print(_table(f"{path}, input {found.subject.input_text}", result))
     facts = ", ".join(f"{name.replace('_', ' ')} {str(value).strip('[]')}" for name, value in made.facts.items())
-    console().print(f"Written to {target} ({facts}).", soft_wrap=True)
+    show(result, _table(f"{path}, input {found.subject.input_text}", result), f"Written to {target} ({facts}).")
 
 
 def _target(out: Path | None, found: Found, exporter: Exporter) -> Path:
