@@ -4,6 +4,7 @@
 ``uint8`` until :func:`normalize` turns a batch into what a model reads.
 """
 
+from clusterprune.data.boxes import AnnotationWarning, Boxes
 from clusterprune.data.normalize import normalize
 from clusterprune.data.registry import load, sources, unlabelled
 from clusterprune.data.sampling import holdout, sample
@@ -11,6 +12,8 @@ from clusterprune.data.split import CorruptImageWarning, Dataset, Split
 from clusterprune.data.tree import EmptyClassWarning
 
 __all__ = [
+    "AnnotationWarning",
+    "Boxes",
     "CorruptImageWarning",
     "Dataset",
     "EmptyClassWarning",

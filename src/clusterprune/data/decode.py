@@ -99,10 +99,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Tensor:
+def decode(path: str, size: int | None = None, crop: Tensor | None = None, *, whole: bool = False) -> Tensor:
     """Read one file as RGB ``uint8`` (3, h, w), or (3, size, size) when ``size`` is given.
 
     With ``crop``, the draws (5,) of a :func:`~clusterprune.data.crops.resized_crop`, it is a window of the file.
+    With ``whole``, nothing is cut off: the image is stretched to the square.
 
     The orientation that cameras note in EXIF is not applied, as in torchvision's ``ImageFolder``;
     of an animation, the first frame counts.
@@ -117,13 +118,23 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None) -> Te
                 f"has {width:,} x {height:,} = {width * height:,} pixels, more than the {MAX_PIXELS:,} that are read; "
                 "make it smaller"
             )
-        if size is not None and crop is None:
+        if size is not None and crop is None and not whole:
             target = geometry(height, width, size)
             # A strip resized by its short side could fill the memory.
             if target.height * target.width > MAX_PIXELS:
                 raise ValueError(f"is too elongated: {height}x{width}")
         with _room.take(width * height):
-            return _pixels(opened, size, crop)
+            return _pixels(opened, size, crop, whole=whole)
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """Read the height and width of an image file from its header.
+
+    Whatever a damaged file makes Pillow raise is raised; :func:`explain` says it in one line.
+    """
+    with open_regular(path) as file:
+        width, height = _identify(file).size
+    return height, width
 
 
 def shape_of(path: str) -> tuple[int, int, int]:
@@ -155,11 +166,13 @@ def _identify(file: IO[bytes]) -> Image.Image:
     raise Image.UnidentifiedImageError
 
 
-def _pixels(opened: Image.Image, size: int | None, crop: Tensor | None) -> Tensor:
+def _pixels(opened: Image.Image, size: int | None, crop: Tensor | None, *, whole: bool) -> Tensor:
     """Decode an opened image, as :func:`decode` returns it."""
     image = to_rgb(opened)
     if crop is not None:
         image = _crop(image, size, crop[None])
+    elif size is not None and whole:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     elif size is not None and image.size != (size, size):
         target = geometry(image.height, image.width, size)
         image = image.resize((target.width, target.height), Image.Resampling.BILINEAR)
@@ -188,13 +201,13 @@ def explain(error: Exception) -> str:
 
 
 def _decode_chunk(
-    paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None, crops: Tensor | None
+    paths: Sequence[str], rows: Sequence[int], out: Tensor, size: int | None, crops: Tensor | None, *, whole: bool
 ) -> dict[int, str]:
     shape = out.shape[1:]
     problems: dict[int, str] = {}
     for path, row in zip(paths, rows, strict=True):
         try:
-            image = decode(path, size, None if crops is None else crops[row])
+            image = decode(path, size, None if crops is None else crops[row], whole=whole)
         except Exception as error:  # damaged files make Pillow raise nearly anything
             problems[row] = explain(error)
         else:
@@ -227,6 +240,8 @@ def decode_into(
     size: int | None,
     progress: Progress | None = None,
     crops: Tensor | None = None,
+    *,
+    whole: bool = False,
 ) -> dict[int, str]:
     """Decode ``paths`` into ``out[rows]`` with a pool of threads.
 
@@ -236,7 +251,7 @@ def decode_into(
         Files, and the row of ``out`` that each goes to.
     out
         ``uint8`` (n, 3, h, w), written in place.
-    size
+    size, whole
         Passed to :func:`decode`.
     progress
         Called as ``progress(done, total)`` from the calling thread.
@@ -259,14 +274,14 @@ def decode_into(
     done = 0
     if len(pieces) < 2:
         for some, where in pieces:
-            problems |= _decode_chunk(some, where, out, size, crops)
+            problems |= _decode_chunk(some, where, out, size, crops, whole=whole)
             if progress:
                 progress(len(some), len(paths))
         return problems
     # A pool per call: a shared one would not survive a fork of the process.
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="clusterprune-decode")
     try:
-        tasks = [pool.submit(_decode_chunk, some, where, out, size, crops) for some, where in pieces]
+        tasks = [pool.submit(_decode_chunk, some, where, out, size, crops, whole=whole) for some, where in pieces]
         for task, (some, _) in zip(tasks, pieces, strict=True):
             problems |= task.result()
             done += len(some)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clusterprune.data.cifar import load_cifar10, load_cifar100
+from clusterprune.data.coco import load_coco
 from clusterprune.data.digits import load_digits
 from clusterprune.data.folder import load_folder
 from clusterprune.data.imagenet import load_imagenet
 from clusterprune.data.resize import check_size
 from clusterprune.data.split import Dataset, Split
 from clusterprune.data.tree import unlabelled_split
+from clusterprune.data.voc import load_voc
 from clusterprune.errors import ArgumentError
 
 
@@ -29,6 +31,8 @@ _SOURCES: dict[str, _Source] = {
     "cifar100": _Source(load_cifar100, needs_folder=True),
     "imagenet": _Source(load_imagenet, needs_folder=True),
     "folder": _Source(load_folder, needs_folder=True),
+    "voc": _Source(load_voc, needs_folder=True),
+    "coco": _Source(load_coco, needs_folder=True),
 }
 
 
@@ -45,11 +49,12 @@ def load(spec: str, *, image_size: int | None = None) -> Dataset:
     spec
         ``digits`` (embedded), ``cifar10:DIR``, ``cifar100:DIR``, ``imagenet:DIR`` (train/ and val/)
         or ``folder:DIR`` (train/, and test/ or val/; one folder per class). A folder may lack
-        either split.
+        either split. With boxes: ``voc:DIR`` and ``coco:DIR``, see :func:`clusterprune.data.voc.load_voc` and
+        :func:`clusterprune.data.coco.load_coco`.
     image_size
         Bring every image to this height and width: shorter side resized, centre cut out, with the
         margin of the ImageNet evaluation convention (``size * 256 / 224``) from 96 pixels on. None
-        keeps the images' own size (ImageNet: 224).
+        keeps the images' own size (ImageNet: 224). Images with boxes are stretched to it whole; None is 300.
 
     Raises
     ------

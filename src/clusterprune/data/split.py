@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from clusterprune.data.boxes import NO_BOXES, Boxes
 from clusterprune.data.crops import DRAWS
 from clusterprune.data.decode import Progress
 from clusterprune.data.resize import check_size
@@ -28,8 +29,8 @@ class Split:
     that cannot be read are found only then. They are announced once by a
     :class:`CorruptImageWarning` and listed in :attr:`skipped`. :meth:`load` and :meth:`batches`
     leave them out. :meth:`images` and indexing, whose rows must stay in step with :attr:`labels`,
-    put the next readable image of the same class in their place. When more than half of a split
-    cannot be read, that is a :class:`~clusterprune.errors.DataError`.
+    put the next readable image of the same class in their place, or a grey one where there are boxes. When more than
+    half of a split cannot be read, that is a :class:`~clusterprune.errors.DataError`.
 
     Parameters
     ----------
@@ -43,6 +44,8 @@ class Split:
         Size used where a method is given none; None for the images' own.
     numbers
         Which images of the store belong to the split; all by default.
+    boxes
+        The objects in every image of the store, or None.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Split:
         *,
         image_size: int | None = None,
         numbers: Tensor | None = None,
+        boxes: Sequence[Boxes] | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.image_size = check_size(image_size)
         self._store = store
         self._all_labels = labels
+        self._all_boxes = boxes
         self._numbers = torch.arange(len(store)) if numbers is None else numbers
 
     @classmethod
@@ -103,13 +108,24 @@ class Split:
         return len(self._numbers)
 
     def __repr__(self) -> str:
-        kind = f"{len(self.classes)} classes" if self._all_labels is not None else "unlabelled"
+        labelled = self._all_labels is not None or self._all_boxes is not None
+        kind = f"{len(self.classes)} classes" if labelled else "unlabelled"
         return f"Split({len(self)} images, {kind}, image_size={self.image_size})"
 
     @property
     def labels(self) -> Tensor | None:
         """Class index of every image, int64 (n,); None when the images are unlabelled."""
         return None if self._all_labels is None else self._all_labels[self._numbers]
+
+    @property
+    def boxes(self) -> list[Boxes] | None:
+        """The objects in every image; None when they are not known.
+
+        A file that was met and cannot be read has none: what stands in for it is a grey image.
+        """
+        if self._all_boxes is None:
+            return None
+        return [NO_BOXES if n in self._store.damaged else self._all_boxes[n] for n in self._numbers.tolist()]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -229,7 +245,10 @@ class Split:
     def subset(self, indices: Indices) -> "Split":
         """Split of the images at ``indices``, sharing pixels with this one."""
         numbers = self._numbers[self._positions(indices)]
-        return Split(self._store, self._all_labels, self.classes, image_size=self.image_size, numbers=numbers)
+        return Split(
+            self._store, self._all_labels, self.classes,
+            image_size=self.image_size, numbers=numbers, boxes=self._all_boxes,
+        )  # fmt: skip
 
     def resized(self, size: int | None) -> "Split":
         """Return the same images, read at another size; None is their own."""
@@ -320,7 +339,9 @@ class Split:
         return images[good], labels[good]
 
     def _stand_in(self, position: int, size: int | None) -> Tensor:
-        """Find a readable image of the same class, in the split or else in the store."""
+        """Find a readable image of the same class, in the split or else in the store; a grey one where it has boxes."""
+        if self._all_boxes is not None:
+            return torch.full(self._store.shape(size or self.image_size), 127, dtype=torch.uint8)
         labels = self._all_labels
         everything = torch.arange(len(self._store))
         candidates = torch.cat([self._numbers.roll(-position - 1), everything])

@@ -94,11 +94,15 @@ class MemoryStore:
 
 
 class FileStore:
-    """Image files, decoded to RGB on demand and kept when the whole store is small."""
+    """Image files, decoded to RGB on demand and kept when the whole store is small.
+
+    With `whole`, images are stretched to a square, so that boxes in them stay whole; else its centre is cut out.
+    """
 
     in_memory = False
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], *, whole: bool = False) -> None:
+        self._whole = whole
         self.damaged: dict[int, Damage] = {}
         self.announced: set[int] = set()
         self._paths = list(paths)
@@ -171,7 +175,7 @@ class FileStore:
         numbers = dict(wanted)
         paths = [self._paths[n] for n in numbers.values()]
         try:
-            problems = decode_into(paths, list(numbers), out, size, progress, crops)
+            problems = decode_into(paths, list(numbers), out, size, progress, crops, whole=self._whole)
         except MixedSizesError as error:
             height, width = out.shape[-2:]
             raise DataError(
