@@ -6,9 +6,9 @@ from os import PathLike
 from torch import nn
 
 from clusterprune.errors import ArgumentError, ModelError
-from clusterprune.models import googlenet, resnet, vgg
+from clusterprune.models import googlenet, resnet, ssd, vgg
 from clusterprune.models.sources import from_file, from_timm, from_torchvision, suggestion
-from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, ModelSpec
+from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from clusterprune.models.weights import load_weights
 
 BUILTIN: dict[str, Callable[..., nn.Module]] = {
@@ -21,10 +21,12 @@ BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "resnet110": resnet.resnet110,
     "googlenet": googlenet.googlenet,
 }
+DETECTORS: dict[str, Callable[..., nn.Module]] = {"ssd300": ssd.ssd300, "ssd300_bn": ssd.ssd300_bn}
+"""Of 300 pixels, by default for the 20 classes of VOC and the background."""
 
 
 def names() -> list[str]:
-    """Return the names of the built-in networks, all for CIFAR images."""
+    """Return the names of the built-in classifiers of CIFAR images."""
     return list(BUILTIN)
 
 
@@ -49,6 +51,8 @@ def resolve(spec: str) -> ModelSpec:
         raise ArgumentError(msg)
     if spec in BUILTIN:
         return ModelSpec(spec, BUILTIN[spec], CIFAR_SHAPE, CIFAR_MEAN, CIFAR_STD, 10)
+    if spec in DETECTORS:
+        return ModelSpec(spec, DETECTORS[spec], (3, 300, 300), IMAGENET_MEAN, IMAGENET_STD, 21)
     if spec.startswith("torchvision:"):
         return from_torchvision(spec)
     if spec.startswith("timm:"):
@@ -56,7 +60,7 @@ def resolve(spec: str) -> ModelSpec:
     if spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py"):
         return from_file(spec)
     msg = (
-        f"model={spec!r} is not known. {_near(spec)}Built-in models: {', '.join(BUILTIN)}. "
+        f"model={spec!r} is not known. {_near(spec)}Built-in models: {', '.join([*BUILTIN, *DETECTORS])}. "
         "Others are written torchvision:NAME, timm:NAME or path/to/file.py:factory."
     )
     raise ModelError(msg)
@@ -104,4 +108,4 @@ def _near(spec: str) -> str:
 
     if spec in list_models():
         return f"Did you mean torchvision:{spec}? "
-    return suggestion(spec, BUILTIN)
+    return suggestion(spec, [*BUILTIN, *DETECTORS])
