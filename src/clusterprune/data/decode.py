@@ -127,16 +127,6 @@ def decode(path: str, size: int | None = None, crop: Tensor | None = None, *, wh
             return _pixels(opened, size, crop, whole=whole)
 
 
-def size_of(path: str) -> tuple[int, int]:
-    """Read the height and width of an image file from its header.
-
-    Whatever a damaged file makes Pillow raise is raised; :func:`explain` says it in one line.
-    """
-    with open_regular(path) as file:
-        width, height = _identify(file).size
-    return height, width
-
-
 def shape_of(path: str) -> tuple[int, int, int]:
     """Return channels, height and width of what :func:`decode` would return, by the file's header alone."""
     with open_regular(path) as file:

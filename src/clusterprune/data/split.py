@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -244,21 +245,22 @@ class Split:
 
     def subset(self, indices: Indices) -> "Split":
         """Split of the images at ``indices``, sharing pixels with this one."""
-        numbers = self._numbers[self._positions(indices)]
-        return Split(
-            self._store, self._all_labels, self.classes,
-            image_size=self.image_size, numbers=numbers, boxes=self._all_boxes,
-        )  # fmt: skip
+        return self._like(numbers=self._numbers[self._positions(indices)])
 
     def resized(self, size: int | None) -> "Split":
         """Return the same images, read at another size; None is their own."""
-        return Split(self._store, self._all_labels, self.classes, image_size=size, numbers=self._numbers)
+        return self._like(image_size=size)
 
     def relabelled(self, labels: Tensor, classes: Sequence[str]) -> "Split":
         """Return the same images with other labels: `labels[k]` in place of every k, among `classes`."""
         if self._all_labels is None:
             return self
-        return Split(self._store, labels[self._all_labels], classes, image_size=self.image_size, numbers=self._numbers)
+        return self._like(labels=labels[self._all_labels], classes=classes)
+
+    def _like(self, **changes: Any) -> "Split":
+        """Return a split of the same store that differs in some arguments."""
+        own = {"labels": self._all_labels, "classes": self.classes, "boxes": self._all_boxes}
+        return Split(self._store, **{**own, "image_size": self.image_size, "numbers": self._numbers, **changes})
 
     def _iterate(self, parts: list[Tensor], size: int | None, crops: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         def read(part: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import torch
 
 from clusterprune.data.boxes import Boxes, Faults, Named, boxes_in, check_any
-from clusterprune.data.decode import explain, is_image_name, size_of
+from clusterprune.data.decode import explain, is_image_name, shape_of
 from clusterprune.data.split import Dataset, Split
 from clusterprune.data.store import FileStore
 from clusterprune.data.tree import check_folder
@@ -92,7 +92,7 @@ def dataset_of(
 def annotated(path: Path, objects: list[Named], faults: Faults) -> Annotated | None:
     """Return an image with its objects; None, counted, where it cannot be read."""
     try:
-        height, width = size_of(str(path))
+        _, height, width = shape_of(str(path))
     except Exception as error:  # damaged files make Pillow raise nearly anything
         faults.add("images that cannot be read, left out", f"{path.name} {explain(error)}")
         return None
