@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import squares
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import clusterprune as cp
 from clusterprune import data, evaluate, train
@@ -35,15 +37,35 @@ def _plain() -> Task:
     return TASKS["plain"](taken, held_out, reference=network(seed=1), **STATISTICS)
 
 
-CASES: dict[str, Callable[[], Task]] = {
-    "classification": lambda: TASKS["classification"](*digits(), **STATISTICS),
-    "plain": _plain,
+class Case(NamedTuple):
+    """A task, a network for it, by number of outputs and seed, and the shapes of what a network returns of an image."""
+
+    task: Callable[[], Task]
+    network: Callable[..., nn.Module] = network
+    outputs: tuple[tuple[int, ...], ...] = ((5,),)
+    config: train.TrainConfig = CONFIG
+
+
+CASES = {
+    "classification": Case(lambda: TASKS["classification"](*digits(), **STATISTICS)),
+    "plain": Case(_plain),
+    "detection": Case(
+        squares.task,
+        lambda classes=2, seed=0: squares.Detector(classes + 1, seed),
+        ((6, 4), (6, 3)),
+        CONFIG.model_copy(update={"batch_size": 10, "lr": 0.02, "augment": "crop_flip"}),
+    ),
 }
 
 
 @pytest.fixture(params=TASKS)
-def task(request: pytest.FixtureRequest) -> Task:
-    return CASES[request.param]()
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def task(case: Case) -> Task:
+    return case.task()
 
 
 def batch(task: Task, count: int = 64) -> tuple[Tensor, Any]:
@@ -51,14 +73,14 @@ def batch(task: Task, count: int = 64) -> tuple[Tensor, Any]:
     return task.normalize(task.train.images(positions)), task.targets(task.train)(positions)
 
 
-def outputs_of(task: Task, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor, Any]:
+def outputs_of(case: Case, task: Task, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor, Any]:
     images, targets = batch(task)
-    return network(seed=seed).to(dtype)(images.to(dtype)), images, targets
+    return case.network(seed=seed).to(dtype)(images.to(dtype)), images, targets
 
 
-def test_training_lowers_the_loss_and_raises_the_metric_that_decides(task: Task) -> None:
-    model = network()
-    result = train.fit(model, task, CONFIG)
+def test_training_lowers_the_loss_and_raises_the_metric_that_decides(case: Case, task: Task) -> None:
+    model = case.network()
+    result = train.fit(model, task, case.config)
     first, last = result.history[0], result.history[-1]
     assert last["loss"] < first["loss"]
     metric = task.metrics[0]
@@ -67,18 +89,18 @@ def test_training_lowers_the_loss_and_raises_the_metric_that_decides(task: Task)
     assert (last[f"train_{metric}"] is None) == (task.guess is None)
 
 
-def test_training_is_guided_and_can_be_resumed(task: Task, tmp_path: Any) -> None:
+def test_training_is_guided_and_can_be_resumed(case: Case, task: Task, tmp_path: Any) -> None:
     def stop(event: train.Progress) -> None:
         if event.kind == "step" and (event.epoch, event.step) == (2, 3):
             raise KeyboardInterrupt
 
-    teacher, whole, resumed = network(seed=3), network(), network()
+    teacher, whole, resumed = case.network(seed=3), case.network(), case.network()
     settings: dict[str, Any] = {"alpha": 0.5, "stages": ["0"]}
-    train.fit(whole, task, CONFIG, loss=train.Guidance(teacher, task, **settings))
-    often = CONFIG.model_copy(update={"checkpoint_minutes": 1e-9})
+    train.fit(whole, task, case.config, loss=train.Guidance(teacher, task, **settings))
+    often = case.config.model_copy(update={"checkpoint_minutes": 1e-9})
     for progress in (stop, None):
         guidance = train.Guidance(teacher, task, **settings)
-        model, config = (network(), often) if progress else (resumed, CONFIG)
+        model, config = (case.network(), often) if progress else (resumed, case.config)
         try:
             train.fit(model, task, config, loss=guidance, out=tmp_path, resume=progress is None, progress=progress)
         except KeyboardInterrupt:
@@ -87,26 +109,30 @@ def test_training_is_guided_and_can_be_resumed(task: Task, tmp_path: Any) -> Non
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_outputs_are_no_way_from_themselves_and_some_way_from_others(task: Task) -> None:
-    one, other = network()(batch(task)[0]), network(seed=5)(batch(task)[0])
-    assert task.divergence([one], [one]).tolist() == [0.0] * len(one)
-    assert (task.divergence([one], [other]) > 0).all()
+def test_outputs_are_no_way_from_themselves_and_some_way_from_others(case: Case, task: Task) -> None:
+    images = batch(task)[0]
+    one, other = case.network()(images), case.network(seed=5)(images)
+    same, changed = pytree.tree_leaves(one), pytree.tree_leaves(other)
+    assert task.divergence(same, same).tolist() == [0.0] * len(images)
+    assert (task.divergence(same, changed) > 0).all()
     assert task.distillation(one, one, 4.0).item() == pytest.approx(0, abs=1e-6)
     assert task.distillation(one, other, 4.0) > 0
 
 
-def test_the_score_has_the_divergence_as_its_second_moment(task: Task) -> None:
+def test_the_score_has_the_divergence_as_its_second_moment(case: Case, task: Task) -> None:
     torch.manual_seed(0)
-    one = torch.randn(1, 5)
-    outputs = one.expand(4000, -1).clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(task.score([outputs], 1.0, torch.Generator().manual_seed(0)), [outputs])
-    change = 0.01 * torch.randn(1, 5)
-    predicted = 0.5 * (gradient * change).sum(1).square().mean()
-    assert float(predicted) == pytest.approx(float(task.divergence([one], [one + change])[0]), rel=0.15)
+    one = [torch.randn(1, *shape) for shape in case.outputs]
+    outputs = [part.expand(4000, *part.shape[1:]).clone().requires_grad_(True) for part in one]
+    gradients = torch.autograd.grad(task.score(outputs, 1.0, torch.Generator().manual_seed(0)), outputs)
+    changes = [0.01 * torch.randn_like(part) for part in one]
+    along = sum((found * change).flatten(1).sum(1) for found, change in zip(gradients, changes, strict=True))
+    assert isinstance(along, Tensor)
+    moved = [part + change for part, change in zip(one, changes, strict=True)]
+    assert float(0.5 * along.square().mean()) == pytest.approx(float(task.divergence(one, moved)[0]), rel=0.15)
 
 
-def test_metrics_are_those_that_are_announced_and_do_not_depend_on_the_batches(task: Task) -> None:
-    outputs, images, targets = outputs_of(task)
+def test_metrics_are_those_that_are_announced_and_do_not_depend_on_the_batches(case: Case, task: Task) -> None:
+    outputs, images, targets = outputs_of(case, task)
     rows = task.observe(outputs, images, targets)
     assert rows.dtype == torch.float32
     metrics = task.summarise(rows)
@@ -115,35 +141,36 @@ def test_metrics_are_those_that_are_announced_and_do_not_depend_on_the_batches(t
     parts, collate = [], task.targets(task.train)
     for positions in torch.arange(64).split(24):
         taken = task.normalize(task.train.images(positions))
-        parts.append(task.observe(network()(taken), taken, collate(positions)))
+        parts.append(task.observe(case.network()(taken), taken, collate(positions)))
     assert task.summarise(torch.cat(parts)) == pytest.approx(metrics)
-    found = evaluate.metrics(network(), task, task.train.subset(torch.arange(64)), batch_size=24)
+    found = evaluate.metrics(case.network(), task, task.train.subset(torch.arange(64)), batch_size=24)
     assert found.values == pytest.approx(metrics)
     assert (found.deciding, found.images) == (found.values[task.metrics[0]], 64)
-    double = evaluate.metrics(network().double(), task, task.train.subset(torch.arange(64)))
+    double = evaluate.metrics(case.network().double(), task, task.train.subset(torch.arange(64)))
     assert double.values == pytest.approx(metrics, rel=1e-4)
 
 
-def test_it_works_in_double_precision_and_in_halves(task: Task) -> None:
-    outputs, images, targets = outputs_of(task)
-    double, _, _ = outputs_of(task, dtype=torch.float64)
+def test_it_works_in_double_precision_and_in_halves(case: Case, task: Task) -> None:
+    outputs, images, targets = outputs_of(case, task)
+    double, _, _ = outputs_of(case, task, dtype=torch.float64)
     loss = task.loss(outputs, images, targets)
     assert loss.dtype == torch.float32
     assert loss.shape == ()
     assert task.loss(double, images, targets).item() == pytest.approx(loss.item(), rel=1e-5)
-    assert task.loss(outputs.bfloat16(), images, targets).dtype == torch.float32
+    halves = pytree.tree_map(Tensor.bfloat16, outputs)
+    assert task.loss(halves, images, targets).dtype == torch.float32
     assert task.summarise(task.observe(double, images, targets)) == pytest.approx(
         task.summarise(task.observe(outputs, images, targets)), rel=1e-5
     )
 
 
-def test_what_does_not_fit_is_refused_by_name(task: Task) -> None:
+def test_what_does_not_fit_is_refused_by_name(case: Case, task: Task) -> None:
     images, _ = batch(task, 1)
-    task.check(network()(images), images)
-    with pytest.raises((ArgumentError, ModelError), match=r"10|outputs"):
-        task.check(network(classes=3)(images), images)
+    task.check(case.network()(images), images)
+    with pytest.raises((ArgumentError, ModelError), match=r"10|outputs|num_classes=3"):
+        task.check(case.network(classes=3)(images), images)
     with pytest.raises((ArgumentError, ModelError)):
-        train.fit(network(classes=3), task, CONFIG)
+        train.fit(case.network(classes=3), task, CONFIG)
     with pytest.raises(ArgumentError, match="train holds no images"):
         task.on(task.train.subset([]))
     with pytest.raises(ArgumentError, match="train must be a Split"):
@@ -172,10 +199,10 @@ def test_augmentation_is_what_one_process_or_several_would_draw(task: Task) -> N
 
 
 def test_one_shot_and_distillation_go_by_the_divergence_of_the_task(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    case: Case, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step that asks how far outputs are apart asks the task."""
-    model, images = network().eval(), batch(task)[0]
+    model, images = case.network().eval(), batch(task)[0]
     graph, asked = cp.trace(model, images[:1]), []
     for name in ("score", "divergence"):
         whole = getattr(task, name)

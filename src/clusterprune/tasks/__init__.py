@@ -6,6 +6,9 @@ A :class:`Task` is what training, methods, searches and studies ask about a netw
 from clusterprune.tasks._base import Task
 from clusterprune.tasks._registry import TASKS
 from clusterprune.tasks.classification import Classification
+from clusterprune.tasks.detection import Detection
+from clusterprune.tasks.multibox import Head, MultiBox
+from clusterprune.tasks.own_head import OwnHead
 from clusterprune.tasks.plain import Plain
 
-__all__ = ["TASKS", "Classification", "Plain", "Task"]
+__all__ = ["TASKS", "Classification", "Detection", "Head", "MultiBox", "OwnHead", "Plain", "Task"]

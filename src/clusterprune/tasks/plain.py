@@ -69,13 +69,7 @@ class Plain(ImageTask):
 
     def distillation(self, outputs: Any, guide: Any, temperature: float) -> Tensor:
         """Return the mean divergence from a teacher's outputs, logits at a temperature: τ²·KL."""
-        parts = [
-            distillation(got, wanted, temperature)
-            if is_logits(wanted)
-            else relative(wanted.float(), got.float()).mean()
-            for got, wanted in _pairs(outputs, guide)
-        ]
-        return torch.stack(parts).sum()
+        return compared(outputs, guide, temperature)
 
     def right(self, outputs: Any, targets: Any) -> Tensor:
         """Fail: no image is simply right or wrong."""
@@ -94,6 +88,21 @@ class Plain(ImageTask):
             return dict.fromkeys(self.metrics)
         total, images = (float(value) for value in rows.double().sum(0))
         return {"agreement": 100 * math.exp(-total / images), "divergence": total / images}
+
+
+def compared(outputs: Any, guide: Any, temperature: float) -> Tensor:
+    """Return the mean divergence of two networks' outputs, each by its kind, logits at a temperature: τ²·KL.
+
+    Raises
+    ------
+    ModelError
+        They are not alike.
+    """
+    parts = [
+        distillation(got, wanted, temperature) if is_logits(wanted) else relative(wanted.float(), got.float()).mean()
+        for got, wanted in _pairs(outputs, guide)
+    ]
+    return torch.stack(parts).sum()
 
 
 def _pairs(outputs: Any, guide: Any) -> list[tuple[Tensor, Tensor]]:
