@@ -27,6 +27,7 @@ _HOMES = {
     "Work": "methods",
     "apply": "surgery.apply",
     "cluster": "methods",
+    "compress": "methods",
     "distil": "methods.distil",
     "export": "exporters",
     "from_hub": "models.hub",

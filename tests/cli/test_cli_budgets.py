@@ -1,8 +1,10 @@
 """Several budgets in one run, and how commands speak."""
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,3 +86,41 @@ def test_explore_writes_a_page_and_says_which_command_gives_a_model(
     # The same images; another way of sharing may be taken where it is compared at this very budget.
     assert made["macs"] == pytest.approx(found["rows"][1]["macs"], rel=0.05)
     assert "there are no images" in cli.fails("explore", "--model", tiny, "--weights", trained, "--out", "other")
+
+
+def test_a_dry_run_checks_all_and_writes_nothing(tiny: str, trained: Path, cli: Cli):
+    given = ["compress", "--model", tiny, "--weights", trained, "--data", "digits", "--dry-run", "--out", "run"]
+    result = cli(*given, "--keep-macs", 0.5)
+
+    assert result.exit_code == 0, result.output
+    assert "go together. Nothing was written." in result.stdout
+    assert "GiB" in result.stdout
+    found = json.loads(cli(*given, "--keep-macs", "0.5,0.4", "--json").stdout)
+    assert found["dry_run"]
+    assert found["seconds"] > 0
+    assert "below what can be reached" in cli.fails(*given, "--keep-macs", 0.0001)
+    assert "more than memory_limit=0.001; " in cli.fails(*given, "--keep-macs", 0.5, "--memory-limit", 0.001)
+    assert not Path("run").exists()
+
+
+def test_a_training_may_be_limited_to_some_images(tiny: str, cli: Cli):
+    given = ["--epochs", 1, "--batch-size", 16, "--limit", 40, "--out", "run", "--json"]
+    result = cli("train", "--model", tiny, "--data", "digits", *given)
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["trained"]["images"] == 40
+
+
+def test_the_shell_completes_commands_and_their_options():
+    def complete(words: str, at: int) -> list[str]:
+        asked = {"_CLUSTERPRUNE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'clusterprune'; from clusterprune.cli import main; main()",
+        ]
+        made = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+        return made.stdout.split()
+
+    assert complete("clusterprune comp", 1) == ["compress", "compare"]
+    assert {"--keep-macs", "--keep-params"} <= {*complete("clusterprune compress --keep", 2)}

@@ -44,7 +44,7 @@ app = typer.Typer(
     ),
     epilog="Start with [bold]clusterprune demo[/bold]: embedded data, under two minutes on two processor cores.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -4,7 +4,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from clusterprune.cli.watching import Watch
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
+from clusterprune.methods.foresight import GIB, Foresight
 from clusterprune.search import begun
 from clusterprune.tables import count
 from clusterprune.train import TrainConfig, here
@@ -100,6 +101,8 @@ def compress(
     validation: options.Validation = 0.1,
     out: options.Out,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    memory_limit: options.MemoryLimit = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
@@ -123,6 +126,9 @@ def compress(
     check_code(context, wanted, trust, resume=resume)
     asked = [Asked.read(wanted | budget) for budget in several or [{}]]
     join(asked[0].training or TrainConfig(device=wanted["device"]))
+    if dry_run:
+        show(*_foresee(wanted, asked))
+        return
     with own_folder(out, resume=resume), Display() as display:
         will_go_on("compress", folder, functools.partial(epochs_on_disk, folder))
         if several:
@@ -178,6 +184,26 @@ class Asked:
             )
         check_weights(wanted)
         return cls(method, settings, training)
+
+
+def _foresee(wanted: dict[str, Any], asked: Sequence[Asked]) -> tuple[dict[str, Any], str]:
+    """Check all that can be checked before any work, and say what is expected."""
+    with Display() as display:
+        timeline, memory = runs.Timeline(display), dict[str, Any]()
+        opened = _open(wanted, asked[0], timeline, display)
+        found: list[Foresight] = []
+        with timeline.phase("look ahead"):
+            for one in asked:
+                work = Work(None, one.training, wanted["seed"], images=opened.images, memory=memory)
+                seen = one.method.foresee(opened.network, work, wanted["memory_limit"])
+                found += [] if seen is None else [seen]
+    told = "Options, model, data and budget go together. Nothing was written."
+    if not found:
+        return {"command": "compress", "dry_run": True, "seconds": None, "bytes": None}, told
+    seconds, most = sum(one.seconds for one in found), max(one.bytes for one in found)
+    training = "" if asked[0].training is None else f", and then {asked[0].training.epochs} epochs of training"
+    told += f" The cut is expected to take about {duration(seconds)} and {most / GIB:.1f} GiB{training}."
+    return {"command": "compress", "dry_run": True, "seconds": round(seconds, 1), "bytes": most}, told
 
 
 def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *, resume: bool) -> dict[str, Any]:
@@ -238,6 +264,8 @@ def _compress(
     )  # fmt: skip
     if not resume:
         processes.once(lambda: runs.write_config(folder, "compress", absolute(wanted) | note_code(wanted)))
+    if wanted["memory_limit"] is not None and not work.has_plan():
+        processes.once(lambda: asked.method.foresee(opened.network, work, wanted["memory_limit"]))
     before = runs.read_log(folder)
     if memory is None:
         will_go_on("compress", folder, lambda: epochs_on_disk(folder, watch.phase))

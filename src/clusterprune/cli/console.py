@@ -66,7 +66,7 @@ def show(result: Mapping[str, Any], *told: Table | str | Text) -> None:
             typer.echo(json.dumps(hidden(result), indent=2))
         return
     for one in told:
-        if not isinstance(one, str) or not quiet():
+        if not isinstance(one, str) or not quiet() or len(told) == 1:
             where.print(one, soft_wrap=not isinstance(one, Table))
 
 

@@ -181,6 +181,24 @@ Resume = Annotated[
         callback=remember_resume,
     ),
 ]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="GIB",
+        help="Refuse at once what would take more, beside the network and the program.",
+        rich_help_panel="Run",
+        show_default="none",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check options, model, data and budget, say what time and memory are expected, and write nothing.",
+        rich_help_panel="Run",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option("--seed", min=0, metavar="N", help="The same seed gives the same result.", rich_help_panel="Run"),

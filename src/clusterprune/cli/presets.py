@@ -10,7 +10,7 @@ from clusterprune.files.credentials import without_passwords
 from clusterprune.runs import read_config
 
 # What a file never decides: where to write, and what belongs to one call alone.
-_ONCE = frozenset({"out", "resume", "config", "debug", "as_json", "quiet", "trust"})
+_ONCE = frozenset({"out", "resume", "config", "debug", "as_json", "quiet", "dry_run", "trust"})
 # What a file says beside options.
 _BESIDE = ("clusterprune", "command", "code", "method_code")
 _META = "clusterprune.presets"

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,16 @@ def train(
             rich_help_panel="Data",
         ),
     ] = "crop_flip",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Use so many images of each split, for a trial.",
+            rich_help_panel="Data",
+            show_default="all",
+        ),
+    ] = None,
     epochs: Annotated[int, _training("--epochs", "Passes over the training images.", metavar="N")] = 200,
     batch_size: Annotated[int, _training("--batch-size", "Images per step.", metavar="N")] = 128,
     lr: Annotated[float, _training("--lr", "Peak learning rate.", metavar="RATE")] = 0.1,
@@ -219,6 +230,9 @@ def _open(wanted: dict[str, Any], settings: TrainConfig, display: Display) -> tu
         classes = classes or len(dataset.classes)
     subject = open_model(spec, located, num_classes=classes, device=device, seed=wanted["seed"])
     dataset = fit_classes(subject, at_size(dataset, spec), wanted["classes"], display.line)
+    if (limit := wanted["limit"]) is not None:
+        few = {name: data.sample(split, min(limit, len(split)), 0) for name, split in dataset.splits.items()}
+        dataset = replace(dataset, splits=few)
     # Noted, so that the run's folder is enough to build the model again.
     wanted["num_classes"] = classes
     return subject, dataset, origin_of(spec, classes, located, dataset)

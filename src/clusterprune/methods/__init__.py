@@ -7,6 +7,7 @@ from clusterprune.methods._base import Method
 from clusterprune.methods._registry import METHODS, find
 from clusterprune.methods._work import Network, Outcome, Work
 from clusterprune.methods.clustered import cluster
+from clusterprune.methods.compressing import compress
 from clusterprune.methods.cp import CP
 from clusterprune.methods.cuts import ClusterCut, CriterionCut, Cut, Keep, OneShotCut
 from clusterprune.methods.icp import ICP
@@ -38,6 +39,7 @@ __all__ = [
     "SoftPruning",
     "Work",
     "cluster",
+    "compress",
     "find",
     "inner_groups",
     "measure",

@@ -17,6 +17,7 @@ from clusterprune.files.locking import alone
 from clusterprune.files.writing import run_folder
 from clusterprune.methods._settings import read_settings
 from clusterprune.methods._work import Network, Outcome, Work, silent, untold, unwatched
+from clusterprune.methods.foresight import Foresight
 from clusterprune.plan import digest_of
 from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig
@@ -165,6 +166,22 @@ class Method:
                 f"validation: method={self.name!r} compares structures on held-out images; hold some out of the "
                 "training set"
             )
+
+    def foresee(self, network: Network, work: Work, memory_limit: float | None = None) -> Foresight | None:
+        """Check what can be checked of a network before any work, and say what is expected, where that is known.
+
+        Parameters
+        ----------
+        memory_limit
+            GiB that a cut may take.
+
+        Raises
+        ------
+        BudgetError
+            If a target, or the limit, cannot be met.
+        """
+        del network, work, memory_limit
+        return None
 
     def asked(self, network: Network, task: Task | None, work: Work) -> dict[str, Any]:
         """Return what a run is asked for, as JSON has it: what it may be resumed with."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import Tensor
 
 from clusterprune.arguments import shown
-from clusterprune.budget.allocation import check_fraction
+from clusterprune.budget.allocation import CostModel, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.criteria import CriterionName
 from clusterprune.errors import ArgumentError
@@ -22,7 +22,9 @@ from clusterprune.merge import FreeMergingName, MergingName
 from clusterprune.methods._settings import BUDGET, fixed, option, read_clustering
 from clusterprune.methods.budget import Budget, read_budget
 from clusterprune.methods.clustered import cluster
+from clusterprune.methods.foresight import Foresight, check_memory, foresee
 from clusterprune.methods.layers import inner_groups, published_layers
+from clusterprune.methods.meeting import check_reachable
 from clusterprune.methods.oneshot import OneShot, oneshot
 from clusterprune.methods.planner import measure
 from clusterprune.methods.prune_by import Scope, prune_by
@@ -97,6 +99,23 @@ class Cut(Protocol):
         progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for many budgets, having measured once whatever does not depend on them."""
+        ...
+
+    def foresee(
+        self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None
+    ) -> Foresight | None:
+        """Check that the target can be met, and say what planning takes with so many images, where that is known.
+
+        Parameters
+        ----------
+        memory_limit
+            GiB that it may take.
+
+        Raises
+        ------
+        BudgetError
+            If the target, or the limit, cannot be met.
+        """
         ...
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
@@ -194,6 +213,13 @@ class ClusterCut:
         """Return what plans for a budget; nothing is common to several."""
         return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
 
+    def foresee(
+        self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None
+    ) -> Foresight | None:
+        """Check nothing: what clusters can leave is known only from images."""
+        del graph, keep, images, memory_limit
+        return None
+
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
         return inner_layers(graph, tied=True) if self.layers == "inner" else graph
@@ -241,6 +267,16 @@ class OneShotCut(OneShot):
         del labels
         made = measure(self.layers_of(graph), images, config=self, seed=seed, progress=progress)
         return lambda keep: made.plan(progress=progress, **keep.arguments())
+
+    def foresee(
+        self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None
+    ) -> Foresight | None:
+        """Check that the target can be met within the limit, and say what it takes."""
+        part = self.layers_of(graph)
+        check_reachable(CostModel(part), read_budget(keep.arguments()), part.prunable)
+        if memory_limit is not None:
+            check_memory(part, images, self, memory_limit)
+        return foresee(part, images, self)
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""
@@ -296,6 +332,15 @@ class CriterionCut:
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for a budget; nothing is common to several."""
         return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
+
+    def foresee(
+        self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None
+    ) -> Foresight | None:
+        """Check that the target can be met."""
+        del images, memory_limit
+        part = self.layers_of(graph)
+        check_reachable(CostModel(part), read_budget(keep.arguments()), part.prunable)
+        return None
 
     def layers_of(self, graph: ChannelGraph) -> ChannelGraph:
         """Return the graph as it is cut."""

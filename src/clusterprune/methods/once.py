@@ -29,6 +29,7 @@ from clusterprune.methods._settings import BUDGET, option
 from clusterprune.methods._work import PLAN_NAME, Network, Outcome, Work, score, trained_record
 from clusterprune.methods.cuts import CriterionCut, Cut, Keep, OneShotCut
 from clusterprune.methods.distil import distil
+from clusterprune.methods.foresight import Foresight
 from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import few
@@ -120,6 +121,12 @@ class CutOnce(Method):
     def looks(self) -> bool:
         """Whether it looks at images, and not at such as it makes."""
         return not self.data_free
+
+    def foresee(self, network: Network, work: Work, memory_limit: float | None = None) -> Foresight | None:
+        """Check that the target can be met, and say what the cut takes; not what a training does."""
+        graph = work.remembered("graph", network.graph).freeze(self.ignore)
+        images = self.images if work.images is None else min(self.images, len(work.images))
+        return self.cut.foresee(graph, self.keep, images, memory_limit)
 
     def compress(self, network: Network, task: Task | None, work: Work) -> Outcome:
         """Cut once; then distil and train, if asked to."""
