@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from clusterprune import data, runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import console, table
+from clusterprune.cli.console import show, table
 from clusterprune.cli.opening import absolute, open_task, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
@@ -113,7 +114,7 @@ def study(
 ) -> None:
     """Sweep over what a figure of the papers shows, and draw it: study.csv, study.json, figure.svg, figure.png."""
     if listing:
-        console().print(_table())
+        show({"studies": list(figures.STUDIES)}, _table())
         return
     wanted = chosen(context)
     del wanted["listing"]
@@ -141,10 +142,10 @@ def study(
             noted = absolute(wanted) | (note_code(wanted) if kind.looks else {})
             runs.write_config(folder, "study", noted)
         found = figures.run(made, subject, folder, about={"limit": wanted["limit"]})
-    console().print(f"{kind.shows}. The paper: {kind.finding}")
-    if found.verdict:
-        console().print(f"Here: {found.verdict}")
-    console().print(f"Written to {found.folder}: study.csv, study.json, figure.svg and figure.png.")
+    told = [Text(f"{kind.shows}. The paper: {kind.finding}")]
+    told += [Text(f"Here: {found.verdict}")] if found.verdict else []
+    written = f"Written to {found.folder}: study.csv, study.json, figure.svg and figure.png."
+    show({"study": name, "folder": str(found.folder), "verdict": found.verdict}, *told, written)
 
 
 def _subject(
