@@ -36,8 +36,8 @@ clusterprune explore --model torchvision:resnet50 --weights W --calibration phot
 PAGE_NAME = "explore.html"
 BUDGETS = "0.95,0.9,0.85,0.8,0.75,0.7,0.6,0.5,0.4,0.3"
 NOTE = (
-    "Kernels were fitted for a short while and on few images for this page, and the metric is of {images} images that "
-    "no choice has seen: what the command makes is most often better. Times are of this machine."
+    "Kernels were fitted for a short while and on few images for this page, and the metric is of {images} images "
+    "{seen}: what the command makes is most often better. Times are of this machine."
 )
 
 
@@ -114,7 +114,10 @@ def explore(
 def _explore(
     wanted: dict[str, Any], opened: Opened, shares: Sequence[float], timeline: runs.Timeline, display: Display
 ) -> dict[str, Any]:
-    """Return the content of ``result.json``: of every budget, and of the whole network as the last row."""
+    """Return the content of ``result.json``: of every budget, and of the whole network as the last row.
+
+    The metric is of training images, never of test images, for a budget is chosen by it.
+    """
     network, task = opened.network, opened.task
     assert task is not None  # noqa: S101 (there are images)
     with timeline.phase("trace"):
@@ -123,9 +126,10 @@ def _explore(
     split = task.train if opened.images is None else opened.images
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(wanted["seed"]))
     looked_at, others = order[: wanted["images"]], order[wanted["images"] :]
-    if split is not task.train:
+    if wanted["calibration"] is not None and wanted["data"] is not None:
         others = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(wanted["seed"]))
-    if not len(others):
+    apart = len(others) > 0
+    if not apart:
         display.line("There are no images beside those that are looked at, so the metric is of these.", "yellow")
         others = looked_at
     pixels = task.normalize(split.subset(looked_at).load()[0]).to(network.example.device)
@@ -167,7 +171,7 @@ def _explore(
             f"Input {shown}; {len(looked_at)} images looked at, seed {wanted['seed']}, "
             f"{str(network.example.device.type).upper()} with {torch.get_num_threads()} thread(s)."
         ),
-        "note": NOTE.format(images=len(held_out)),
+        "note": NOTE.format(images=len(held_out), seen="that no choice has seen" if apart else "that were looked at"),
         "metric": {"name": task.metrics[0], "unit": " %"},
         "latency": {"batch": wanted["latency_batch"]},
         "rows": rows,
