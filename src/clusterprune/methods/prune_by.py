@@ -182,7 +182,7 @@ def share(
     found
         Scores by group, divided by their mean and put into one order; None keeps the same fraction everywhere.
     """
-    counted: Quantity = next(iter(targets), "macs")
+    counted: Quantity = next(iter(targets)) if targets else "macs"
     per_channel = cost.gradient(counted, cost.widths)
     losses = {}
     for index, group in enumerate(cost.graph.groups):
