@@ -160,7 +160,7 @@ def _read(wanted: dict[str, Any]) -> tuple[list[Contender], list[int], TrainConf
     check_fraction("keep_macs", wanted["keep_macs"])
     seeds = read_seeds(wanted["seeds"])
     fields = {name: wanted[name] for name in TrainConfig.model_fields if name in wanted}
-    training = TrainConfig(**{**BASE.model_dump(), **fields})
+    training = BASE.changed(**fields)
     contenders = [Contender.read(text) for text in wanted["methods"].split(",")]
     for contender in contenders:
         method, own = method_of(contender, wanted["keep_macs"], training, published=wanted["published"])

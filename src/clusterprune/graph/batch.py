@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 """Which numbers in an exported graph are the batch size in disguise.
 
 `torch.export` writes the example's batch size into views, expands and new tensors, also times a number of heads
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
 from clusterprune.graph.export import export
+from clusterprune.graph.nest import is_sequence, like
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.ops.shape import VIEW_AS
 
@@ -99,8 +101,8 @@ def call_with_batch(rebuilt: fx.Graph, images: fx.Node, args: Any) -> Any:
         factor, rest = divmod(args.traced, args.size)
         whole = rebuilt.call_function(operator.mul, (length, args.traced if rest else factor))
         return rebuilt.call_function(operator.floordiv, (whole, args.size)) if rest else whole
-    if isinstance(args, (tuple, list)):
-        return type(args)([call_with_batch(rebuilt, images, part) for part in args])
+    if is_sequence(args):
+        return like(args, (call_with_batch(rebuilt, images, part) for part in args))
     return args
 
 
@@ -110,9 +112,9 @@ def _one_more(tensor: Tensor) -> Tensor:
 
 def _mark(value: Any, twin: Any, size: int, source: str) -> tuple[Any, bool]:
     """Mark the numbers that follow the batch; the flag says that one differs without being a multiple."""
-    if isinstance(value, (tuple, list)) and isinstance(twin, (tuple, list)) and len(value) == len(twin):
+    if is_sequence(value) and is_sequence(twin) and len(value) == len(twin):
         parts = [_mark(v, t, size, source) for v, t in zip(value, twin, strict=True)]
-        return type(value)([part for part, _ in parts]), any(stray for _, stray in parts)
+        return like(value, (part for part, _ in parts)), any(stray for _, stray in parts)
     if isinstance(value, fx.Node) or value == twin:
         return value, False
     if isinstance(value, int) and isinstance(twin, int) and value * (size + 1) == twin * size:
@@ -123,8 +125,8 @@ def _mark(value: Any, twin: Any, size: int, source: str) -> tuple[Any, bool]:
 def _overlay(value: Any, marked: Any) -> Any:
     if isinstance(marked, Batch):
         return replace(marked, traced=value)  # a cut may have changed the number
-    if isinstance(marked, (tuple, list)) and isinstance(value, (tuple, list)) and len(marked) == len(value):
-        return type(value)([_overlay(v, m) for v, m in zip(value, marked, strict=True)])
+    if is_sequence(marked) and is_sequence(value) and len(marked) == len(value):
+        return like(value, (_overlay(v, m) for v, m in zip(value, marked, strict=True)))
     return value
 
 

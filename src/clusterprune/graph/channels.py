@@ -287,7 +287,7 @@ def _headline(graph: ChannelGraph, whole: int) -> str:
 
 def _not_understood(graph: ChannelGraph) -> list[str]:
     """Return lines about operations without a rule, parameters without a use, and training that was not followed."""
-    lines = []
+    lines: list[str] = []
     if graph.unknown:
         lines.append("operations without a rule (what they read is frozen):")
         lines += [f"  {name}: at {few(nodes)}" for name, nodes in graph.unknown.items()]

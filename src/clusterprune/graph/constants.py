@@ -4,12 +4,13 @@ Joined to maps or added to them, a tensor of one number (:class:`~clusterprune.g
 where the others have theirs.
 """
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import spread, varying_dims
+from clusterprune.graph.nest import leaves, map_leaves
 from clusterprune.graph.ops import op_of, shape_of
 from clusterprune.graph.ops.creation import Uniform
 from clusterprune.graph.ops.parts import JOIN
@@ -18,10 +19,10 @@ from clusterprune.graph.walk import Walk
 
 def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any]) -> Any:
     """Give every waiting tensor among a call's arguments labels along the dimension where the others have theirs."""
-    waiting = [value for value in _flat(nest) if isinstance(value, Uniform)]
+    waiting = [value for value in leaves(nest) if isinstance(value, Uniform)]
     if not waiting:
         return nest
-    known = [value for value in _flat(nest) if isinstance(value, Tensor)]
+    known = [value for value in leaves(nest) if isinstance(value, Tensor)]
     dim = _channel_dim(walk, node, known)
     for uniform in waiting:
         here = len(uniform.shape) - len(shape_of(node)) + dim if dim is not None else None
@@ -31,7 +32,7 @@ def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any
             values[uniform.name] = spread(walk.space.new(uniform.shape[here]), here, uniform.shape)
         else:
             values[uniform.name] = walk.space.opaque(uniform.shape, uniform.reason)
-    return _replace(nest, values)
+    return map_leaves(lambda leaf: values[leaf.name] if isinstance(leaf, Uniform) else leaf, nest)
 
 
 def settle_all(walk: Walk, values: MutableMapping[str, Any]) -> None:
@@ -47,7 +48,7 @@ def _channel_dim(walk: Walk, node: fx.Node, known: list[Any]) -> int | None:
     if not isinstance(made, Tensor):
         return None
     rank = made.ndim
-    found = set()
+    found: set[int] = set()
     for value in known:
         if not walk.space.all_opaque(value) and value.ndim <= rank:
             found |= {dim + rank - value.ndim for dim in varying_dims(walk.space.root_tensor(value))}
@@ -58,23 +59,3 @@ def _channel_dim(walk: Walk, node: fx.Node, known: list[Any]) -> int | None:
         return dim % rank if isinstance(dim, int) else None
     # Nothing to go by: channels come second.
     return 1 if not found and rank > 1 else None
-
-
-def _flat(nest: Any) -> Iterable[Any]:
-    if isinstance(nest, (tuple, list)):
-        for part in nest:
-            yield from _flat(part)
-    elif isinstance(nest, dict):
-        yield from _flat(tuple(nest.values()))
-    else:
-        yield nest
-
-
-def _replace(nest: Any, values: MutableMapping[str, Any]) -> Any:
-    if isinstance(nest, Uniform):
-        return values[nest.name]
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_replace(part, values) for part in nest)
-    if isinstance(nest, dict):
-        return {key: _replace(part, values) for key, part in nest.items()}
-    return nest

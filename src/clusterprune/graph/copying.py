@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Copies of all that hangs on a module, down to closures and global variables."""
 
 import copy

@@ -4,7 +4,9 @@ import operator
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
+from clusterprune.graph.nest import schema_of
 from clusterprune.graph.ops import op_of
 
 aten = torch.ops.aten
@@ -24,10 +26,10 @@ def _without_effect(node: fx.Node) -> bool:
     target, op = node.target, op_of(node)
     if target is operator.getitem:
         return True
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return False
     packet = target.overloadpacket
     if packet is aten._assert_tensor_metadata:
         return True
     layer = op is not None and op.layer
-    return not target._schema.is_mutable and not packet.__name__.startswith(("_assert", "sym_")) and not layer
+    return not schema_of(target).is_mutable and not packet.__name__.startswith(("_assert", "sym_")) and not layer

@@ -4,7 +4,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import TraceError
 from clusterprune.graph.dead import drop_dead_code
+from clusterprune.graph.nest import is_mapping, is_sequence
 from clusterprune.graph.regions import flatten_regions
 from clusterprune.graph.throwaway import throwaway
 
@@ -92,7 +93,7 @@ _NO_STACKS = "do_not_emit_stack_traces"
 
 
 @contextmanager
-def silence() -> Iterator[None]:
+def silence() -> Generator[None, None, None]:
     """Keep the exporter's warnings, log and prints to itself: what a user needs to know is in our errors."""
     loggers = [logging.getLogger("torch")]
     loggers += [
@@ -165,9 +166,9 @@ def _shape(value: Any) -> str:
     """Describe an input without the numbers in it."""
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return f"[{', '.join(map(_shape, value))}]"
-    if isinstance(value, dict):
+    if is_mapping(value):
         return "{" + ", ".join(f"{key}: {_shape(part)}" for key, part in value.items()) + "}"
     text = repr(value)
     return text if len(text) <= _LONG else type(value).__name__

@@ -141,7 +141,7 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
     sketches = sorted(_sketches(walk), key=first_made)
     for sketch in (part for whole in sketches for part in _balanced(walk, whole, blocks, conflicts)):
         labels = sketch.labels
-        uses = {"producer": [], "carrier": [], "column": []}
+        uses: dict[str, list[Use]] = {"producer": [], "carrier": [], "column": []}
         for (path, dim), positions in sketch.positions.items():
             known: Slice = walk.slices[path, dim]
             kind = "column" if known.role == "column" else "producer" if path in layer_weights else "carrier"
@@ -179,6 +179,9 @@ class _Sketch:
     why_frozen: str | None
 
 
+BlockKey = tuple[tuple[int, int], ...]
+"""In which block of each partition a label stands."""
+
 _UNEQUAL = "its channels are spread unequally over the groups of a grouped convolution"
 
 
@@ -214,7 +217,7 @@ def _balanced(
     return sorted(found, key=lambda part: part.why_frozen is not None)
 
 
-def _transversal(walk: Walk, counts: Mapping[tuple, int]) -> list[tuple]:
+def _transversal(walk: Walk, counts: Mapping[BlockKey, int]) -> list[BlockKey]:
     """Choose blocks that together meet every group of every grouped convolution once; the smallest as large as can be.
 
     Returns nothing where there are no such blocks.
@@ -225,7 +228,7 @@ def _transversal(walk: Walk, counts: Mapping[tuple, int]) -> list[tuple]:
         return []
     size = sizes.pop()
 
-    def extend(chosen: list[tuple], candidates: list[tuple]) -> list[tuple]:
+    def extend(chosen: list[BlockKey], candidates: list[BlockKey]) -> list[BlockKey]:
         if len(chosen) == size:
             return chosen
         for key in candidates:
@@ -269,13 +272,13 @@ def _sketches(walk: Walk) -> list[_Sketch]:
     for index, (start, stop) in enumerate(bounds):
         why = walk.space.why_frozen(int(labels[index]))
         alike.setdefault((key[start:stop].tobytes(), shown[start:stop].tobytes(), why), []).append(index)
-    sketches = []
+    sketches: list[_Sketch] = []
     for (_, _, why), members in alike.items():
         start, stop = bounds[members[0]]
         used, columns = np.unique(key[start:stop], return_index=True)
         places = np.stack([place[slice(*bounds[index])] for index in members])
         parts = np.split(places, columns[1:], axis=1)
-        positions = {keys[number]: part for number, part in zip(used, parts, strict=True)}
+        positions = {keys[int(number)]: part for number, part in zip(used, parts, strict=True)}
         sketches.append(_Sketch(labels[members].tolist(), positions, why))
     return sketches
 
@@ -301,9 +304,9 @@ def _blocks(walk: Walk) -> tuple[dict[int, dict[int, int]], dict[int, str]]:
     return blocks, conflicts
 
 
-def _even_keys(walk: Walk, keys: list[dict[int, int]]) -> list[tuple]:
+def _even_keys(walk: Walk, keys: list[dict[int, int]]) -> list[BlockKey]:
     """Drop the soft partitions (chunks) that a group does not fill evenly: those are rewired instead."""
-    dropped = set()
+    dropped: set[int] = set()
     for number in {number for key in keys for number in key}:
         partition = walk.partitions[number]
         counts = np.bincount([key.get(number, partition.blocks) for key in keys], minlength=partition.blocks + 1)
@@ -312,9 +315,9 @@ def _even_keys(walk: Walk, keys: list[dict[int, int]]) -> list[tuple]:
     return [tuple(sorted((n, b) for n, b in key.items() if n not in dropped)) for key in keys]
 
 
-def _codes(keys: list[tuple]) -> np.ndarray:
+def _codes(keys: list[BlockKey]) -> np.ndarray:
     """Number the distinct block keys in order of first appearance."""
-    seen: dict[tuple, int] = {}
+    seen: dict[BlockKey, int] = {}
     return np.array([seen.setdefault(key, len(seen)) for key in keys])
 
 

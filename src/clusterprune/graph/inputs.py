@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clusterprune.arguments import tensors_in, type_name
 from clusterprune.errors import ArgumentError
+from clusterprune.graph.nest import is_mapping, is_sequence
 
 ENOUGH = 1024
 """Images that are read from what could go on; more of them change nothing (see the benchmarks)."""
@@ -72,7 +73,7 @@ def gather(images: Any, examples: Sequence[Tensor], *, limit: int = ENOUGH, seed
 
 def _is_one_of_each(images: Any, examples: Sequence[Tensor]) -> bool:
     """Tell whether there is one tensor for each input."""
-    if not (isinstance(images, (tuple, list)) and len(images) == len(examples)):
+    if not (is_sequence(images) and len(images) == len(examples)):
         return False
     fits = (isinstance(part, Tensor) and part.ndim == e.ndim for part, e in zip(images, examples, strict=True))
     return all(fits)
@@ -81,7 +82,7 @@ def _is_one_of_each(images: Any, examples: Sequence[Tensor]) -> bool:
 def _is_batch(images: Any, examples: Sequence[Tensor]) -> bool:
     """Tell whether it is inputs with their labels: tensors of another kind behind as many as the network has inputs."""
     count = len(examples)
-    if not (isinstance(images, (tuple, list)) and len(images) == count + 1):
+    if not (is_sequence(images) and len(images) == count + 1):
         return False
     labels = images[count]
     return _is_one_of_each(images[:count], examples) and isinstance(labels, Tensor) and labels.ndim < examples[0].ndim
@@ -91,7 +92,7 @@ def _is_iterable(images: Any) -> bool:
     """Tell whether it may hold batches: neither pixels nor names, nor a network, nor a split that is not normalised."""
     if isinstance(images, (str, bytes, Mapping, np.ndarray, nn.Module)) or hasattr(images, "batches"):
         return False
-    if isinstance(images, (tuple, list)) and any(isinstance(part, np.ndarray) for part in images):
+    if is_sequence(images) and any(isinstance(part, np.ndarray) for part in images):
         return False
     return isinstance(images, Iterable)
 
@@ -112,15 +113,15 @@ def _items(dataset: Any, limit: int, seed: int) -> Iterable[Any]:
 def _inputs_of(batch: Any, examples: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the network's inputs out of a batch or an item, without labels and whatever else is with them."""
     count = len(examples)
-    if isinstance(batch, Mapping):
-        names = [name for name in _NAMES if isinstance(batch.get(name), Tensor)]
-        if count == 1 and names:
-            return (_checked(batch[names[0]], examples[0]),)
+    if is_mapping(batch):
+        found = [batch[name] for name in _NAMES if isinstance(batch.get(name), Tensor)]
+        if count == 1 and found:
+            return (_checked(found[0], examples[0]),)
         raise ArgumentError(
             f"a batch of images is a mapping of {', '.join(map(str, batch))}, which does not say where its images are; "
             "give tensors, such as (batch['pixels'] for batch in loader)"
         )
-    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    parts = batch if is_sequence(batch) else (batch,)
     if len(parts) < count or not all(isinstance(part, Tensor) for part in parts[:count]):
         raise ArgumentError(f"images holds {_told_of(batch)} where a batch of tensors is wanted; {_REMEDY}")
     return tuple(_checked(part, example) for part, example in zip(parts, examples, strict=False))
@@ -140,5 +141,5 @@ _REMEDY = "to_tensor of torchvision.transforms.v2 makes one of a picture, and no
 
 
 def _told_of(batch: Any) -> str:
-    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    parts = batch if is_sequence(batch) else (batch,)
     return ", ".join(sorted({type_name(part) for part in parts})) or "nothing"

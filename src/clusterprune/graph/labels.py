@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Channel labels: integers that say which channel every element of an activation belongs to.
 
 A label is born where a layer makes a channel, travels with the data, and is *united* with another label

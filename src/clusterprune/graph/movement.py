@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Data movement: operations that only rearrange elements are *executed on the labels themselves*.
 
 So channel shuffle, concatenation, zero-padded shortcuts and flattening need no rule of their own. What
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.graph.labels import LabelSpace, collapse, spread, varying_dims
+from clusterprune.graph.nest import arguments_by_name, is_sequence, like
 
 aten = torch.ops.aten
 
@@ -35,7 +37,7 @@ def move(
     packet = target.overloadpacket  # type: ignore[attr-defined]
     if packet in (aten.cat, aten.concat, aten.concatenate):
         return enforce_grid(space, _cat(args, kwargs))
-    a = _by_name(target, args, kwargs)
+    a = arguments_by_name(target, args, kwargs)
     by_number = _dims_by_number(packet, a)
     if by_number and not _whole_roll(packet, a):
         varying = set(varying_dims(space.root_tensor(args[0])))
@@ -60,18 +62,12 @@ def move(
         space.unite_along(args[0].unflatten(-3, (-1, args[1] ** 2)), -3)
     if packet is aten.channel_shuffle:
         space.unite_along(args[0].unflatten(1, (args[1], -1)), 1)
-    if isinstance(result, (tuple, list)):
-        return type(result)(enforce_grid(space, part) for part in result)
+    if is_sequence(result):
+        return like(result, (enforce_grid(space, part) for part in result))
     return enforce_grid(space, result, prefer if packet in _SPLITS else frozenset)
 
 
 _SPLITS = frozenset({aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, aten.view_as, aten.reshape_as})
-
-
-def _by_name(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    schema = target._schema.arguments
-    named = {argument.name: argument.default_value for argument in schema}
-    return {**named, **dict(zip((argument.name for argument in schema), args, strict=False)), **kwargs}
 
 
 def _dims_by_number(packet: Any, a: dict[str, Any]) -> set[int]:
@@ -115,7 +111,7 @@ def _index(labels: Tensor, indices: list[Tensor | None]) -> Tensor:
     for dim, index in enumerate(indices):
         if index is not None:
             labels = labels.narrow(dim, 0, 1)
-    lengths = torch.broadcast_shapes(*(index.shape for index in indices if index is not None))
+    lengths: torch.Size = torch.broadcast_shapes(*(index.shape for index in indices if index is not None))
     nothing = torch.zeros([1] * len(lengths), dtype=torch.int64)
     result = labels[tuple(slice(None) if index is None else nothing for index in indices)]
     picked = [dim for dim, index in enumerate(indices) if index is not None]
@@ -126,7 +122,7 @@ def _index(labels: Tensor, indices: list[Tensor | None]) -> Tensor:
 
 def _harmless(labels: Tensor, result: Any) -> bool:
     """Tell whether a movement left the order of the channels alone."""
-    parts = result if isinstance(result, (tuple, list)) else [result]
+    parts = result if is_sequence(result) else [result]
     before = _order(labels)
     return all((after := _order(part)).shape == before.shape and bool((after == before).all()) for part in parts)
 
@@ -169,7 +165,7 @@ def pad(space: LabelSpace, labels: Tensor, amounts: list[int], *, constant: bool
         length = labels.shape[dim]
         if dim in varying and constant:
             shape = list(labels.shape)
-            parts = []
+            parts: list[Tensor] = []
             for amount, inside in ((before, False), (length, True), (after, False)):
                 if inside:
                     start, stop = max(0, -before), length - max(0, -after)
@@ -202,7 +198,7 @@ def enforce_grid(space: LabelSpace, labels: Tensor, prefer: Callable[[], Collect
     if len(dims) < 2:
         return roots.expand(labels.shape)
     # Channels that run into rows and columns of an image (a latent vector viewed as maps) stay channels.
-    spatial = {roots.ndim - 2, roots.ndim - 1} if roots.ndim >= 4 else set()
+    spatial = {roots.ndim - 2, roots.ndim - 1} if roots.ndim >= 4 else set[int]()
     wanted = [dim for dim in prefer() if dim in dims] or dims
     free = max(wanted, key=lambda dim: (dim not in spatial, roots.shape[dim], dim))
     for dim in dims:

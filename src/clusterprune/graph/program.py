@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import ModelError
 from clusterprune.graph.batch import Batch, follow_batch
 from clusterprune.graph.channels import ChannelGraph
+from clusterprune.graph.nest import leaves, map_leaves
 from clusterprune.graph.ops import named_arguments, op_of
+from clusterprune.graph.put_back import seeded
 
 aten = torch.ops.aten
 
@@ -118,7 +120,8 @@ class Program:
         self.index = {step.name: position for position, step in enumerate(self.steps)}
         # The first input says how many images there are.
         self.differentiable = differentiable(graph.fx)
-        self.kept = {*_names(self.output), *self.user_inputs[:1], *self.differentiable}
+        outputs = {leaf.name for leaf in leaves(self.output) if isinstance(leaf, Ref)}
+        self.kept = {*outputs, *self.user_inputs[:1], *self.differentiable}
 
     def start(
         self, state: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
@@ -252,8 +255,7 @@ class _Seeded:
         devices = {leaf.device for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         devices |= {kwargs["device"]} if isinstance(kwargs.get("device"), torch.device) else set()
         numbers = {device.index or 0 for device in devices if device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(numbers)):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed, numbers):
             return self.target(*args, **kwargs)
 
 
@@ -268,7 +270,7 @@ def written_placeholders(graph: fx.Graph) -> list[str]:
             continue
         schema = getattr(node.target, "_schema", None)
         if node.op != "call_function" or schema is None:
-            behind[node] = set().union(*(behind.get(source, set()) for source in node.all_input_nodes))
+            behind[node] = set[fx.Node]().union(*(behind.get(source, set()) for source in node.all_input_nodes))
             continue
         op, given = op_of(node), named_arguments(node)
         targets = [given[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
@@ -277,8 +279,8 @@ def written_placeholders(graph: fx.Graph) -> list[str]:
         for source in pytree.tree_leaves(targets):
             written |= behind.get(source, set())
         aliases = (op is not None and op.keeps_elements) or any(r.alias_info is not None for r in schema.returns)
-        sources = node.all_input_nodes if aliases else []
-        behind[node] = set().union(*(behind.get(source, set()) for source in sources))
+        sources = node.all_input_nodes if aliases else list[fx.Node]()
+        behind[node] = set[fx.Node]().union(*(behind.get(source, set()) for source in sources))
     return [node.name for node in graph.nodes if node in written]
 
 
@@ -304,32 +306,13 @@ def _is_private(node: fx.Node) -> bool:
 
 
 def _refs(nest: Any) -> Any:
-    if isinstance(nest, Ref):
-        return nest
-    if isinstance(nest, fx.Node):
-        return Ref(nest.name)
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_refs(part) for part in nest) if type(nest) in (tuple, list) else tuple(map(_refs, nest))
-    if isinstance(nest, dict):
-        return {key: _refs(part) for key, part in nest.items()}
-    return nest
-
-
-def _names(nest: Any) -> list[str]:
-    if isinstance(nest, Ref):
-        return [nest.name]
-    if isinstance(nest, (tuple, list)):
-        return [name for part in nest for name in _names(part)]
-    return []
+    return map_leaves(lambda leaf: Ref(leaf.name) if isinstance(leaf, fx.Node) else leaf, nest)
 
 
 def _resolve(nest: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(nest, Ref):
-        return values[nest.name]
-    if isinstance(nest, Batch):
-        return nest.resolve(len(values[nest.source]))
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_resolve(part, values) for part in nest)
-    if isinstance(nest, dict):
-        return {key: _resolve(part, values) for key, part in nest.items()}
-    return nest
+    def value_of(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return values[leaf.name]
+        return leaf.resolve(len(values[leaf.source])) if isinstance(leaf, Batch) else leaf
+
+    return map_leaves(value_of, nest)

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from clusterprune.graph.constants import settle, settle_all
 from clusterprune.graph.export import Exported
 from clusterprune.graph.labels import varying_dims
 from clusterprune.graph.movement import move
+from clusterprune.graph.nest import is_sequence, leaves, map_leaves
 from clusterprune.graph.ops import named_arguments, op_of, op_of_target
 from clusterprune.graph.ops.attention import dims_of_heads
 from clusterprune.graph.ops.creation import Uniform, expanded
@@ -56,11 +58,12 @@ def propagate(walk: Walk, exported: Exported) -> dict[str, Any]:
             values[node.name] = _call(walk, node, values)
         elif node.op == "output":
             outputs = settle(walk, node, fx.map_arg(node.args, lambda n: values[n.name]), values)
-            for value in _tensors(outputs):
-                walk.space.freeze(value, "it reaches the network's output")
-            for value in _leaves(outputs, (Parameter, Stored)):
-                value = Stored.of(value.path, value.shape) if isinstance(value, Parameter) else value
-                walk.pin(value.places, "it reaches the network's output")
+            for labels in _tensors(outputs):
+                walk.space.freeze(labels, "it reaches the network's output")
+            for leaf in leaves(outputs):
+                if isinstance(leaf, (Parameter, Stored)):
+                    value = Stored.of(leaf.path, leaf.shape) if isinstance(leaf, Parameter) else leaf
+                    walk.pin(value.places, "it reaches the network's output")
         else:
             values[node.name] = walk.opaque_like(node.meta.get("val"), f"{node.name}: {node.op}")
     settle_all(walk, values)
@@ -152,12 +155,12 @@ def _compute(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any
     """Follow an operation that reads parameters and no activation; return None if it is no such operation."""
     arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
     args, kwargs = arguments
-    stored = _leaves(arguments, (Parameter, Stored))
+    stored = [leaf for leaf in leaves(arguments) if isinstance(leaf, (Parameter, Stored))]
     if not stored or not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
         return None
     if node.target is operator.getitem:
         return args[0][args[1]]
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
     op = op_of(node)
     if op is not None and op.passes and isinstance(args[0], (Parameter, Stored)):
@@ -166,16 +169,14 @@ def _compute(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any
         return made
 
     def as_stored(value: Any) -> Any:
-        if isinstance(value, Stored):
-            return value
         if isinstance(value, Parameter):
             return Stored.of(value.path, value.shape)
         if isinstance(value, Uniform):
             return Stored(tuple((Axis(n, flat=True),) if n > 1 else () for n in value.shape))
-        return Stored.lost(tuple(value.shape))
+        return Stored.lost(tuple(value.shape)) if isinstance(value, Tensor) else value
 
-    named = _map(named_arguments(node, args, kwargs), as_stored, (Parameter, Stored, Uniform, Tensor))
-    return _combined(node, _leaves(named, Stored), named)
+    named = map_leaves(as_stored, named_arguments(node, args, kwargs))
+    return _combined(node, [leaf for leaf in leaves(named) if isinstance(leaf, Stored)], named)
 
 
 def _combined(node: fx.Node, operands: Sequence[Stored], arguments: dict[str, Any]) -> Any:
@@ -200,7 +201,7 @@ def _combined(node: fx.Node, operands: Sequence[Stored], arguments: dict[str, An
     operands = [replace(one, mixed=one.mixed | one.scaled, scaled=frozenset()) for one in operands]
     values = rule(name, operands, arguments, shapes) if rule and shapes else None
     if values is None:
-        everything = frozenset().union(*(operand.places for operand in operands))
+        everything = frozenset[tuple[str, int]]().union(*(operand.places for operand in operands))
         values = [Stored.lost(shape, everything) for shape in shapes]
     if isinstance(made, Tensor):
         return values[0]
@@ -222,17 +223,7 @@ def _as_labels(walk: Walk, nest: Any, channels: tuple[int, ...], where: str) -> 
         count = len(value.shape)
         return walk.labels_of(value, [dim + count for dim in channels if dim + count >= 0], where)
 
-    return _map(nest, convert, (Parameter, Stored))
-
-
-def _map(nest: Any, function: Any, kinds: Any) -> Any:
-    if isinstance(nest, kinds):
-        return function(nest)
-    if isinstance(nest, (tuple, list)):
-        return type(nest)(_map(part, function, kinds) for part in nest)
-    if isinstance(nest, dict):
-        return {key: _map(part, function, kinds) for key, part in nest.items()}
-    return nest
+    return map_leaves(lambda leaf: convert(leaf) if isinstance(leaf, (Parameter, Stored)) else leaf, nest)
 
 
 def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -255,7 +246,7 @@ def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, An
         name = str(target.overloadpacket)
         walk.unknown.setdefault(name, []).append(node.name)
         return walk.opaque(node, _tensors((args, kwargs)), f"{node.name}: {name} could not follow its channels")
-    if op_of(node) is SECTIONS and isinstance(result, (list, tuple)):
+    if op_of(node) is SECTIONS and is_sequence(result):
         _note_chunks(walk, node, args, kwargs)
     return result
 
@@ -288,14 +279,4 @@ def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
 
 
 def _tensors(nest: Any) -> list[Tensor]:
-    return _leaves(nest, Tensor)
-
-
-def _leaves(nest: Any, kinds: Any) -> list[Any]:
-    if isinstance(nest, kinds):
-        return [nest]
-    if isinstance(nest, (tuple, list)):
-        return [leaf for part in nest for leaf in _leaves(part, kinds)]
-    if isinstance(nest, dict):
-        return [leaf for part in nest.values() for leaf in _leaves(part, kinds)]
-    return []
+    return [leaf for leaf in leaves(nest) if isinstance(leaf, Tensor)]

@@ -1,10 +1,11 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """What may change when a user's code runs, and is put back afterwards: attributes, containers, random numbers."""
 
 import copy
 import random
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.graph.copying import MANY_OBJECTS, global_names
+from clusterprune.graph.nest import is_mapping
 
 
 class Contents:
@@ -37,7 +39,7 @@ class Contents:
                 self._saved.append((value, copy.copy(value)))
             except Exception:  # a container of the user's own, that does not let itself be copied
                 return
-        for part in list(value.values()) if isinstance(value, dict) else list(value):
+        for part in list(value.values()) if is_mapping(value) else list(value):
             self.keep(part, depth - 1)
 
     def put_back(self) -> None:
@@ -58,11 +60,11 @@ def _has_numbers(tensor: Tensor) -> bool:
 
 
 def _flat(container: Any) -> list[Any]:
-    return [part for pair in container.items() for part in pair] if isinstance(container, dict) else list(container)
+    return [part for pair in container.items() for part in pair] if is_mapping(container) else list(container)
 
 
 @contextmanager
-def surroundings_kept(model: nn.Module) -> Iterator[None]:
+def surroundings_kept(model: nn.Module) -> Generator[None, None, None]:
     """Put back the attributes of the modules' classes and the global variables that their methods name."""
     classes = {
         cls
@@ -115,7 +117,20 @@ def _is_state(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def randomness_kept() -> Iterator[None]:
+def seeded(seed: int, devices: Iterable[int] | None = None) -> Generator[None, None, None]:
+    """Throw torch's dice as a seed says; afterwards its generators are as they were.
+
+    Those of the GPUs among them, if they are in use and no others are named.
+    """
+    if devices is None:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def randomness_kept() -> Generator[None, None, None]:
     """Let something throw dice; afterwards torch's, Python's and NumPy's generators are as they were."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

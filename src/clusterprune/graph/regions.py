@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Regions of another precision or gradient mode inside a forward, written out as plain operations.
 
 `torch.export` keeps such a region as one operator that holds a graph of its own. What a region does to gradients is
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +29,7 @@ def flatten_regions(module: fx.GraphModule) -> fx.Graph:
     TraceError
         If the graph holds another operator that runs graphs, such as a branch or a loop.
     """
-    higher = [node for node in module.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    higher = [node for node in module.graph.nodes if isinstance(node.target, HigherOrderOperator)]
     if not higher:
         return module.graph
     graph = fx.Graph()
@@ -51,7 +53,7 @@ def _inline(
             continue  # a region, which is written out where it is run
         if node.target is aten._assert_tensor_metadata.default:
             continue  # what it says is true of the trace, and in nobody's way
-        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+        if not isinstance(node.target, HigherOrderOperator):
             values[node] = graph.node_copy(node, values.__getitem__)
             if cast is not None and node.op == "call_function":
                 _cast_arguments(graph, values[node], cast(node))
@@ -99,7 +101,7 @@ def _casts_of(device: str, dtype: torch.dtype) -> Callable[[fx.Node], dict[int, 
         given: list[Any] = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         tensors = {i: t for i, t in enumerate(given) if isinstance(t, Tensor) and t.is_floating_point()}
         target: Any = node.target
-        if not tensors or not isinstance(target, torch._ops.OpOverload):
+        if not tensors or not isinstance(target, OpOverload):
             return {}
         mode = next(iter(tensors.values())).fake_mode  # type: ignore[attr-defined]
 

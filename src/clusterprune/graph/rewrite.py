@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """What a cut does to the arguments of operations that mention sizes or positions.
 
 The exported graph holds numbers that stop being true when channels go: the sizes of a view, where a slice

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 """Which numbers in an exported graph follow the sizes of its inputs, and how.
 
 A graph exported at fixed sizes holds them in views, resizings and new tensors. A second export with symbolic sizes
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from clusterprune.errors import TraceError
 from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.export import export
+from clusterprune.graph.nest import is_sequence, like
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.ops.shape import SIZED
 
@@ -93,10 +95,10 @@ class Sizes:
         ) + tuple(args[len(twin.args) :])
 
     def _overlay(self, rebuilt: fx.Graph, values: dict[str, Any], old: Any, new: Any, open_: Any) -> Any:
-        if isinstance(open_, (tuple, list)) and isinstance(new, (tuple, list)) and isinstance(old, (tuple, list)):
+        if is_sequence(open_) and is_sequence(new) and is_sequence(old):
             if not len(open_) == len(new) == len(old):
                 return new
-            return type(new)([self._overlay(rebuilt, values, *parts) for parts in zip(old, new, open_, strict=True)])
+            return like(new, (self._overlay(rebuilt, values, *parts) for parts in zip(old, new, open_, strict=True)))
         if not isinstance(new, int) or isinstance(new, bool) or not isinstance(old, int):
             return new
         if not isinstance(open_, fx.Node):

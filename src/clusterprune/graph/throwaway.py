@@ -5,7 +5,7 @@ overridden `train`. To export such a model means to run all of that with tensors
 may reach the user's model, so that what runs is a copy of the module tree, down to the lists in its attributes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,7 +48,7 @@ def duplicate(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> 
 
 
 @contextmanager
-def throwaway(model: nn.Module) -> Iterator[Throwaway]:
+def throwaway(model: nn.Module) -> Generator[Throwaway, None, None]:
     """Give a copy of a model that may be run, in any mode, without the model's noticing.
 
     Parameters, buffers, attributes, hooks and the containers in them are copies; classes are the model's own. What
@@ -61,7 +61,7 @@ def throwaway(model: nn.Module) -> Iterator[Throwaway]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
     """Put the model itself into evaluation mode; afterwards it is what it was before, whatever its forward does.
 
     That is the mode of every module (one by one, because models are used with parts, often batch norm, frozen in
@@ -70,7 +70,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     attributes = Contents()
     for module, _ in modes:
-        attributes.keep(module._buffers, depth=1)
+        attributes.keep(vars(module)["_buffers"], depth=1)
         attributes.keep(vars(module), depth=1)
     model.eval()
     try:

@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """From a model to the groups of channels that can be cut together."""
 
 from collections.abc import Iterable, Mapping

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import LabelSpace, collapse, spread
+from clusterprune.graph.nest import map_leaves
 from clusterprune.graph.stored import Stored
 
 Kind = Literal["conv", "conv_transpose", "conv_deformable", "linear", "matmul"]
@@ -151,18 +152,18 @@ class Walk:
     """
 
     space: LabelSpace = field(default_factory=LabelSpace)
-    slices: dict[tuple[str, int], Slice] = field(default_factory=dict)
-    pinned: dict[tuple[str, int], str] = field(default_factory=dict)
-    gains: dict[str, tuple[str, int]] = field(default_factory=dict)
-    calls: list[LayerCall] = field(default_factory=list)
-    partitions: list[Partition] = field(default_factory=list)
-    unknown: dict[str, list[str]] = field(default_factory=dict)
-    norm_groups: dict[str, int] = field(default_factory=dict)
-    user_inputs: set[str] = field(default_factory=set)
+    slices: dict[tuple[str, int], Slice] = field(default_factory=dict[tuple[str, int], Slice])
+    pinned: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+    gains: dict[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
+    calls: list[LayerCall] = field(default_factory=list[LayerCall])
+    partitions: list[Partition] = field(default_factory=list[Partition])
+    unknown: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    norm_groups: dict[str, int] = field(default_factory=dict[str, int])
+    user_inputs: set[str] = field(default_factory=set[str])
     allow_approximate: bool = False
-    approximate: dict[str, str] = field(default_factory=dict)
-    approximate_labels: list[Tensor] = field(default_factory=list)
-    unlabelled: dict[str, tuple[int, str]] = field(default_factory=dict)
+    approximate: dict[str, str] = field(default_factory=dict[str, str])
+    approximate_labels: list[Tensor] = field(default_factory=list[Tensor])
+    unlabelled: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
 
     def bind(
         self,
@@ -268,13 +269,11 @@ class Walk:
 
     def as_data(self, nest: Any) -> Any:
         """Put labels in place of parameters that meet nothing whose channels theirs could be: they must stay."""
-        if isinstance(nest, (Parameter, Stored)):
-            return self.labels_of(nest, (), "an operation")
-        if isinstance(nest, (tuple, list)):
-            return type(nest)(self.as_data(part) for part in nest)
-        if isinstance(nest, dict):
-            return {key: self.as_data(part) for key, part in nest.items()}
-        return nest
+
+        def labelled(leaf: Any) -> Any:
+            return self.labels_of(leaf, (), "an operation") if isinstance(leaf, (Parameter, Stored)) else leaf
+
+        return map_leaves(labelled, nest)
 
     def note_approximate(self, node: fx.Node, labels: Tensor, reason: str) -> None:
         """Say that an operation reads all of these channels, and yet they may be cut."""
@@ -296,8 +295,8 @@ class Walk:
 
     def opaque_like(self, value: Any, reason: str) -> Any:
         """Return opaque labels for a tensor, or for each tensor of a nested sequence."""
-        if isinstance(value, Tensor):
-            return self.space.opaque([int(s) for s in value.shape], reason)
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.opaque_like(part, reason) for part in value)
-        return value
+
+        def opaque(leaf: Any) -> Any:
+            return self.space.opaque([int(s) for s in leaf.shape], reason) if isinstance(leaf, Tensor) else leaf
+
+        return map_leaves(opaque, value)

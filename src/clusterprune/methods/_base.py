@@ -5,7 +5,7 @@ it was published, what a short trial shortens, how long it trains in a compariso
 settings in recipes, and its rows in the docs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +127,7 @@ class Method:
                     "too"
                 )
             return None
-        return TrainConfig(**{**(cls.training or FINE_TUNING).model_dump(), **changes})
+        return (cls.training or FINE_TUNING).changed(**changes)
 
     @classmethod
     def within(cls, epochs: int) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Method:
         training = work.training
         if training is not None:
             check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
-            training = TrainConfig(**{**training.model_dump(), "seed": work.seed})
+            training = training.changed(seed=work.seed)
         processes, _ = join(training or TrainConfig(device=network.example.device.type))
         with processes.held(_kept(work.folder)) as folder:
             work = replace(work, folder=Path(folder), training=training)
@@ -261,7 +261,7 @@ class Method:
 
 
 @contextmanager
-def _kept(folder: str | Path | None) -> Iterator[Path]:
+def _kept(folder: str | Path | None) -> Generator[Path, None, None]:
     """Yield a run's folder, or a temporary one, that is this run's alone until the block ends."""
     with alone(folder), run_folder(folder) as made:
         yield made

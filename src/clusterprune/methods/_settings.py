@@ -1,3 +1,4 @@
+# pyright: reportUnknownArgumentType=false
 """From plain values, as a recipe or a command line has them, to settings; and what settings say about themselves.
 
 A setting is written down once: as a field of a frozen dataclass, with its default, its type, and its sentence under

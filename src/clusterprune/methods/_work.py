@@ -1,3 +1,4 @@
+# pyright: reportUnknownArgumentType=false
 """What a method works on, where and how, and what it makes."""
 
 import copy
@@ -6,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clusterprune import evaluate, train
@@ -15,6 +15,7 @@ from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.graph import ChannelGraph, trace
 from clusterprune.graph.images import Progress as Report
+from clusterprune.graph.put_back import seeded
 from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Plan
 from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
@@ -63,8 +64,7 @@ class Network:
             return copy.deepcopy(self.model)
         if self.factory is None:
             return reinitialise_(copy.deepcopy(self.model), seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return self.factory().to(self.example.device)
 
 

@@ -82,8 +82,8 @@ class ACP(Method):
     """
 
     name: ClassVar[str] = "acp"
-    training: ClassVar[TrainConfig | None] = TrainConfig(
-        **{**FITNESS_TRAINING.model_dump(), "epochs": 160, "schedule": "step", "milestones": (0.5, 0.75)}
+    training: ClassVar[TrainConfig | None] = FITNESS_TRAINING.changed(
+        epochs=160, schedule="step", milestones=(0.5, 0.75)
     )
     """How the paper trains on CIFAR; the epochs are those of the original network."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -164,7 +164,7 @@ class ACP(Method):
         if self.equal_macs:
             sizes = evaluate.macs(network.model, graph.example), evaluate.macs(small, graph.example)
             epochs = retrain_epochs(training.epochs, *sizes)
-            training = TrainConfig(**{**training.model_dump(), "epochs": epochs})
+            training = training.changed(epochs=epochs)
         trained = replace(work, training=training).fit(small, task, "retrain", whole=True)
         cut = apply(network.model, plan, graph=graph).eval()
         record = {name: plan.notes[name] for name in FACTS}
@@ -173,7 +173,7 @@ class ACP(Method):
     def candidate_training(self, training: TrainConfig) -> TrainConfig:
         """Return how a candidate of a run is trained: as published, on the run's device and with its augmentation."""
         same = {name: getattr(training, name) for name in ("device", "precision", "augment", "seed")}
-        return TrainConfig(**{**FITNESS_TRAINING.model_dump(), "epochs": self.fitness_epochs, **same})
+        return FITNESS_TRAINING.changed(epochs=self.fitness_epochs, **same)
 
     def _search(self, network: Network, graph: ChannelGraph, task: Task, work: Work) -> Plan:
         """Return the plan of the best structure, with what was found in its notes.
@@ -206,7 +206,7 @@ class ACP(Method):
         """Take part in the search that a run of these settings has begun; return when it is over."""
         if self.storage is None:
             raise ArgumentError("storage is missing; name the one that the run keeps its search in")
-        training = self.candidate_training(TrainConfig(**{**work.needed().model_dump(), "seed": work.seed}))
+        training = self.candidate_training(work.needed().changed(seed=work.seed))
         fitness = StructureFitness(
             network.graph(), task, self, training=training, seed=work.seed, factory=network.factory, start=start,
             progress=work.report,

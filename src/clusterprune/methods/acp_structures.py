@@ -12,6 +12,7 @@ from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, as_inputs, whole_batches
+from clusterprune.graph.put_back import seeded
 from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.measured import Measured, measure, moments_of
@@ -196,7 +197,6 @@ def from_random(graph: ChannelGraph, plan: Plan, *, factory: Factory | None = No
     structure = replace(plan, merges=tuple(Merge(m.group, m.kept) for m in plan.merges), replaced={}, weights="")
     if factory is None:
         return reinitialise_(apply(graph.model, structure, graph=graph), seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         fresh = factory()
     return apply(fresh, structure)

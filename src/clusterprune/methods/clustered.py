@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Plans from clusters: compare channels, cluster them, keep one of each kind, merge or drop the others.
 
 This is the step that ICP, ACP and CP share, with every choice open: similarity, clustering, budget, which

@@ -185,7 +185,7 @@ def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:
 
     def at(real: float) -> tuple[float, CP]:
         goal = usual_goal(real)
-        clusters, widths = Adaptive(real), []
+        clusters, widths = Adaptive(real), list[int]()
         for layer, group in enumerate(groups, 1):
             count = clusters.of(torch.empty(group.width, 0), layer, len(groups), goal)
             widths.append(min(group.width, group.width - replaced_count(group.width, goal) + count))

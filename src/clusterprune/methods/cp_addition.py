@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Channel addition: remove channels that repeat others, at no loss (CP Eq. 8, and its scaled form).
 
 Two channels that are made and carried by equal parameters are equal for every input. One of them is enough, if the

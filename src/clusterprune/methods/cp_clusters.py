@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """What CP does after every epoch: cluster the filters of each layer, and replace some by their centroids."""
 
 from collections.abc import Mapping

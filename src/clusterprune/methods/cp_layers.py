@@ -1,3 +1,4 @@
+# pyright: reportPrivateUsage=false
 """The layers that CP prunes, and the batch norms behind them."""
 
 import copy

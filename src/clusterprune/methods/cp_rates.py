@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """How much CP prunes, and when: pruning rates over the epochs (Eqs. 5-7), clusters over the layers (section 3.3).
 
 Everything here is a function of numbers; :mod:`clusterprune.methods.cp` applies it to networks.

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 r"""Distillation without labels: what a cut network still lacks, learnt from the original on the calibration images.
 
 A refit solves one layer at a time. What is left after it are errors that several layers make together, and these only

@@ -156,4 +156,4 @@ class ICP(Method):
         """Return the training after a cut."""
         own = work.needed()
         epochs = own.epochs if number == self.steps else self.epochs_between
-        return TrainConfig(**{**own.model_dump(), "epochs": epochs, "seed": work.seed + number})
+        return own.changed(epochs=epochs, seed=work.seed + number)

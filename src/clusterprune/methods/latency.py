@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """Meeting a target in time: a runtime's price of every channel, and the clock's verdict on the real network."""
 
 import math

@@ -72,7 +72,7 @@ def _bottlenecks(graph: ChannelGraph, names: Collection[str]) -> tuple[tuple[str
     def point(path: str) -> bool:
         return bool(kernels[path]) and set(kernels[path]) == {1}
 
-    found = []
+    found: list[tuple[str, str]] = []
     for first in (graph.by_name[name] for name in names):
         middle = made.get(first.consumers[0].path)
         if middle is None or middle.name not in names:

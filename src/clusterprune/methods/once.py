@@ -238,7 +238,8 @@ def _write_images(path: Path, images: Tensor) -> None:
     low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
     pixels = ((shown - low) / (high - low).clamp_min(1e-12) * 255).round().byte()
     pixels = functional.pad(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3], (0, 2, 0, 2))
-    rows = [torch.cat([*row], dim=2) for row in pixels.split(8)]
+    lines: tuple[Tensor, ...] = torch.split(pixels, 8)
+    rows = [torch.cat([*line], dim=2) for line in lines]
     widest = max(row.shape[2] for row in rows)
     sheet = functional.pad(
         torch.cat([functional.pad(row, (0, widest - row.shape[2])) for row in rows], 1), (2, 0, 2, 0)

@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """From distances to a partition of every group's channels, as fine as a budget allows."""
 
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def _partition(compared: GroupPoints, clustering: Clustering, limits: Limits) ->
     """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
     group = compared.group
     labels = np.empty(group.width, dtype=np.int64)
-    per_block = []
+    per_block: list[tuple[np.ndarray, np.ndarray]] = []
     for block in range(group.n_blocks):
         members = np.flatnonzero(group.blocks == block)
         index = torch.from_numpy(members)

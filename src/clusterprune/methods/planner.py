@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """A network that was measured once, and what follows from that: a plan for any budget."""
 
 import time

@@ -184,7 +184,7 @@ def share(
     """
     counted: Quantity = next(iter(targets)) if targets else "macs"
     per_channel = cost.gradient(counted, cost.widths)
-    losses = {}
+    losses: dict[str, np.ndarray] = {}
     for index, group in enumerate(cost.graph.groups):
         if group.frozen is not None:
             continue

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Soft filter pruning (He et al. 2018, arXiv 1808.06866): zero the weakest filters after every epoch, train on.
 
 A filter that training needs grows back and competes anew; what is zero at the end is dropped.

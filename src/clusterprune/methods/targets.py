@@ -112,7 +112,7 @@ def _coarsest(cost: CostModel, quantity: Quantity, plan: Plan) -> str:
 
 def _steps(cost: CostModel, quantity: Quantity, widths: np.ndarray) -> Mapping[str, float]:
     """Return for every group that is cut what its next channels (one of each block) are worth, as a share."""
-    steps = {}
+    steps: dict[str, float] = {}
     for index, group in enumerate(cost.graph.groups):
         if widths[index] < group.width:
             wider = widths.copy()

@@ -1,10 +1,10 @@
 """Random weights for a network that nobody can build anew."""
 
-import torch
 from torch import nn
 
 from clusterprune.errors import ModelError
 from clusterprune.evaluate.mode import device_of
+from clusterprune.graph.put_back import seeded
 
 
 def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
@@ -19,8 +19,7 @@ def reinitialise_(model: nn.Module, seed: int) -> nn.Module:
     """
     place = device_of(model)
     model.cpu()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for path, module in model.named_modules():
             if not list(module.parameters(recurse=False)):
                 continue

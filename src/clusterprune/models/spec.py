@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError
+from clusterprune.graph.put_back import seeded
 
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -106,9 +107,7 @@ class ModelSpec:
         if seed is None:
             model = self._call(arguments)
         else:
-            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 model = self._call(arguments)
         model.eval()
         if num_classes is not None and not takes:

@@ -121,7 +121,7 @@ def method_of(
     preset = PUBLISHED if is_published(contender, published=published) else OURS
     settings |= {"preset": preset} if preset in kind.presets else {}
     method = kind.read(settings | dict(contender.changes))
-    return method, TrainConfig(**{**training.model_dump(), "epochs": method.last_epochs(training.epochs)})
+    return method, training.changed(epochs=method.last_epochs(training.epochs))
 
 
 def is_published(contender: Contender, *, published: bool) -> bool:

@@ -143,11 +143,11 @@ class Recipe(BaseModel):
         def shorter(training: TrainConfig | None) -> TrainConfig | None:
             if training is None:
                 return None
-            fields = training.model_dump() | ({} if precision is None else {"precision": precision})
+            fields = {} if precision is None else {"precision": precision}
             epochs = _scaled(training.epochs, epochs_scale)
             # Stated in epochs, but a share of the run like the milestones.
             warmup = training.warmup_epochs * epochs / training.epochs
-            return TrainConfig(**{**fields, "epochs": epochs, "warmup_epochs": warmup})
+            return training.changed(**fields, epochs=epochs, warmup_epochs=warmup)
 
         settings = dict(self.settings)
         if epochs_scale != 1:

@@ -229,7 +229,7 @@ class _Run:
     def _training(self, training: TrainConfig, seed: int) -> TrainConfig:
         # Each of several processes has a device of its own.
         device = str(self.device) if here().alone else self.device.type
-        return TrainConfig(**{**training.model_dump(), "seed": seed, "device": device})
+        return training.changed(seed=seed, device=device)
 
     def _watch_baseline(self, event: train.Progress) -> None:
         if self.watch is not None:

@@ -135,6 +135,16 @@ class TrainConfig(BaseModel):
             )
         return self
 
+    def changed(self, **fields: Any) -> Self:
+        """Return the same settings but for some fields.
+
+        Raises
+        ------
+        ArgumentError
+            A field is unknown or its value is not accepted.
+        """
+        return type(self)(**{**self.model_dump(), **fields})
+
 
 def resolve_device(config: TrainConfig) -> torch.device:
     """Return the device to train on.

@@ -1,3 +1,4 @@
+# pyright: reportUnusedImport=false
 """What operators do to channels: a file per family, and the registry in which every one is found."""
 
 from clusterprune.graph.ops import (  # noqa: F401 (they enter their operators)

@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false, reportPrivateUsage=false
 """The seam of operators: what one says of itself, and the registry in which it is found.
 
 An :class:`Op` tells all that cutting channels has to know of a family of operators: how labels go through it, how its
@@ -14,8 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 from clusterprune.errors import ArgumentError
+from clusterprune.graph.nest import arguments_by_name, is_sequence, schema_of
 from clusterprune.graph.stored import Stored, elementwise
 from clusterprune.graph.walk import LayerCall, Walk
 
@@ -258,15 +261,20 @@ def _names(targets: Any) -> Iterable[str]:
     """Return the names of operators: library::name, or library::name.overload."""
     if isinstance(targets, str):
         return [name if "::" in name else f"aten::{name}" for name in targets.split()]
-    if isinstance(targets, torch._ops.OpOverloadPacket):
+    if isinstance(targets, OpOverloadPacket):
         return [targets._qualified_op_name]
-    if isinstance(targets, torch._ops.OpOverload):
-        return [f"{targets._schema.name}.{targets._overloadname}"]
-    if isinstance(targets, (tuple, list)):
+    if isinstance(targets, OpOverload):
+        return [_full_name(targets)]
+    if is_sequence(targets):
         return [name for target in targets for name in _names(target)]
     raise ArgumentError(
         f"targets must name operators, but got targets={targets!r}; give 'library::name' or torch.ops.library.name"
     )
+
+
+def _full_name(target: Any) -> str:
+    schema = schema_of(target)
+    return f"{schema.name}.{schema.overload_name or 'default'}"
 
 
 def registered() -> Mapping[str, Op]:
@@ -282,10 +290,9 @@ def op_of(node: fx.Node) -> Op | None:
 @cache
 def op_of_target(target: Any) -> Op | None:
     """Return what is known of an operator: by its overload, else by its name, else by PyTorch's tags."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return None
-    name = target._schema.name
-    found = _REGISTRY.get(f"{name}.{target._overloadname}", _REGISTRY.get(name))
+    found = _REGISTRY.get(_full_name(target), _REGISTRY.get(schema_of(target).name))
     return ELEMENTWISE if found is None and _is_elementwise(target) else found
 
 
@@ -293,7 +300,7 @@ def _is_elementwise(target: Any) -> bool:
     """Tell whether an operator works element by element (in-place twins do not always carry the tag)."""
     if torch.Tag.pointwise in target.tags:
         return True
-    if any(argument.name == "dim" for argument in target._schema.arguments):
+    if any(argument.name == "dim" for argument in schema_of(target).arguments):
         return False  # an overload that works along a dimension: max(a, dim) beside max(a, b)
     twin = getattr(aten, target.overloadpacket.__name__.removesuffix("_"), None)
     return twin is not None and any(torch.Tag.pointwise in getattr(twin, o).tags for o in twin.overloads())
@@ -310,12 +317,7 @@ def named_arguments(
 ) -> dict[str, Any]:
     """Return a node's arguments, or others in their place, by the names in its operator's schema; defaults included."""
     args = node.args if args is None else args
-    kwargs = node.kwargs if kwargs is None else kwargs
-    schema: Any = node.target._schema.arguments  # type: ignore[union-attr]
-    named = {argument.name: argument.default_value for argument in schema}
-    named.update({argument.name: value for argument, value in zip(schema, args, strict=False)})
-    named.update(kwargs)
-    return named
+    return arguments_by_name(node.target, args, node.kwargs if kwargs is None else kwargs)
 
 
 def shape_of(node: Any) -> list[int]:

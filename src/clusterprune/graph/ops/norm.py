@@ -1,3 +1,4 @@
+# pyright: reportPrivateUsage=false
 """Norms: which of them cut with their channels, and which read all channels at once; batch norms and their folding.
 
 A norm of each channel by itself (batch, instance) is cut with its channels. A norm over the channels takes its
@@ -103,7 +104,7 @@ def is_statistic(node: fx.Node) -> bool:
     if op is None or not op.statistic or not isinstance(source, fx.Node):
         return False
     whole = source.meta["val"].numel()
-    waiting, seen = list(node.users), set()
+    waiting, seen = list(node.users), set[fx.Node]()
     if not waiting:
         return False
     while waiting:
@@ -163,7 +164,7 @@ def _stored_direction(
 def take_up_length(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
     """Let the length of a normalised direction take up what its norm loses with its columns, where it can."""
     a = named_arguments(node, args, kwargs)
-    direction, length, dim = a["v"], a["g"], a["dim"]
+    direction, length, dim = a["v"], a["g"], int(a["dim"])
     users = {user.target for source in node.all_input_nodes for user in source.users}
     plain = isinstance(direction, Parameter) and isinstance(length, Parameter)
     if not plain or dim < 0 or users != {aten._weight_norm.default}:

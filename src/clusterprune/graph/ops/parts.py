@@ -24,7 +24,7 @@ from clusterprune.graph.ops._base import (
     source_of,
 )
 from clusterprune.graph.ops.shape import MOVE
-from clusterprune.graph.stored import Axis, Stored, as_dimension, combine, places_of
+from clusterprune.graph.stored import Axis, Dimension, Place, Stored, as_dimension, combine, places_of
 from clusterprune.graph.walk import Walk
 
 
@@ -99,7 +99,7 @@ def _rewrite_narrow(mask: CutReader, node: fx.Node) -> CallEdit:
     dim, flags = _flags_along(mask, node, a["dim"])
     if flags.all():
         return CallEdit(node.target, tuple(node.args), dict(node.kwargs))
-    start, _, count = _picked(node, flags, np.arange(a["start"], a["start"] + a["length"]))
+    start, _, count = _picked(node, flags, np.arange(int(a["start"]), int(a["start"]) + int(a["length"])))
     return CallEdit(node.target, (node.args[0], dim, start, count), {})
 
 
@@ -123,8 +123,8 @@ def _rewrite_select(mask: CutReader, node: fx.Node) -> CallEdit:
 def _rewrite_roll(mask: CutReader, node: fx.Node) -> CallEdit:
     """A roll by the whole width is none."""
     a, flags = named_arguments(node), mask.along(source_of(node).name)
-    dims = [d % len(flags) for d in a["dims"]]
-    shifts = [s if flags[d].all() else 0 for s, d in zip(a["shifts"], dims, strict=True)]
+    dims: list[int] = [d % len(flags) for d in a["dims"]]
+    shifts: list[int] = [s if flags[d].all() else 0 for s, d in zip(a["shifts"], dims, strict=True)]
     return CallEdit(node.target, (node.args[0], shifts, dims), {})
 
 
@@ -136,7 +136,7 @@ def _pick(
     count = len(value.dimensions)
     dim = int(arguments.get("dim") or 0) % count
     mixed = value.mixed | places_of(value.dimensions[dim])
-    made = []
+    made: list[Stored] = []
     for shape in shapes:
         kept = list(value.dimensions)
         if len(shape) == count - 1:
@@ -177,7 +177,7 @@ def _join(
     (shape,) = shapes
     dim = int(arguments.get("dim") or 0) % len(shape)
     parts = [list(operand.dimensions) for operand in operands if prod(operand.shape)]
-    mixed = set().union(*(operand.mixed for operand in operands))
+    mixed = set[Place]().union(*(operand.mixed for operand in operands))
     for part in parts:
         if name == "stack":
             part.insert(dim, ())
@@ -186,7 +186,7 @@ def _join(
             part[dim] = ()
     if any(len(part) != len(shape) for part in parts):
         return None
-    dimensions = []
+    dimensions: list[Dimension] = []
     for d, length in enumerate(shape):
         if d == dim:
             dimensions.append(as_dimension(Axis(length)))
@@ -203,7 +203,7 @@ def _join(
 def _pad(_name: str, operands: list[Stored], arguments: dict[str, Any], shapes: list[tuple[int, ...]]) -> list[Stored]:
     value = operands[0]
     (shape,) = shapes
-    mixed, dimensions = set(value.mixed), []
+    mixed, dimensions = set(value.mixed), list[Dimension]()
     zero = not arguments.get("value") and arguments.get("mode", "constant") == "constant"
     for dimension, before, after in zip(value.dimensions, value.shape, shape, strict=True):
         if before != after:

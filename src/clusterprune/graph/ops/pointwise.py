@@ -32,9 +32,9 @@ def pointwise(walk: Walk, node: fx.Node, tensors: list[Tensor]) -> Tensor:
         return walk.space.opaque(shape, f"{node.name}: no channels")
     aligned = [t.reshape([1] * (len(shape) - t.ndim) + list(t.shape)) for t in tensors]
     varying = [set(varying_dims(walk.space.root_tensor(t))) for t in aligned]
-    carriers = []
+    carriers: list[Tensor] = []
     for index, t in enumerate(aligned):
-        others = set().union(*(v for j, v in enumerate(varying) if j != index))
+        others = set[int]().union(*(v for j, v in enumerate(varying) if j != index))
         if any(t.shape[dim] == 1 and shape[dim] > 1 and dim in others for dim in range(len(shape))):
             walk.space.freeze(t, f"{node.name}: it is broadcast over the channels of another input")
         else:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import collapse, spread, varying_dims
+from clusterprune.graph.nest import map_leaves
 from clusterprune.graph.ops._base import LabelRule, Op, free, register_op, shape_of
 from clusterprune.graph.stored import Axis, Stored, as_dimension, places_of
 from clusterprune.graph.walk import Walk
@@ -21,13 +22,7 @@ def in_space(walk: Walk, node: fx.Node, x: Tensor, dims: int) -> Any:
         return walk.opaque(node, [x], f"{node.name}: it pools over channels")
     for dim in window:
         small = small.narrow(dim, 0, 1)
-
-    def like(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(like(part) for part in value)
-        return small.expand([int(length) for length in value.shape])
-
-    return like(node.meta["val"])
+    return map_leaves(lambda value: small.expand([int(length) for length in value.shape]), node.meta["val"])
 
 
 def grid_sample(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:

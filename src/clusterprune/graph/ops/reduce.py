@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from clusterprune.graph.labels import varying_dims
+from clusterprune.graph.nest import is_sequence, like
 from clusterprune.graph.ops._base import Op, free, register_op
 from clusterprune.graph.ops.norm import REMEDY, is_statistic
 from clusterprune.graph.stored import Stored, elementwise, nowhere_zero, places_of
@@ -26,8 +27,8 @@ def along(walk: Walk, node: fx.Node, x: Tensor, dims: list[int], reason: str) ->
 
 def without(x: Tensor, dims: list[int], made: Any) -> Any:
     """Return labels in the shape of `made`, where `x` (which does not vary along `dims`) had other lengths or none."""
-    if isinstance(made, (tuple, list)):
-        return type(made)(without(x, dims, part) for part in made)
+    if is_sequence(made):
+        return like(made, (without(x, dims, part) for part in made))
     for dim in dims:
         x = x.narrow(dim, 0, 1)
     shape = [int(length) for length in made.shape]
@@ -122,11 +123,10 @@ def _reduce(
     value = operands[0]
     count = len(value.dimensions)
     dim = arguments.get("dim")
-    dims = range(count) if dim is None or dim == [] else [d % count for d in (dim if isinstance(dim, list) else [dim])]
+    dims = set(range(count)) if dim is None or dim == [] else {d % count for d in (dim if is_sequence(dim) else (dim,))}
     mixed = value.mixed.union(*(places_of(value.dimensions[d]) for d in dims))
-    dims = set(dims)
     zero = name != "logsumexp"
-    made = []
+    made: list[Stored] = []
     for shape in shapes:
         if len(shape) == count:
             dimensions = [() if d in dims else dimension for d, dimension in enumerate(value.dimensions)]
@@ -141,7 +141,7 @@ def _softmax(
     _name: str, operands: list[Stored], arguments: dict[str, Any], _shapes: list[tuple[int, ...]]
 ) -> list[Stored]:
     value = operands[0]
-    mixed = value.mixed | places_of(value.dimensions[arguments["dim"]]) if value.dimensions else value.mixed
+    mixed = value.mixed | places_of(value.dimensions[int(arguments["dim"])]) if value.dimensions else value.mixed
     return [nowhere_zero(Stored(value.dimensions, mixed))]
 
 

@@ -80,7 +80,7 @@ def _permute(
     template = torch.empty(tuple(range(2, 2 + count)), device="meta")
     given = {k: v for k, v in arguments.items() if not isinstance(v, Stored)}
     try:
-        order = [length - 2 for length in target(template, **given).shape]
+        order: list[int] = [length - 2 for length in target(template, **given).shape]
     except (RuntimeError, TypeError, IndexError):
         return None
     made = Stored(tuple(value.dimensions[d] for d in order), value.mixed)
