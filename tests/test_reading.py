@@ -412,7 +412,7 @@ def test_folders_that_cannot_be(name: str) -> None:
     ],
 )
 def test_results_that_cannot_be_shown_are_none(change: dict[str, object], tmp_path: Path) -> None:
-    sound = runs.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    sound = runs.Measurement(10, 20, {"accuracy": 91.5, "accuracy_top5": None}, 100, 1.5, 0.1, 8).to_dict()
     runs.write_result(tmp_path, {"trained": sound, "baseline": sound})
     assert runs.read_result(tmp_path, "trained", "baseline") is not None
     assert runs.read_result(tmp_path, "trained", "compressed") is None

@@ -9,6 +9,7 @@ from torch import nn
 from clusterprune import data, runs
 from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.evaluate import Latency
+from clusterprune.tasks import Classification
 
 
 class TestOut:
@@ -68,11 +69,11 @@ class TestMeasure:
     example = torch.zeros(1, 1, 8, 8)
 
     def test_cost_alone(self):
-        found = runs.measure(self.model, self.example, mean=(0.5,), std=(0.5,), latency_batch=3)
+        found = runs.measure(self.model, self.example, latency_batch=3)
 
         assert found.params == 36 + 50
         assert found.macs == 36 * 36 + 40
-        assert found.accuracy is None
+        assert found.metrics == {"accuracy": None, "accuracy_top5": None}
         assert found.images == 0
         assert found.latency_batch == 3
         assert found.latency_ms > 0
@@ -94,11 +95,12 @@ class TestMeasure:
     def test_accuracy_is_rounded_only_in_the_file(self):
         test = data.load("digits").test
 
-        found = runs.measure(self.model, self.example, test, mean=(0.5,), std=(0.5,))
+        found = runs.measure(self.model, self.example, test, Classification(test, mean=(0.5,), std=(0.5,)))
 
         assert found.images == 359
-        assert found.accuracy is not None
-        assert found.to_dict()["accuracy"] == round(found.accuracy, 4)
+        assert found.to_dict()["accuracy"] == round(found.metrics["accuracy"], 4)
+        names = "params macs accuracy accuracy_top5 images latency_ms latency_iqr_ms latency_batch"
+        assert list(found.to_dict()) == names.split()
 
 
 class TestFiles:

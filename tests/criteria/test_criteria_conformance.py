@@ -106,8 +106,10 @@ def test_a_criterion_of_ones_own_is_any_function(graph: cp.ChannelGraph) -> None
 class Squared:
     """The loss of a network of one's own, whose targets are numbers in a dictionary."""
 
-    def loss(self, outputs: Tensor, images: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    def check(self, outputs: Tensor, images: Tensor) -> None:
         assert len(outputs) == len(images)
+
+    def loss(self, outputs: Tensor, images: Tensor, targets: dict[str, Tensor]) -> Tensor:
         return (outputs - targets["wanted"]).square().sum(1).mean()
 
 
@@ -123,6 +125,8 @@ def test_taylor_differentiates_the_loss_of_the_task(graph: cp.ChannelGraph) -> N
     )
     with pytest.raises(ArgumentError, match="labels=None"):
         scores(graph, "taylor", images=IMAGES, task=Squared())
+    with pytest.raises(ArgumentError, match="has none; give labelled images"):
+        scores(graph, "taylor", images=IMAGES, labels=lambda _: None, task=Squared())
 
 
 @pytest.mark.parametrize(

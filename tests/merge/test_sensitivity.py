@@ -9,6 +9,7 @@ import clusterprune as cp
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge.elimination import eliminate, refitted
 from clusterprune.merge.layer_inputs import consumers, kernel_change, layer_input
+from clusterprune.merge.measured import Measured
 from clusterprune.merge.sensitivity import calibrated, fisher_losses, levels
 from clusterprune.merge.statistics import input_moments, output_importance
 
@@ -51,8 +52,9 @@ def test_the_price_is_the_divergence_of_the_prediction(size: int) -> None:
         read,
         blocks=group.blocks, damping=1e-9,
     )  # fmt: skip
+    measured = Measured(moments, importance, whole, {})
     snapshots = refitted(read, path.order, levels(group), damping=1e-9)
-    total = fisher_losses(graph, state, images, {"first": snapshots}, moments, importance, whole, **common)
+    total = fisher_losses(graph, state, images, {"first": snapshots}, measured, moments, **common)
     priced = calibrated(path, {level: loss / len(images) for (_, level), loss in total.items()})
     before = model(images).log_softmax(1).detach()
     for level in (1, 2, 3):

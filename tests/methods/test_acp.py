@@ -181,7 +181,7 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
     told: list[str] = []
     result = run(
-        graph, digits, settings(particles=3), out=tmp_path / "run", progress=lambda phase, *_: told.append(phase)
+        graph, digits, settings(particles=3), storage=tmp_path / "run" / "search.db", progress=lambda phase, *_: told.append(phase)
     )
     phases = [phase for phase, _ in itertools.groupby(told)]
     assert (phases[0], phases[-1], len(phases)) == ("mean feature maps", "structures", 5)
@@ -212,7 +212,7 @@ def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
     for name in ("search", "fit"):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(evaluate, "metrics", None)
-    result = run(graph, digits, config, out=tmp_path)
+    result = run(graph, digits, config, storage=tmp_path / "search.db")
     inner = graph.only(inner_groups(graph))
     sample = data.normalize(data.sample(digits[0], 32, 0).load()[0], MEAN, STD)
     assert result.start == result.best == widths_of(inner, sample, config.cut, Keep(config.keep_macs))
@@ -262,8 +262,8 @@ def test_a_search_goes_on_and_is_repeatable(
 
     whole = run(graph, digits)
     with pytest.raises(KeyboardInterrupt):
-        run(graph, digits, out=tmp_path, progress=stop)
-    resumed = run(graph, digits, out=tmp_path)
+        run(graph, digits, storage=tmp_path / "search.db", progress=stop)
+    resumed = run(graph, digits, storage=tmp_path / "search.db")
     assert [(e.widths, e.values) for e in resumed.history] == [(e.widths, e.values) for e in whole.history]
     fitness = fitness_of(graph, digits, settings())
     joined = work(resumed.storage, resumed.study, fitness, repair=fitness.repair)

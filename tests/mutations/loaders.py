@@ -155,7 +155,7 @@ def _write_torch(name: str, **options: Any) -> Callable[[Path], None]:
 def _write_run(folder: Path) -> None:
     options = {"model": "resnet20", "keep_macs": 0.5, "images": 256, "seeds": [0, 1], "out": folder, "data": "digits"}
     runs.write_config(folder, "compress", options)
-    measured = runs.Measurement(10, 20, 91.5, None, 100, 1.5, 0.1, 8).to_dict()
+    measured = runs.Measurement(10, 20, {"accuracy": 91.5, "accuracy_top5": None}, 100, 1.5, 0.1, 8).to_dict()
     runs.write_result(folder, {"trained": measured, "baseline": measured, "compressed": measured, "seed": 0})
     runs.write_log(folder, [{"phase": "measure", "seconds": 1.0}, {"epoch": 1, "loss": 0.3, "note": "é"}])
     write_json(folder / "entry.json", asdict(Entry("icp", 0, 10, 20, None, 91.5, 3.0)))

@@ -165,7 +165,7 @@ def test_the_test_images_decide_nothing(own: Path, reproduce: Reproduce, tmp_pat
 
     place = Path("method/seed-0/compact")
     assert same(weights(tmp_path / "a" / place), weights(tmp_path / "b" / place))
-    assert a.baseline.accuracy != b.baseline.accuracy
+    assert a.baseline.metrics != b.baseline.metrics
 
 
 def test_data_of_another_kind_are_refused_before_any_work(own: Path, ten: Path, hundred: Path, tmp_path: Path):

@@ -83,13 +83,13 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tmp_path: Path
 
     for budget in left:  # noqa: B007 - counted down by the fitness
         with pytest.raises(KeyboardInterrupt):
-            find(interrupted, sampler=sampler, evaluations=18, seed=5, out=tmp_path)
+            find(interrupted, sampler=sampler, evaluations=18, seed=5, storage=tmp_path / "search.db")
     budget = 99
-    result = find(interrupted, sampler=sampler, evaluations=18, seed=5, out=tmp_path)
+    result = find(interrupted, sampler=sampler, evaluations=18, seed=5, storage=tmp_path / "search.db")
     assert trials(result) == trials(whole)
     assert (result.best, result.value) == (whole.best, whole.value)
     assert set(asked.values()) == {1}
-    again = find(lambda _: 1 / 0, sampler=sampler, evaluations=18, seed=5, out=tmp_path)
+    again = find(lambda _: 1 / 0, sampler=sampler, evaluations=18, seed=5, storage=tmp_path / "search.db")
     assert trials(again) == trials(whole)
 
 
@@ -124,8 +124,8 @@ def test_a_structure_that_is_not_permitted_is_repaired(tmp_path: Path) -> None:
 
     whole = find(repair=even)
     with pytest.raises(KeyboardInterrupt):
-        find(counted, repair=even, out=tmp_path)
-    result = find(counted, repair=even, out=tmp_path)
+        find(counted, repair=even, storage=tmp_path / "search.db")
+    result = find(counted, repair=even, storage=tmp_path / "search.db")
     assert trials(result) == trials(whole)
     assert all(even(e.widths) == e.widths for e in result.history)
     assert sum(asked.values()) == len(asked) + 1, "once each, and the one that was interrupted again"
@@ -189,7 +189,7 @@ def test_what_makes_no_sense_is_refused(options: dict, message: str) -> None:
 def test_storages_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
-        find(out=tmp_path / "file" / "run")
+        find(storage=tmp_path / "file" / "run" / "search.db")
     with pytest.raises(ArgumentError, match="no study of this storage, which holds: none"):
         work(tmp_path / "s.db", "search", fitness)
     with pytest.raises(ArgumentError) as caught:
@@ -199,10 +199,10 @@ def test_storages_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_study_is_not_continued_with_other_settings(tmp_path: Path) -> None:
-    find(out=tmp_path, evaluations=4, sampler="random")
+    find(storage=tmp_path / "search.db", evaluations=4, sampler="random")
     with pytest.raises(ArgumentError, match=r"begun with other settings: seed=1 \(was 0\)"):
-        find(out=tmp_path, evaluations=4, sampler="random", seed=1)
-    find(out=tmp_path, evaluations=4, sampler="random", seed=1, name="another")
+        find(storage=tmp_path / "search.db", evaluations=4, sampler="random", seed=1)
+    find(storage=tmp_path / "search.db", evaluations=4, sampler="random", seed=1, name="another")
     assert len(work(tmp_path / "search.db", "another", fitness).history) == 4
 
 
@@ -212,18 +212,18 @@ def test_a_foreign_study_is_left_alone(tmp_path: Path) -> None:
     study = optuna.create_study(study_name="search", storage=url, direction="maximize")
     study.optimize(lambda trial: trial.suggest_int("a", 1, 3), n_trials=2)
     with pytest.raises(ArgumentError, match="was not begun by search"):
-        find(out=tmp_path)
+        find(storage=tmp_path / "search.db")
 
 
 def test_whoever_wants_to_join_finds_the_start_and_what_was_told(tmp_path: Path) -> None:
     assert begun(tmp_path / "search.db", "search") is None
     assert list(tmp_path.iterdir()) == [], "looking must not make the file"
-    find(out=tmp_path, evaluations=2, about={"model": "vgg16", "layers": [1, 2]})
+    find(storage=tmp_path / "search.db", evaluations=2, about={"model": "vgg16", "layers": [1, 2]})
     assert begun(tmp_path / "search.db", "search") == Begun(START, {"model": "vgg16", "layers": [1, 2]})
     assert begun(tmp_path / "search.db", "another") is None
     # What a search was begun with stays, and whoever goes on with it need not tell it again.
-    find(out=tmp_path, evaluations=2, about={"model": "vgg19"})
-    find(out=tmp_path, evaluations=2, name="silent")
+    find(storage=tmp_path / "search.db", evaluations=2, about={"model": "vgg19"})
+    find(storage=tmp_path / "search.db", evaluations=2, name="silent")
     assert begun(tmp_path / "search.db", "search") == Begun(START, {"model": "vgg16", "layers": [1, 2]})
     assert begun(tmp_path / "search.db", "silent") == Begun(START, None)
 

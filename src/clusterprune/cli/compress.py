@@ -278,7 +278,7 @@ def _compress(
             runs.remove_folder(folder / runs.COMPACT_NAME)
             save(made.model, folder / runs.COMPACT_NAME, opened.origin)
             test = opened.test if wanted["evaluate"] else None
-            result = measure_both(opened.subject, made.model, test, wanted, timeline, display, memory)
+            result = measure_both(opened.subject, made.model, opened.task, test, wanted, timeline, display, memory)
             result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
             runs.write_log(folder, [*before, *timeline.events])
             runs.write_result(folder, result)

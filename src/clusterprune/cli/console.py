@@ -103,15 +103,17 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     return made
 
 
+_ACCURACIES = (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5"))
+
+
 def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
     """Return the closing table of a compression: what it cost, and what it brought."""
     made = table(title, ("", "baseline", "compressed", "change"))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         made.add_row(name, count(before[key]), count(after[key]), _fewer(before[key], after[key]))
-    if before["accuracy"] is not None and after["accuracy"] is not None:
-        for name, key in (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5")):
-            if before[key] is not None:
-                made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
+    for name, key in _ACCURACIES:
+        if before.get(key) is not None and after.get(key) is not None:
+            made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
     batch = before["latency_batch"]
     made.add_row(
         f"latency, {batch} image{'s' if batch > 1 else ''}",
@@ -125,10 +127,10 @@ def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 def single(title: str, values: Mapping[str, Any]) -> Table:
     """Return the table of one model."""
     made = table(title, ("", "measured"))
-    if values["accuracy"] is not None:
-        made.add_row("top-1 accuracy", percent(values["accuracy"]))
-        if values["accuracy_top5"] is not None:
-            made.add_row("top-5 accuracy", percent(values["accuracy_top5"]))
+    for name, key in _ACCURACIES:
+        if values.get(key) is not None:
+            made.add_row(name, percent(values[key]))
+    if values["images"]:
         made.add_row("test images", f"{values['images']:,}")
     made.add_row("MACs", count(values["macs"]))
     made.add_row("parameters", count(values["params"]))

@@ -72,12 +72,12 @@ def _table(result: DemoResult) -> Table:
     baseline = result.rows[0].measured
     for row in result.rows:
         values = row.measured
-        change = (values.accuracy or 0.0) - (baseline.accuracy or 0.0)
+        change = (values.metrics["accuracy"] or 0.0) - (baseline.metrics["accuracy"] or 0.0)
         made.add_row(
             row.name,
             count(values.macs),
             count(values.params),
-            percent(values.accuracy),
+            percent(values.metrics["accuracy"]),
             "" if values is baseline else f"{change:+.2f}",
             milliseconds(values.latency_ms),
             f"{row.seconds:.1f}",

@@ -62,8 +62,7 @@ def evaluate(
                 subject.model,
                 subject.example,
                 test,
-                mean=subject.spec.mean,
-                std=subject.spec.std,
+                subject.task_on(test),
                 latency_batch=latency_batch,
                 progress=tell,
             )

@@ -9,11 +9,13 @@ from clusterprune import runs
 from clusterprune.cli.opening import Subject
 from clusterprune.cli.progress import Display
 from clusterprune.data import Split
+from clusterprune.tasks import Task
 
 
 def measure_both(
     subject: Subject,
     compact: nn.Module,
+    task: Task | None,
     test: Split | None,
     wanted: dict[str, Any],
     timeline: runs.Timeline,
@@ -37,10 +39,7 @@ def measure_both(
     for (name, model), latency in zip(models.items(), latencies, strict=True):
         if name not in memory:
             with timeline.phase(f"measure {name}") as tell:
-                found = runs.measure(
-                    model, subject.example, test,
-                    mean=subject.spec.mean, std=subject.spec.std, latency=latency, progress=tell,
-                )  # fmt: skip
+                found = runs.measure(model, subject.example, test, task, latency=latency, progress=tell)
             if name == "baseline":
                 memory[name] = found
         else:

@@ -50,6 +50,10 @@ class Subject:
         """The input in words: 3 x 32 x 32."""
         return " x ".join(str(length) for length in self.example.shape[1:])
 
+    def task_on(self, images: Split | None) -> Classification | None:
+        """What it is measured by on images, if there are any."""
+        return None if images is None else Classification(images, mean=self.spec.mean, std=self.spec.std)
+
 
 def open_data(name: str, spec: ModelSpec) -> Dataset:
     """Open a data set at the size that the model reads."""

@@ -185,8 +185,8 @@ def _run(folder: Path, recipe: Recipe, dataset: Dataset, display: Any, more: dic
 
 def _result(made: Reproduction, seconds: dict[str, float], more: dict[str, Any]) -> dict[str, Any]:
     """Return the content of ``result.json``."""
-    figures = [name for name, value in made.baseline.to_dict().items() if value is not None]
-    over = {name: made.over_seeds(lambda one, name=name: getattr(one, name)) for name in figures}
+    figures = [name for name, value in made.baseline.figures.items() if value is not None]
+    over = {name: made.over_seeds(lambda one, name=name: one.figures[name]) for name in figures}
     return {
         "command": "reproduce",
         "recipe": made.recipe.model_dump(mode="json", exclude={"published"}),
@@ -248,14 +248,14 @@ def comparison(made: Reproduction) -> Table:
         before, after = (getattr(one, key) for one in (paper.baseline, paper.compressed)) if paper else (None, None)
         if key == "accuracy_top5" and before is None:
             continue
-        whole = getattr(base, key)
+        whole = base.figures[key]
         lost = None if before is None or after is None else before - after
         add_original(f"{name}, original", " %", before, whole)
-        add(f"{name}, compact", " %", after, lambda one, key=key: getattr(one, key))
-        add(f"{name}, points lost", "", lost, lambda one, key=key, whole=whole: whole - getattr(one, key))
+        add(f"{name}, compact", " %", after, lambda one, key=key: one.figures[key])
+        add(f"{name}, points lost", "", lost, lambda one, key=key, whole=whole: whole - one.figures[key])
     for key, name in (("params", "parameters"), ("macs", "MACs")):
         before, gone = (getattr(paper.baseline, key), getattr(paper, f"{key}_removed")) if paper else (None, None)
-        whole = getattr(base, key)
+        whole = base.figures[key]
         add_original(f"{name}, original", " M", before, whole / 1e6)
-        add(f"{name} removed", " %", gone, lambda one, key=key, whole=whole: 100 * (1 - getattr(one, key) / whole))
+        add(f"{name} removed", " %", gone, lambda one, key=key, whole=whole: 100 * (1 - one.figures[key] / whole))
     return found

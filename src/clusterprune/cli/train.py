@@ -193,17 +193,17 @@ def _run(
     subject.model.eval()
     will_go_on("train", folder, lambda: "The training is done, but not its test.")
     _save(folder, subject, origin)
+    test = dataset.splits.get("test")
     with timeline.phase("test") as tell:
         measured = runs.measure(
             subject.model,
             subject.example,
-            dataset.splits.get("test"),
-            mean=subject.spec.mean,
-            std=subject.spec.std,
+            test,
+            subject.task_on(test),
             latency_batch=wanted["latency_batch"],
             progress=tell,
         )
-    if measured.accuracy is None:
+    if test is None:
         display.line(f"{wanted['data']} has no test images, so no accuracy was measured.", "yellow")
     result = {
         "command": "train",

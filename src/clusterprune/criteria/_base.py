@@ -18,7 +18,11 @@ Targets = Callable[[Tensor], Any]
 
 
 class HasLoss(Protocol):
-    """What a criterion may know of a task: what training minimises."""
+    """What a criterion may know of a task: what training minimises, and whether outputs fit the data."""
+
+    def check(self, outputs: Any, images: Tensor) -> None:
+        """Raise an ArgumentError or ModelError where a network with these outputs does not fit the data."""
+        ...
 
     def loss(self, outputs: Any, images: Tensor, targets: Any) -> Tensor:
         """Return the mean loss of a batch, a scalar; `outputs` is what the network returned."""

@@ -41,10 +41,15 @@ class Taylor:
         for batch, targets in inputs.batches_with_targets(gradient_batch_size(graph)):
             if task is None:
                 raise ArgumentError("criterion='taylor' differentiates a task's loss, but task=None; give a task")
+            if targets is None:
+                raise ArgumentError(
+                    f"criterion='taylor' differentiates a loss on labels, but task={task!r} has none; give labelled images"
+                )
             values: dict[str, Any] = program.bind(batch) | weights
             with torch.enable_grad():
                 program.advance(values, 0, len(program.steps))
                 outputs = pytree.tree_unflatten(program.collect(values), graph.out_spec)
+                task.check(outputs, batch[0])
                 loss = task.loss(outputs, batch[0], targets) * (len(batch[0]) / inputs.count)
                 parts = torch.autograd.grad(loss, list(asked_for.values()), allow_unused=True)
             for path, part in zip(paths, cast("tuple[Tensor | None, ...]", parts), strict=True):

@@ -64,6 +64,32 @@ class Fold:
     rows: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How closely layers are looked at.
+
+    Attributes
+    ----------
+    output_aware, temperature
+        Whether importance is the Fisher information of predictions, softened so much; otherwise all is one.
+    whole_kernel_limit
+        Layers with more unknowns per output than this have moments of channels, not of kernels.
+    moment_rows
+        Rows from which each layer's second moments are estimated.
+    work
+        Multiply-adds that may be spent, of which a third goes to importance; large networks see fewer images.
+    n_folds
+        Parts that the images are split into, each of which is priced by what was fitted on the others.
+    """
+
+    output_aware: bool
+    temperature: float
+    whole_kernel_limit: int
+    moment_rows: int
+    work: float
+    n_folds: int = 4
+
+
 class Without(Mapping[str, Tensor]):
     """The moments of all images but those of one fold, by node name."""
 
@@ -89,17 +115,12 @@ def measure(
     graph: ChannelGraph,
     groups: list[Group],
     inputs: tuple[Tensor, ...],
+    effort: Effort,
     *,
-    output_aware: bool,
-    temperature: float,
-    whole_kernel_limit: int,
-    moment_rows: int,
-    work: float,
     data_free: bool = False,
     generator: torch.Generator,
     progress: Progress | None,
     divergence: Divergence = BY_KIND,
-    n_folds: int = 4,
 ) -> Measured:
     """Measure second moments of what layers read, and the importance of what they make.
 
@@ -107,14 +128,6 @@ def measure(
 
     Parameters
     ----------
-    output_aware, temperature
-        Whether importance is the Fisher information of predictions, softened so much; otherwise all is one.
-    whole_kernel_limit
-        Layers with more unknowns per output than this have moments of channels, not of kernels.
-    moment_rows
-        Rows from which each layer's second moments are estimated.
-    work
-        Multiply-adds that may be spent, of which a third goes to importance; large networks see fewer images.
     data_free
         Whether the images are noise, so that batch norms have to standardise it.
     """
@@ -130,27 +143,27 @@ def measure(
     for node in calls:
         weight = kernels.get(node, state[readers[node].weight])
         dense = readers[node].slides and readers[node].groups == 1 and weight.ndim in (3, 4)
-        whole_kernel[node] = dense and weight[0].numel() <= whole_kernel_limit
+        whole_kernel[node] = dense and weight[0].numel() <= effort.whole_kernel_limit
     size = batch_size_for(graph)
     changes = batch_statistics(graph) if data_free else dict[str, Any]()
     common: dict[str, Any] = {"batch_size": size, "generator": generator, "changes": changes}
-    few = images_for(graph, inputs, work / 3, 3, 16, most=384)
-    if output_aware:
-        gradients: dict[str, Any] = {**common, "batch_size": gradient_batch_size(graph), "temperature": temperature}
+    few = images_for(graph, inputs, effort.work / 3, 3, 16, most=384)
+    if effort.output_aware:
+        gradients: dict[str, Any] = {**common, "batch_size": gradient_batch_size(graph), "temperature": effort.temperature}
         importance = output_importance(graph, state, few, calls, divergence=divergence, progress=progress, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
-    many = images_for(graph, inputs, work * 0.4, 1, 48)
+    many = images_for(graph, inputs, effort.work * 0.4, 1, 48)
     parts: list[Fold] = []
-    for images in _folds(graph, many, n_folds):
+    for images in _folds(graph, many, effort.n_folds):
         rows: dict[str, int] = {}
-        share = max(1, round(moment_rows * len(images[0]) / len(many[0])))
+        share = max(1, round(effort.moment_rows * len(images[0]) / len(many[0])))
         found = input_moments(
             graph, state, images, whole_kernel, folded=folds(graph), rows=share, seen=rows,
             progress=part_of(progress, sum(len(part.images[0]) for part in parts), len(many[0])), **common,
         )  # fmt: skip
         # A fold is only ever taken away from the whole: single precision is enough, and half the room.
-        kept = {node: moment.cpu() if n_folds == 1 else moment.float().cpu() for node, moment in found.items()}
+        kept = {node: moment.cpu() if effort.n_folds == 1 else moment.float().cpu() for node, moment in found.items()}
         parts.append(Fold(images, kept, rows))
     rows = {node: sum(part.rows[node] for part in parts) for node in parts[0].rows}
     moments = {

@@ -81,14 +81,11 @@ def price(
             state,
             held_out[number],
             snapshots,
+            measured,
             others,
-            measured.importance,
-            measured.whole_kernel,
             batch_size=gradient_batch_size(graph, most=32),
             generator=generator,
             temperature=temperature,
-            changes=measured.changes,
-            divergence=measured.divergence,
             progress=part_of(progress, sum(len(part[0]) for part in held_out[:number]), images),
         )
         for key, loss in found.items():

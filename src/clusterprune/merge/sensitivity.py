@@ -8,7 +8,6 @@ in front of a global average, count in full.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.images import Images, Progress, as_inputs
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.program import Program, computed_kernels
-from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.layer_inputs import consumers, kernel_change
+from clusterprune.merge.measured import Measured
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.statistics import layer_gradients
 
@@ -41,15 +40,12 @@ def fisher_losses(
     state: Mapping[str, Tensor],
     images: Images,
     snapshots: Mapping[str, Mapping[int, list[Tensor]]],
+    measured: Measured,
     moments: Mapping[str, Tensor],
-    importance: Mapping[str, Tensor],
-    whole_kernel: Mapping[str, bool],
     *,
     batch_size: int,
     generator: torch.Generator,
     temperature: float = 1.0,
-    changes: Mapping[str, Any] | None = None,
-    divergence: Divergence = BY_KIND,
     progress: Progress | None = None,
 ) -> dict[tuple[str, int], float]:
     """Return by how much the network's loss rises on these images, in nats, all of them together.
@@ -59,6 +55,8 @@ def fisher_losses(
     snapshots
         By name of group and number of removals, what :func:`clusterprune.merge.elimination.refitted` returned: kernels
         fitted on *other* images, for on their own the fit is always better than it is.
+    measured
+        What is known of the layers and of the outputs.
     moments
         Of what the layers read, on those other images.
 
@@ -67,23 +65,23 @@ def fisher_losses(
     dict
         By name of group and number of removals.
     """
-    program = Program(graph, changes)
+    program = Program(graph, measured.changes)
     kernels = computed_kernels(graph, state)
     changed: dict[str, list[_Change]] = {}
     for group in graph.groups:
         for level, snapshot in snapshots.get(group.name, {}).items():
-            for consumer, refitted in zip(consumers(graph, group, whole_kernel), snapshot, strict=True):
+            for consumer, refitted in zip(consumers(graph, group, measured.whole_kernel), snapshot, strict=True):
                 # Moments, paths and what follows from them are on the CPU, wherever the model is.
                 node = consumer.call.node
                 weight = kernels.get(node, state[consumer.use.path]).cpu()
-                kernel, bias = kernel_change(consumer, weight, refitted, moments[node], importance[node])
+                kernel, bias = kernel_change(consumer, weight, refitted, moments[node], measured.importance[node])
                 changed.setdefault(node, []).append(_Change(group.name, level, kernel, bias))
     readers = {call.node: PatchExtractor.of(graph, call) for call in graph.calls if call.node in changed}
     total: dict[tuple[str, int], float] = {}
     count, done = len(as_inputs(images)[0]), 0
     for read, gradients in layer_gradients(
         graph, state, images, list(changed), batch_size=batch_size, generator=generator, temperature=temperature,
-        changes=changes, divergence=divergence,
+        changes=measured.changes, divergence=measured.divergence,
     ):  # fmt: skip
         scores: dict[tuple[str, int], Tensor] = {}
         with torch.no_grad():

@@ -190,7 +190,7 @@ class ACP(Method):
 
     def _choose(self, fitness: StructureFitness, together: Fitness, work: Work) -> Plan:
         evaluate = together if self.fitness == "train" else fitness
-        found = find(fitness, evaluate, out=work.place, about=work.about, progress=work.report)
+        found = find(fitness, evaluate, storage=work.place / "search.db", about=work.about, progress=work.report)
         facts = (dict(found.start), dict(found.best), found.value, len(found.history))
         return replace(found.plan, notes={**found.plan.notes, **dict(zip(FACTS, facts, strict=True))})
 

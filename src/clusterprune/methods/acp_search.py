@@ -76,7 +76,7 @@ def find(
     fitness: "StructureFitness",
     evaluate: Fitness | None = None,
     *,
-    out: str | Path | None = None,
+    storage: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Found:
@@ -89,8 +89,8 @@ def find(
     ----------
     evaluate
         Called in place of the fitness for every structure of the search.
-    out, about
-        Of the study, as in :func:`clusterprune.search.search`.
+    storage, about
+        Of the study, as in :func:`clusterprune.search.search`; a storage in the settings comes before this one.
     progress
         Called with (phase, done, total); the phase is "structures".
 
@@ -115,13 +115,12 @@ def find(
         {name: (group.n_blocks, group.width, group.n_blocks) for name, group in groups.items()},
         evaluate or fitness,
         start=start,
-        storage=config.storage,
+        storage=config.storage or storage,
         name=config.study,
         sampler=sampler if config.sampler == "swarm" else config.sampler,
         evaluations=config.particles * (config.cycles + 1),
         seed=fitness.seed,
         repair=fitness.repair,
-        out=out,
         about=about,
         progress=None if progress is None else lambda _, done, total: progress("structures", done, total),
     )

@@ -118,19 +118,8 @@ class WidthPlanner:
         groups, options = list(self.graph.prunable), OneShot(refit=None)
         generator = torch.Generator().manual_seed(self.seed)
         images = whole_batches(self.graph, self._images)
-        measured = measure(
-            self.graph,
-            groups,
-            images,
-            output_aware=options.output_aware,
-            temperature=options.temperature,
-            whole_kernel_limit=options.whole_kernel_limit,
-            moment_rows=options.moment_rows,
-            work=options.macs_to_spend,
-            generator=generator,
-            progress=self._progress,
-            n_folds=1,
-        )
+        effort = replace(options.effort, n_folds=1)
+        measured = measure(self.graph, groups, images, effort, generator=generator, progress=self._progress)
         paths = order_channels(self.graph, groups, measured, damping=options.damping, progress=self._progress)
         return measured, paths
 

@@ -45,6 +45,28 @@ KEEP = ("keep_macs", "keep_params", "keep_latency")
 MOST = ("max_macs", "max_params", "max_latency_ms")
 
 
+class ClusterBudget(TypedDict, total=False):
+    """How much to keep where clusters decide: at most one of the first three.
+
+    Attributes
+    ----------
+    keep_channels, keep_macs, keep_params
+        The fraction of the channels, multiply-adds or parameters to keep, in (0, 1], or a text such as "60%". Without
+        any, the clustering itself decides: clusters plus noise points (its ε, or its number of clusters). With one, the
+        widths are solved for by the clustering's knob: a length (ε of DBSCAN, HDBSCAN and OPTICS, a bandwidth, a
+        threshold) is the same for all groups and found by bisection; numbers of clusters come from the heights of an
+        average-linkage tree, over all groups together.
+    round_to, min_width
+        Kept widths are multiples of `round_to` and at least `min_width`.
+    """
+
+    keep_channels: float | str | None
+    keep_macs: float | str | None
+    keep_params: float | str | None
+    round_to: int
+    min_width: int
+
+
 @dataclass(frozen=True)
 class Goal:
     """A budget that was read and checked.
@@ -102,7 +124,39 @@ def read_budget(given: Mapping[str, Any]) -> Goal:
     ArgumentError
         If there is no target, or something is not accepted, or is no part of a budget.
     """
-    known = list(Budget.__annotations__)
+    _check_names(given, Budget)
+    asked = {name: read_fraction(name, given[name]) for name in KEEP if given.get(name) is not None}
+    asked |= {name: _amount(name, given[name]) for name in MOST if given.get(name) is not None}
+    if not asked:
+        raise ArgumentError(f"give at least one of {', '.join(KEEP)}, {', '.join(MOST)}, but got none")
+    return Goal(asked, _limits(given), read_clock(given.get("latency")))
+
+
+def read_cluster_budget(given: Mapping[str, Any]) -> tuple[dict[str, float], Limits]:
+    """Check a budget of clusters; return the one fraction by what it is of, if there is one, and the allowed widths.
+
+    Raises
+    ------
+    ArgumentError
+        If several fractions are given, or something is not accepted, or is no part of such a budget.
+    """
+    _check_names(given, ClusterBudget)
+    quantities = ("channels", "macs", "params")
+    asked = {name: given[f"keep_{name}"] for name in quantities if given.get(f"keep_{name}") is not None}
+    if len(asked) > 1:
+        raise ArgumentError(
+            "give at most one of keep_channels, keep_macs and keep_params, but got "
+            f"{', '.join(f'keep_{name}={value!r}' for name, value in asked.items())}"
+        )
+    return {name: read_fraction(f"keep_{name}", value) for name, value in asked.items()}, _limits(given)
+
+
+def _limits(given: Mapping[str, Any]) -> Limits:
+    return Limits(given.get("round_to", 1), given.get("min_width", 1))
+
+
+def _check_names(given: Mapping[str, Any], budget: type) -> None:
+    known = list(budget.__annotations__)
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -110,12 +164,6 @@ def read_budget(given: Mapping[str, Any]) -> Goal:
                 f"{name}={shown(value)} is not an argument{f'; {near[0]} is' if near else ''}. A budget has "
                 f"{', '.join(known)}"
             )
-    asked = {name: read_fraction(name, given[name]) for name in KEEP if given.get(name) is not None}
-    asked |= {name: _amount(name, given[name]) for name in MOST if given.get(name) is not None}
-    if not asked:
-        raise ArgumentError(f"give at least one of {', '.join(KEEP)}, {', '.join(MOST)}, but got none")
-    limits = Limits(given.get("round_to", 1), given.get("min_width", 1))
-    return Goal(asked, limits, read_clock(given.get("latency")))
 
 
 def read_fraction(name: str, value: Any) -> float:

@@ -7,19 +7,20 @@ channel of a cluster survives, and what the survivors take over.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 
 from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, renamed, shown
-from clusterprune.budget.allocation import CostModel, Limits, check_fraction
+from clusterprune.budget.allocation import CostModel
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging
+from clusterprune.methods.budget import ClusterBudget, read_cluster_budget
 from clusterprune.methods.partitions import GroupPoints, partition
 from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
@@ -41,14 +42,10 @@ def cluster(
     clustering: Clustering | None = None,
     merging: Merging | MergingName = "least_squares",
     survivors: Literal["medoid", "l1"] = "medoid",
-    keep_channels: float | None = None,
-    keep_macs: float | None = None,
-    keep_params: float | None = None,
-    round_to: int = 1,
-    min_width: int = 1,
     ignore: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    **budget: Unpack[ClusterBudget],
 ) -> Plan:
     """Plan a compression by clustering channels.
 
@@ -68,13 +65,11 @@ def cluster(
     survivors
         "medoid": one channel per cluster, the most central. "l1": only the *number* of clusters is used
         and the filters of largest ℓ1 norm stay, as in the released code of ICP and ACP.
-    keep_channels, keep_macs, keep_params
-        At most one. Without any, the clustering itself decides: clusters plus noise points (its ε, or its
-        number of clusters). With one, the widths are solved for by the clustering's knob: a length (ε of DBSCAN,
-        HDBSCAN and OPTICS, a bandwidth, a threshold) is the same for all groups and found by bisection; numbers of
-        clusters come from the heights of an average-linkage tree, over all groups together.
-    round_to, min_width, ignore, seed, progress
+    ignore, seed, progress
         As in :func:`clusterprune.oneshot`.
+    **budget
+        How much to keep, such as ``keep_macs=0.5``; by default the clustering decides: see
+        :class:`clusterprune.methods.budget.ClusterBudget`.
 
     Raises
     ------
@@ -86,15 +81,7 @@ def cluster(
     check_graph(graph)
     check_seed(seed)
     check_progress(progress)
-    targets = (("channels", keep_channels), ("macs", keep_macs), ("params", keep_params))
-    given = {name: value for name, value in targets if value is not None}
-    if len(given) > 1:
-        raise ArgumentError(
-            "give at most one of keep_channels, keep_macs and keep_params, but got "
-            f"{', '.join(f'keep_{name}={value!r}' for name, value in given.items())}"
-        )
-    for name, value in given.items():
-        check_fraction(f"keep_{name}", value)
+    given, limits = read_cluster_budget(budget)
     similarity = FeatureMaps() if similarity is None else read_similarity(similarity)
     clustering = clustering or DBSCAN(eps=0.02)
     if not has_methods(clustering, "fit", "with_knob", "coarsest", "at_most"):
@@ -105,7 +92,6 @@ def cluster(
         )
     merging = read_merging(merging)
     _check(images, merging, survivors)
-    limits = Limits(round_to, min_width)
     graph = graph.freeze(ignore)
     groups = list(graph.prunable)
     generator = torch.Generator().manual_seed(seed)

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
-
 from clusterprune.arguments import shown
 from clusterprune.budget.allocation import CostModel, check_fraction
 from clusterprune.clustering import DBSCAN, Clustering
-from clusterprune.criteria import CriterionName
+from clusterprune.criteria import CriterionName, HasLoss, Targets
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress
@@ -78,8 +76,8 @@ class Cut(Protocol):
         ...
 
     def plan(
-        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan.
 
@@ -87,16 +85,17 @@ class Cut(Protocol):
         ----------
         images
             Normalised inputs, shape (images, channels, height, width); None where there are none.
-        labels
-            Class of every image, int64 (images,); of a criterion that differentiates the loss.
+        targets, task
+            What the images should give, from their positions, and the task whose loss is meant; of a criterion that
+            differentiates it.
         seed, progress
             As in :func:`clusterprune.oneshot`.
         """
         ...
 
     def planner(
-        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for many budgets, having measured once whatever does not depend on them."""
         ...
@@ -194,11 +193,11 @@ class ClusterCut:
             check_fraction("keep_macs", keep.macs)
 
     def plan(
-        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of clusters and noise points."""
-        del labels
+        del targets, task
         usual = DBSCAN(eps=0.5 if self.eps is None else self.eps, min_samples=self.min_samples)
         return cluster(
             self.layers_of(graph), images, similarity=FeatureMaps(self.metric), clustering=self.clustering or usual,
@@ -207,11 +206,11 @@ class ClusterCut:
         )  # fmt: skip
 
     def planner(
-        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for a budget; nothing is common to several."""
-        return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
+        return lambda keep: self.plan(graph, images, keep, targets=targets, task=task, seed=seed, progress=progress)
 
     def foresee(
         self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None
@@ -252,19 +251,19 @@ class OneShotCut(OneShot):
         keep.check()
 
     def plan(
-        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of :func:`clusterprune.oneshot`."""
-        del labels
+        del targets, task
         return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **keep.arguments())
 
     def planner(
-        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return :meth:`clusterprune.Planner.plan` of a network that is measured here."""
-        del labels
+        del targets, task
         made = measure(self.layers_of(graph), images, config=self, seed=seed, progress=progress)
         return lambda keep: made.plan(progress=progress, **keep.arguments())
 
@@ -317,21 +316,21 @@ class CriterionCut:
         keep.check()
 
     def plan(
-        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of :func:`clusterprune.prune_by`."""
         return prune_by(
-            self.layers_of(graph), self.criterion, images=images, labels=labels, scope=self.scope, merging=self.merging,
-            seed=seed, progress=progress, **keep.arguments(),
+            self.layers_of(graph), self.criterion, images=images, labels=targets, task=task, scope=self.scope,
+            merging=self.merging, seed=seed, progress=progress, **keep.arguments(),
         )  # fmt: skip
 
     def planner(
-        self, graph: ChannelGraph, images: Images | None, *, labels: Tensor | None = None, seed: int = 0,
-        progress: Progress | None = None,
+        self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
+        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for a budget; nothing is common to several."""
-        return lambda keep: self.plan(graph, images, keep, labels=labels, seed=seed, progress=progress)
+        return lambda keep: self.plan(graph, images, keep, targets=targets, task=task, seed=seed, progress=progress)
 
     def foresee(
         self, graph: ChannelGraph, keep: Keep, images: int, memory_limit: float | None = None

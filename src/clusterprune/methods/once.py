@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from clusterprune.criteria import CriterionName
+from clusterprune.criteria import CriterionName, Targets
 from clusterprune.errors import ArgumentError
 from clusterprune.files.writing import output_errors
 from clusterprune.graph import ChannelGraph
@@ -134,17 +134,17 @@ class CutOnce(Method):
         drawn = functools.cache(lambda: self._images(network, graph, task, work))
 
         def choose() -> Plan:
-            common: dict[str, Any] = {"seed": work.seed, "progress": work.report}
+            common: dict[str, Any] = {"task": task, "seed": work.seed, "progress": work.report}
 
             def planner() -> Callable[[Keep], Plan]:
-                pixels, labels = drawn()
-                return self.cut.planner(graph.freeze(self.ignore), pixels, labels=labels, **common)
+                pixels, targets = drawn()
+                return self.cut.planner(graph.freeze(self.ignore), pixels, targets=targets, **common)
 
             if work.memory is not None:
                 made = work.remembered("planner", planner)(self.keep)
             else:
-                pixels, labels = drawn()
-                made = self.cut.plan(graph.freeze(self.ignore), pixels, self.keep, labels=labels, **common)
+                pixels, targets = drawn()
+                made = self.cut.plan(graph.freeze(self.ignore), pixels, self.keep, targets=targets, **common)
             _tell_few_rows(made, work)
             return made
 
@@ -169,8 +169,8 @@ class CutOnce(Method):
 
     def _images(
         self, network: Network, graph: ChannelGraph, task: Task | None, work: Work
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Draw images: normalised, on the device, with their labels; or make some, or do without."""
+    ) -> tuple[Tensor | None, Targets | None]:
+        """Draw images: normalised, on the device, with their targets; or make some, or do without."""
         if self.data_free:
             made = images_from_norms(graph, seed=work.seed, progress=work.report) if can_make_images(graph) else None
             if self.save_images:
@@ -182,8 +182,13 @@ class CutOnce(Method):
         if len(split) < self.images:
             work.tell(f"There are {len(split)} images to look at, fewer than the {self.images} asked for.")
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(work.seed))
-        pixels, labels = split.subset(order[: min(self.images, len(order))]).load()
-        return task.normalize(pixels).to(network.example.device), labels
+        part = split.subset(order[: min(self.images, len(order))])
+        pixels, _ = part.load()
+        try:
+            targets = task.targets(part)
+        except ArgumentError:  # without labels, which only a criterion that differentiates the loss would miss
+            targets = None
+        return task.normalize(pixels).to(network.example.device), targets
 
 
 def by_criterion(criterion: CriterionName) -> type[CutOnce]:

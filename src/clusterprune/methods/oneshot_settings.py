@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from clusterprune.arguments import renamed
 from clusterprune.errors import ArgumentError
 from clusterprune.merge.bn_images import FromNorms
+from clusterprune.merge.measured import Effort
 from clusterprune.merge.refit import Refit
 
 
@@ -53,6 +54,13 @@ class OneShot:
     macs_to_spend: float = 1.2e12
     from_norms: FromNorms | None = field(default_factory=FromNorms)
     compare: bool = True
+
+    @property
+    def effort(self) -> Effort:
+        """How closely layers are looked at."""
+        return Effort(
+            self.output_aware, self.temperature, self.whole_kernel_limit, self.moment_rows, self.macs_to_spend
+        )
 
     def __post_init__(self) -> None:
         """Check the sensitivity and the temperature."""

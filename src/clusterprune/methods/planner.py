@@ -205,8 +205,7 @@ class Planner:
         inputs = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in inputs)
         self._inputs = _shuffled(whole_batches(graph, inputs), generator)
         measured = measure_layers(
-            graph, self._groups, self._inputs, output_aware=config.output_aware, temperature=config.temperature,
-            whole_kernel_limit=config.whole_kernel_limit, moment_rows=config.moment_rows, work=config.macs_to_spend,
+            graph, self._groups, self._inputs, config.effort,
             data_free=self._data_free, generator=generator, divergence=self._divergence, progress=progress,
         )  # fmt: skip
         clock.lap("measure")

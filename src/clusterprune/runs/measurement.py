@@ -1,15 +1,19 @@
 """What a model costs and what it is worth, as a run's ``result.json`` has it."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
 from torch import Tensor, nn
 
 from clusterprune import evaluate
 from clusterprune.data import Split
-from clusterprune.evaluate import Latency
+from clusterprune.errors import ArgumentError
+from clusterprune.evaluate import Latency, Metrics
+from clusterprune.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,9 @@ class Measurement:
         Parameters.
     macs
         Multiply-adds of one image.
-    accuracy, accuracy_top5
-        Percent of the test images; None where there was nothing to test on.
+    metrics
+        What the task measures on the test images, by name; where there was nothing to test on, None for what a
+        classification measures.
     images
         Number of test images.
     latency_ms, latency_iqr_ms
@@ -34,39 +39,58 @@ class Measurement:
 
     params: int
     macs: int
-    accuracy: float | None
-    accuracy_top5: float | None
+    metrics: Mapping[str, float | None]
     images: int
     latency_ms: float
     latency_iqr_ms: float
     latency_batch: int
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The fields by name, each metric as one."""
+        before, after = ("params", "macs"), ("images", "latency_ms", "latency_iqr_ms", "latency_batch")
+        own = {name: getattr(self, name) for name in (*before, *after)}
+        return {name: own[name] for name in before} | dict(self.metrics) | {name: own[name] for name in after}
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, rounded to what a measurement can tell."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        """Return the figures, rounded to what a measurement can tell."""
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in self.figures.items()}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Read what :meth:`to_dict` returned: whatever is no field is a metric."""
+        own = {field.name for field in fields(cls)}
+
+        def gathered(given: Any) -> Any:
+            if not isinstance(given, dict) or "metrics" in given:
+                return given
+            known = cast(dict[str, Any], given)
+            metrics = {name: value for name, value in known.items() if name not in own}
+            return {name: value for name, value in known.items() if name in own} | {"metrics": metrics}
+
+        return core_schema.no_info_before_validator_function(gathered, handler(source))
 
 
 def measure(
     model: nn.Module,
     example: Tensor,
     test: Split | None = None,
+    task: Task | None = None,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     latency: Latency | None = None,
     latency_batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
-    """Count parameters and multiply-adds, time a pass, and classify the test images.
+    """Count parameters and multiply-adds, time a pass, and measure what the task does on the test images.
 
     Parameters
     ----------
     example
         One input, shape (1, c, h, w), on the model's device.
     test
-        Images to classify at their own size; None skips the accuracy.
-    mean, std
-        Normalisation, as in :func:`clusterprune.data.normalize`.
+        Images of the task, at their own size; None skips what it measures.
+    task
+        What the network is for; needed with test images.
     latency
         The time of a pass, where it was taken before, as :func:`time_in_turns` does.
     latency_batch
@@ -74,15 +98,16 @@ def measure(
     """
     if latency is None:
         (latency,) = time_in_turns([model], example, batch=latency_batch)
-    accuracy = None
+    worth = Metrics(dict.fromkeys(Classification.metrics), 0)
     if test is not None:
-        accuracy = evaluate.accuracy(model, test, mean=mean, std=std, progress=progress)
+        if task is None:
+            raise ArgumentError("test images tell nothing without a task; give task=Classification(…) or another")
+        worth = evaluate.metrics(model, task, test, progress=progress)
     return Measurement(
         params=evaluate.params(model),
         macs=evaluate.macs(model, example),
-        accuracy=accuracy.top1 if accuracy else None,
-        accuracy_top5=accuracy.top5 if accuracy else None,
-        images=accuracy.images if accuracy else 0,
+        metrics=worth.values,
+        images=worth.images,
         latency_ms=latency.median_ms,
         latency_iqr_ms=latency.iqr_ms,
         latency_batch=latency.batch,

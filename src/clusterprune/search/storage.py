@@ -26,15 +26,13 @@ _FILE = "sqlite:///"
 _quiet_lock = threading.Lock()
 
 
-def storage_url(storage: str | Path | None, out: str | Path | None) -> str:
-    """Return the URL of a storage: of a file in `out` when `storage` is None, empty for one in memory.
+def storage_url(storage: str | Path | None) -> str:
+    """Return the URL of a storage; empty for one in memory, where there is none.
 
     A password in it is taken out, and remembered for :func:`open_storage` in this process.
     """
     if storage is None:
-        if out is None:
-            return ""
-        storage = Path(out) / "search.db"
+        return ""
     if isinstance(storage, str) and "://" in storage:
         return without_password(storage)
     return f"{_FILE}{Path(storage).absolute()}"

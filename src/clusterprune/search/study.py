@@ -28,7 +28,6 @@ def search(
     directions: Sequence[Literal["maximize", "minimize"]] = ("maximize",),
     seed: int = 0,
     repair: Repair | None = None,
-    out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -47,8 +46,8 @@ def search(
     start
         The structure to start from: the centre of the swarm, the first structure of any other sampler.
     storage
-        Path of a SQLite file or an Optuna storage URL; no file, message or study repeats its password. Default:
-        `search.db` in `out`, or without `out` the memory, from which nothing can be resumed.
+        Path of a SQLite file or an Optuna storage URL; no file, message or study repeats its password. Default: the
+        memory, from which nothing can be resumed.
     name
         Of the study in the storage.
     sampler
@@ -71,7 +70,7 @@ def search(
     ArgumentError
         For a bad argument, a storage that cannot be opened, or a study of that name with other settings.
     OutputError
-        If `out` cannot be made, or the storage fails while the search runs.
+        If the folder of a SQLite file cannot be made, or the storage fails while the search runs.
     ClusterpruneError
         If the fitness fails for the first three structures, or for all.
 
@@ -83,7 +82,7 @@ def search(
     (36, True)
     """
     settings = check_settings(space, start, sampler, evaluations, directions, seed)
-    url = storage_url(storage, out)
+    url = storage_url(storage)
     return _run(url, name, fitness, sampler, settings, progress, repair, about)
 
 
@@ -111,7 +110,7 @@ def begun(storage: str | Path, name: str) -> Begun | None:
     ArgumentError
         If the storage cannot be opened, or the study is none of :func:`search`.
     """
-    url = storage_url(storage, None)
+    url = storage_url(storage)
     if is_missing_file(url):
         return None
     opened = open_storage(url)
@@ -148,7 +147,7 @@ def work(
     ArgumentError
         If the storage holds no such search.
     """
-    return _run(storage_url(storage, None), name, fitness, sampler, None, progress, repair)
+    return _run(storage_url(storage), name, fitness, sampler, None, progress, repair)
 
 
 def _run(

@@ -127,10 +127,11 @@ def _demonstrate(folder: Path, keep_macs: float, epochs: int, seed: int, progres
     # The test images are read here alone, after every choice.
     rows = []
     built = {"trained network": model} | {name: small for name, (_, small) in compact.items()}
+    task = tasks.Classification(dataset.test, mean=spec.mean, std=spec.std)
     with timeline.phase("measure") as tell:
         latencies = runs.time_in_turns(list(built.values()), example, batch=LATENCY_BATCH)
         for (name, network), latency in zip(built.items(), latencies, strict=True):
-            measured = runs.measure(network, example, dataset.test, mean=spec.mean, std=spec.std, latency=latency)
+            measured = runs.measure(network, example, dataset.test, task, latency=latency)
             rows.append(Row(name, measured, timeline.seconds["train" if network is model else name]))
             tell(len(rows), len(built))
     best = next(iter(compact.values()))

@@ -221,9 +221,9 @@ class _Run:
     def _measure(self, folder: Path, model: nn.Module, phase: str) -> None:
         if (folder / MEASURED_NAME).exists():
             return
-        mean, std = self.spec.mean, self.spec.std
+        task = tasks.Classification(self.test, mean=self.spec.mean, std=self.spec.std)
         with self.timeline.phase(phase) as tell:
-            found = runs.measure(model, self._example, self.test, mean=mean, std=std, progress=tell)
+            found = runs.measure(model, self._example, self.test, task, progress=tell)
         write_json(folder / MEASURED_NAME, found.to_dict())
 
     def _training(self, training: TrainConfig, seed: int) -> TrainConfig:
