@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import data, evaluate, models, runs
-from clusterprune.methods.cp_addition import finish
+from clusterprune.methods.cp_addition import channel_addition
 from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
@@ -62,7 +62,7 @@ def measure(network: str, batch_norm: Any, dataset: data.Dataset, options: argpa
     trained = time.perf_counter() - began
     whole = learnt.model.eval().cpu()
     graph = cp.trace(whole, spec.example())
-    compact = cp.apply(whole, finish(whole, graph), graph=graph).eval()
+    compact = cp.apply(whole, channel_addition(whole, graph), graph=graph).eval()
     pixels = dataset.test.load()[0]
     images = data.normalize(pixels, spec.mean, spec.std)
     single, differ = change(whole, compact, images)
@@ -70,7 +70,7 @@ def measure(network: str, batch_norm: Any, dataset: data.Dataset, options: argpa
     # Removed once more, in float64: rounding the sums of kernels to float32 is what single precision costs.
     precise = copy.deepcopy(whole).double()
     graph = cp.trace(precise, example.double())
-    removed = cp.apply(precise, finish(precise, graph), graph=graph)
+    removed = cp.apply(precise, channel_addition(precise, graph), graph=graph)
     double, _ = change(precise, removed, images[: options.double_images].double())
     return {
         "network": network,

@@ -61,7 +61,7 @@ def test_everything_is_a_line_at_a_prompt(resnet: tuple[cp.ChannelGraph, cp.Plan
     for name, expected in {
         "graph": "<ChannelGraph of ResNet: 13 groups, 12 may be cut (400 channels)>",
         "group": "<Group conv1: 16 channels, made by conv1 and 9 more, read by layer1.0.conv1 and 9 more>",
-        "use": "<Use of layer1.0.conv1.weight: dimension 1 (columns) of 16 channels>",
+        "use": "<ParameterSlice of layer1.0.conv1.weight: dimension 1 (columns) of 16 channels>",
         "clusters": "<Clusters: 3999 of 4,000 channels, 1 of them noise>",
     }.items():
         assert shown[name] == expected

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import Use
+from clusterprune.graph import ParameterSlice
 from clusterprune.merge.least_squares import Ridge, dual_ridge_regression, mixing_matrix, positive_factor
 
 
-def use_of(channels: int, multiplicity: int = 1, groups: int = 1) -> Use:
+def use_of(channels: int, multiplicity: int = 1, groups: int = 1) -> ParameterSlice:
     positions = np.arange(channels * multiplicity).reshape(channels, multiplicity)
-    return Use("layer.weight", 1, positions, "column", groups)
+    return ParameterSlice("layer.weight", 1, positions, "column", groups)
 
 
 def moments_of(rows: Tensor) -> Tensor:

@@ -181,7 +181,11 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     before = {name: value.clone() for name, value in graph.model.state_dict().items()}
     told: list[str] = []
     result = run(
-        graph, digits, settings(particles=3), storage=tmp_path / "run" / "search.db", progress=lambda phase, *_: told.append(phase)
+        graph,
+        digits,
+        settings(particles=3),
+        storage=tmp_path / "run" / "search.db",
+        progress=lambda phase, *_: told.append(phase),
     )
     phases = [phase for phase, _ in itertools.groupby(told)]
     assert (phases[0], phases[-1], len(phases)) == ("mean feature maps", "structures", 5)

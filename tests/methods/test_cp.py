@@ -20,7 +20,7 @@ from clusterprune import evaluate, train
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.methods import Network, Outcome, Work
 from clusterprune.methods.cp import CP, for_macs
-from clusterprune.methods.cp_addition import finish
+from clusterprune.methods.cp_addition import channel_addition
 from clusterprune.methods.cp_clusters import ClusterPruning
 from clusterprune.methods.cp_layers import without_batch_norm
 from clusterprune.methods.cp_rates import Adaptive, Constant, Silhouette, pruning_rate, real_rate, replaced_count
@@ -50,7 +50,7 @@ def test_the_closest_filters_become_their_centroids(goal: float, expected: dict[
     assert torch.equal(model[0].weight[:, :, 0, 0], wanted)
     # Six filters, of which each hit cluster keeps one (Eq. 9).
     hit = {tuple(value) for value in expected.values()}
-    assert sum(len(merge.kept) for merge in finish(model, graph).merges) == 6 - len(expected) + len(hit)
+    assert sum(len(merge.kept) for merge in channel_addition(model, graph).merges) == 6 - len(expected) + len(hit)
 
 
 def test_rates_rise_with_the_epochs() -> None:
@@ -175,14 +175,14 @@ def test_widths_keep_to_eq_9(width: int, depth: int, share: float, goal: float, 
     assert width - replaced <= kept <= width - replaced + count
     assert kept >= len(centroids)
     assert 1 - kept / width >= real_rate([replaced / width], [count], [width]) - 1e-12
-    widths = finish(model, graph).widths
+    widths = channel_addition(model, graph).widths
     assert widths.get("0", width) == kept
 
 
 def test_adaptive_counts_reach_the_real_rate() -> None:
     model, graph = pruned(plain(32), CP(goal=0.75, clusters=Adaptive(real_rate=0.5)))
     hook = ClusterPruning(graph, CP())
-    widths = finish(model, graph).widths
+    widths = channel_addition(model, graph).widths
     assert set(widths) == {group.name for group in hook.groups}
     assert 1 - sum(widths.values()) / (3 * 32) >= 0.5
 
@@ -192,7 +192,7 @@ def test_a_target_of_macs_is_met(keep: float) -> None:
     model = plain(32)
     config = for_macs(cp.trace(model, X[:1]), keep, CP())
     model, graph = pruned(model, config)
-    small = cp.apply(model, finish(model, graph), graph=graph)
+    small = cp.apply(model, channel_addition(model, graph), graph=graph)
     share = evaluate.macs(small, X[:1]) / evaluate.macs(model, X[:1])
     # One filter of the smallest layer costs more than what may be left over.
     assert keep - 0.03 < share <= keep
@@ -208,7 +208,7 @@ def test_what_is_not_replaced_draws_its_cluster_unless_told_not_to(mean_of: Any,
     for values in expected:  # 50 is replaced by itself
         hook.after_epoch(model, 1, 1)
         assert model[0].weight.detach().flatten().tolist() == [*values, 50]
-    assert len(finish(model, graph).merges) == 1
+    assert len(channel_addition(model, graph).merges) == 1
     with pytest.raises(ArgumentError, match="mean_of must be 'cluster' or 'replaced'"):
         CP(mean_of="some")  # type: ignore[arg-type]
 
@@ -250,7 +250,7 @@ def test_tied_batch_norm_follows_its_cluster() -> None:
             values = getattr(norm, name).detach()[members]
             assert (values == values[0]).all()
     assert not torch.equal(norm.weight, was.weight)
-    assert len(finish(model, graph).merges) == 3
+    assert len(channel_addition(model, graph).merges) == 3
 
 
 def test_without_batch_norm_is_the_same_function() -> None:
@@ -376,6 +376,6 @@ def test_a_batch_norm_that_cannot_be_folded_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"the batch norm norm cannot be removed.*tied"):
         without_batch_norm(model, cp.trace(model, X[:1]), ["conv"])
     tied, graph = pruned(model, replace(CP(), layers=("conv",)))
-    plan = finish(tied, graph)
+    plan = channel_addition(tied, graph)
     assert plan.merges
     assert relative_error(cp.apply(tied, plan, graph=graph), tied, X) < 1e-5

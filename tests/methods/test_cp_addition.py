@@ -13,7 +13,7 @@ import clusterprune as cp
 from clusterprune import evaluate
 from clusterprune.clustering import Agglomerative, Birch, MeanShift, Spectral
 from clusterprune.errors import PlanError
-from clusterprune.methods.cp import CP, ClusterPruning, finish
+from clusterprune.methods.cp import CP, ClusterPruning, channel_addition
 from clusterprune.methods.cp_rates import Constant
 from clusterprune.models import build
 from clusterprune.models.vgg import VGG
@@ -33,7 +33,7 @@ def test_channel_addition_changes_no_output(name: str, batch_norm: str) -> None:
     torch.manual_seed(0)
     whole = lively(VGG(NARROW_VGG) if name == "narrow vgg" else build(name, seed=0))
     model, graph = pruned(whole, CP(batch_norm=batch_norm), images[:1])
-    plan = finish(model, graph)
+    plan = channel_addition(model, graph)
     small = cp.apply(model, plan, graph=graph)
     hook = ClusterPruning(graph, CP(batch_norm=batch_norm))
     assert {merge.group for merge in plan.merges} == {group.name for group in hook.groups}
@@ -43,7 +43,7 @@ def test_channel_addition_changes_no_output(name: str, batch_norm: str) -> None:
         assert torch.equal(small(images).argmax(1), model(images).argmax(1))
     double = copy.deepcopy(model).double()
     graph = cp.trace(double, images[:1].double())
-    small = cp.apply(double, finish(double, graph), graph=graph)
+    small = cp.apply(double, channel_addition(double, graph), graph=graph)
     assert relative_error(small, double, images.double()) < 1e-12
 
 
@@ -56,13 +56,13 @@ def test_channel_addition_changes_no_output(name: str, batch_norm: str) -> None:
 def test_every_clustering_ends_without_loss(clustering: object, batch_norm: str) -> None:
     config = CP(clustering=clustering, batch_norm=batch_norm, clusters=Constant(share=0.25))
     model, graph = pruned(plain(), config)
-    small = cp.apply(model, finish(model, graph), graph=graph)
+    small = cp.apply(model, channel_addition(model, graph), graph=graph)
     assert relative_error(small, model, X) < 1e-5
 
 
 def test_plan_widths_survive_the_disk(tmp_path: object) -> None:
     model, graph = pruned(plain(), CP())
-    plan = finish(model, graph)
+    plan = channel_addition(model, graph)
     plan.save(tmp_path / "plan")
     small = cp.apply(model, cp.Plan.load(tmp_path / "plan"), graph=graph)
     assert relative_error(small, model, X) < 1e-5
@@ -86,7 +86,7 @@ def alike(model: nn.Module, factor: float = 1.0) -> nn.Module:
 def test_equal_channels_are_found_without_the_hook() -> None:
     model = alike(plain())
     graph = cp.trace(model, X[:1])
-    (merge,) = finish(model, graph).merges
+    (merge,) = channel_addition(model, graph).merges
     assert merge.group == "1.0"
     assert merge.kept.tolist() == [0, 1, 2, 3, 4, 8, 9, 10, 11]
 
@@ -95,8 +95,8 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         model = alike(plain().to(dtype), 1.75)
         graph = cp.trace(model, X[:1].to(dtype))
-        assert not [merge for merge in finish(model, graph).merges if len(merge.kept) < 10]
-        small = cp.apply(model, finish(model, graph, scaled=True), graph=graph)
+        assert not [merge for merge in channel_addition(model, graph).merges if len(merge.kept) < 10]
+        small = cp.apply(model, channel_addition(model, graph, scaled=True), graph=graph)
         assert small[1][0].out_channels == 9
         assert relative_error(small, model, X.to(dtype)) < tolerance
 
@@ -106,14 +106,14 @@ def test_factors_do_not_pass_what_is_not_homogeneous() -> None:
     model[1][2] = nn.SiLU()
     alike(model, 1.75)
     graph = cp.trace(model, X[:1])
-    groups = finish(model, graph, scaled=True).widths
+    groups = channel_addition(model, graph, scaled=True).widths
     assert groups == {"1.0": 10}  # 5, 6 and 7 are equal; 4 is not
 
 
 def test_a_negative_factor_is_no_factor() -> None:
     model = alike(plain(), -1.0)
     graph = cp.trace(model, X[:1])
-    groups = finish(model, graph, scaled=True).widths
+    groups = channel_addition(model, graph, scaled=True).widths
     assert groups == {"1.0": 10}
 
 
@@ -138,7 +138,7 @@ def test_equal_channels_that_code_treats_differently_stay() -> None:
             model.conv.weight[channel] = model.conv.weight[0]
             model.conv.bias[channel] = model.conv.bias[0]
     graph = cp.trace(model, X[:1])
-    small = cp.apply(model, finish(model, graph), graph=graph)
+    small = cp.apply(model, channel_addition(model, graph), graph=graph)
     assert relative_error(small, model, X) < 1e-5
 
 
@@ -151,7 +151,7 @@ def test_blocks_of_a_grouped_convolution_keep_equally_many() -> None:
             for tensor in (conv.weight, norm.running_mean, norm.running_var, norm.weight, norm.bias):
                 tensor[target] = tensor[source]
     graph = cp.trace(model, X[:1])
-    plan = finish(model, graph)
+    plan = channel_addition(model, graph)
     (merge,) = (merge for merge in plan.merges if merge.group == "b.0")
     blocks = graph.by_name["b.0"].blocks
     assert np.bincount(blocks[merge.kept]).tolist() == [3, 3, 3]
@@ -161,4 +161,4 @@ def test_blocks_of_a_grouped_convolution_keep_equally_many() -> None:
 def test_the_graph_of_another_network_is_refused() -> None:
     model = plain()
     with pytest.raises(PlanError, match="trace the model again"):
-        finish(copy.deepcopy(model), cp.trace(model, X[:1]))
+        channel_addition(copy.deepcopy(model), cp.trace(model, X[:1]))

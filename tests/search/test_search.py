@@ -10,7 +10,7 @@ import pytest
 from optuna.samplers import TPESampler
 
 from clusterprune.errors import ArgumentError, ClusterpruneError, OutputError
-from clusterprune.search import Begun, Evaluation, ParticleSwarmSampler, begun, search, work
+from clusterprune.search import Evaluation, ParticleSwarmSampler, StudyHeader, search, study_header, work
 
 SPACE = {"a": (1, 16), "b": (1, 32)}
 START = {"a": 8, "b": 16}
@@ -216,26 +216,26 @@ def test_a_foreign_study_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_whoever_wants_to_join_finds_the_start_and_what_was_told(tmp_path: Path) -> None:
-    assert begun(tmp_path / "search.db", "search") is None
+    assert study_header(tmp_path / "search.db", "search") is None
     assert list(tmp_path.iterdir()) == [], "looking must not make the file"
     find(storage=tmp_path / "search.db", evaluations=2, about={"model": "vgg16", "layers": [1, 2]})
-    assert begun(tmp_path / "search.db", "search") == Begun(START, {"model": "vgg16", "layers": [1, 2]})
-    assert begun(tmp_path / "search.db", "another") is None
+    assert study_header(tmp_path / "search.db", "search") == StudyHeader(START, {"model": "vgg16", "layers": [1, 2]})
+    assert study_header(tmp_path / "search.db", "another") is None
     # What a search was begun with stays, and whoever goes on with it need not tell it again.
     find(storage=tmp_path / "search.db", evaluations=2, about={"model": "vgg19"})
     find(storage=tmp_path / "search.db", evaluations=2, name="silent")
-    assert begun(tmp_path / "search.db", "search") == Begun(START, {"model": "vgg16", "layers": [1, 2]})
-    assert begun(tmp_path / "search.db", "silent") == Begun(START, None)
+    assert study_header(tmp_path / "search.db", "search") == StudyHeader(START, {"model": "vgg16", "layers": [1, 2]})
+    assert study_header(tmp_path / "search.db", "silent") == StudyHeader(START, None)
 
 
 def test_nobody_joins_a_foreign_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'search.db'}"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(study_name="search", storage=url)
-    assert begun(url, "search") is None, "it may be about to begin"
+    assert study_header(url, "search") is None, "it may be about to begin"
     study.optimize(lambda trial: trial.suggest_int("a", 1, 3), n_trials=1)
     with pytest.raises(ArgumentError, match="the study 'search' was not begun by search; name another"):
-        begun(url, "search")
+        study_header(url, "search")
 
 
 def test_optuna_keeps_quiet(tmp_path: Path, capfd: pytest.CaptureFixture, worker: ModuleType) -> None:

@@ -9,7 +9,7 @@ from postgres import PASSWORD, Server
 
 import clusterprune.files.credentials
 from clusterprune.errors import ArgumentError
-from clusterprune.search import begun, search
+from clusterprune.search import search, study_header
 
 
 def test_a_search_goes_on(worker: ModuleType, postgres: Server) -> None:
@@ -57,11 +57,11 @@ def test_the_password_is_taken_from_the_environment(
     # As in another process, which was not told.
     monkeypatch.setattr(clusterprune.files.credentials, "_known", {})
     with pytest.raises(ArgumentError, match=r"no password supplied. .* taken from the environment \(PGPASSWORD\)"):
-        begun(result.storage, "secret")
+        study_header(result.storage, "secret")
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    found = begun(result.storage, "secret")
+    found = study_header(result.storage, "secret")
     assert found is not None
     assert found.start == worker.START
     with pytest.raises(ArgumentError, match="password authentication failed") as refused:
-        begun(postgres.url.replace("postgres@", "postgres:wrong-guess@"), "secret")
+        study_header(postgres.url.replace("postgres@", "postgres:wrong-guess@"), "secret")
     assert "wrong-guess" not in str(refused.value)

@@ -29,7 +29,7 @@ from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
 from clusterprune.methods.foresight import GIB, Foresight
-from clusterprune.search import begun
+from clusterprune.search import study_header
 from clusterprune.tables import count
 from clusterprune.train import TrainConfig, here
 from clusterprune.train.processes import join
@@ -301,7 +301,7 @@ def _about(wanted: dict[str, Any], asked: Asked, opened: Opened) -> dict[str, An
     if place is None or asked.training is None or opened.task is None:
         return None
     job, (storage, study) = describe(wanted, asked.settings, asked.training, opened.network, opened.task), place
-    if storage is not None and (found := begun(storage, study)) is not None:
+    if storage is not None and (found := study_header(storage, study)) is not None:
         job.check_same(Job.read(found.about, f"study={study!r}"))
     return job.model_dump(mode="json")
 

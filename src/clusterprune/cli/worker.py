@@ -20,7 +20,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.credentials import without_password
 from clusterprune.methods import Work, find
 from clusterprune.runs import Timeline
-from clusterprune.search import Begun, begun
+from clusterprune.search import StudyHeader, study_header
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import resolve_device
 
@@ -94,17 +94,17 @@ def worker(
     url = absolute_storage(without_password(storage))
     explain_stop(lambda: "The search goes on without this worker; give the same command to join again.")
     with Display() as display:
-        begun = _wait(url, study, 60 * timeout, display)
-        done, best = _work(url, study, begun, here, trust, device, display)
+        header = _wait(url, study, 60 * timeout, display)
+        done, best = _work(url, study, header, here, trust, device, display)
     over = f"The search is over. This worker evaluated {done} structures; the best of all has {best:.2f} %."
     show({"evaluated": done, "best": best}, over)
 
 
-def _wait(url: str, study: str, seconds: float, display: Display) -> Begun:
+def _wait(url: str, study: str, seconds: float, display: Display) -> StudyHeader:
     """Return the search, as soon as there is one."""
     until = time.monotonic() + seconds
     told = False
-    while (found := begun(url, study)) is None:
+    while (found := study_header(url, study)) is None:
         left = until - time.monotonic()
         if left <= 0:
             raise ArgumentError(
@@ -121,14 +121,14 @@ def _wait(url: str, study: str, seconds: float, display: Display) -> Begun:
 def _work(
     url: str,
     study: str,
-    begun: Begun,
+    header: StudyHeader,
     here: dict[str, Any],
     trust: list[str] | None,
     device: str | None,
     display: Display,
 ) -> tuple[int, float]:
     """Evaluate structures until the search is over; return how many, and the fitness of the best."""
-    job = Job.read(begun.about, f"study={study!r}")
+    job = Job.read(header.about, f"study={study!r}")
     check_named(
         here["model"] or job.model, {} if job.code is None else {"code": job.code.to_dict()}, f"the study {study!r}",
         trust, named=here["model"] is not None, remedy="Take the file that the run was begun with, or begin a new run.",
@@ -153,5 +153,7 @@ def _work(
         display("structures", done, total)
 
     method = find(job.method).read({**job.settings, "storage": url, "study": study})
-    found = method.join(network, task, Work(None, training, job.seed, report=display), start=begun.start, progress=show)
+    found = method.join(
+        network, task, Work(None, training, job.seed, report=display), start=header.start, progress=show
+    )
     return evaluated, found.value

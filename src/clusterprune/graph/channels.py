@@ -16,7 +16,7 @@ from clusterprune.errors import ArgumentError, TraceError
 from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group, find_links, made_and_read, size_of
 from clusterprune.graph.ops.norm import BatchNorm, find_batch_norms
-from clusterprune.graph.walk import LayerCall, Walk, layer_of
+from clusterprune.graph.walk import LayerCall, TraceState, layer_of
 from clusterprune.tables import few, html_lines, html_part, html_table, plural
 
 
@@ -59,7 +59,7 @@ class ChannelGraph:
     constants: dict[str, Any]
     groups: tuple[Group, ...]
     calls: tuple[LayerCall, ...]
-    walk: Walk
+    walk: TraceState
     values: dict[str, Any]
     unknown: dict[str, list[str]]
     unused: tuple[str, ...]

@@ -14,10 +14,10 @@ from clusterprune.graph.nest import leaves, map_leaves
 from clusterprune.graph.ops import op_of, shape_of
 from clusterprune.graph.ops.creation import Uniform
 from clusterprune.graph.ops.parts import JOIN
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
-def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any]) -> Any:
+def settle(walk: TraceState, node: fx.Node, nest: Any, values: MutableMapping[str, Any]) -> Any:
     """Give every waiting tensor among a call's arguments labels along the dimension where the others have theirs."""
     waiting = [value for value in leaves(nest) if isinstance(value, Uniform)]
     if not waiting:
@@ -35,14 +35,14 @@ def settle(walk: Walk, node: fx.Node, nest: Any, values: MutableMapping[str, Any
     return map_leaves(lambda leaf: values[leaf.name] if isinstance(leaf, Uniform) else leaf, nest)
 
 
-def settle_all(walk: Walk, values: MutableMapping[str, Any]) -> None:
+def settle_all(walk: TraceState, values: MutableMapping[str, Any]) -> None:
     """Give opaque labels to what never met anything."""
     for name, value in values.items():
         if isinstance(value, Uniform):
             values[name] = walk.space.opaque(value.shape, value.reason)
 
 
-def _channel_dim(walk: Walk, node: fx.Node, known: list[Any]) -> int | None:
+def _channel_dim(walk: TraceState, node: fx.Node, known: list[Any]) -> int | None:
     """Return the dimension of a call's result along which its other operands have channels."""
     made = node.meta.get("val")
     if not isinstance(made, Tensor):

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clusterprune.graph.walk import LayerCall, Slice, Walk, layer_of
+from clusterprune.graph.walk import LayerCall, Slice, TraceState, layer_of
 from clusterprune.tables import few, plural
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class ParameterSlice:
     """Where a group's channels sit in one dimension of one parameter.
 
     `positions` has shape (channels, multiplicity): channel i owns these indices of dimension `dim`. The
@@ -28,7 +28,8 @@ class Use:
 
     def __repr__(self) -> str:
         """Say which parameter and dimension, and of how many channels."""
-        return f"<Use of {self.path}: dimension {self.dim} ({self.role}s) of {plural(len(self.positions), 'channel')}>"
+        channels = plural(len(self.positions), "channel")
+        return f"<ParameterSlice of {self.path}: dimension {self.dim} ({self.role}s) of {channels}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,9 @@ class Group:
 
     name: str
     labels: np.ndarray
-    producers: tuple[Use, ...]
-    carriers: tuple[Use, ...]
-    consumers: tuple[Use, ...]
+    producers: tuple[ParameterSlice, ...]
+    carriers: tuple[ParameterSlice, ...]
+    consumers: tuple[ParameterSlice, ...]
     blocks: np.ndarray
     frozen: str | None = None
     approximate: bool = False
@@ -83,7 +84,7 @@ class Group:
         return int(self.blocks.max()) + 1
 
     @property
-    def uses(self) -> tuple[Use, ...]:
+    def uses(self) -> tuple[ParameterSlice, ...]:
         """Every place that is cut with the group."""
         return self.producers + self.carriers + self.consumers
 
@@ -115,7 +116,7 @@ def _readers(group: Group) -> list[str]:
     return list(dict.fromkeys(layer_of(use.path) for use in group.consumers))
 
 
-def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[LayerCall] = ()) -> list[Group]:
+def find_groups(walk: TraceState, calls: list[LayerCall], training_calls: Sequence[LayerCall] = ()) -> list[Group]:
     """Sort the labels of a finished walk into groups, in the order in which their channels are made.
 
     `calls` are those of evaluation. Layers that only `training_calls` apply are made smaller with the groups that
@@ -141,11 +142,11 @@ def find_groups(walk: Walk, calls: list[LayerCall], training_calls: Sequence[Lay
     sketches = sorted(_sketches(walk), key=first_made)
     for sketch in (part for whole in sketches for part in _balanced(walk, whole, blocks, conflicts)):
         labels = sketch.labels
-        uses: dict[str, list[Use]] = {"producer": [], "carrier": [], "column": []}
+        uses: dict[str, list[ParameterSlice]] = {"producer": [], "carrier": [], "column": []}
         for (path, dim), positions in sketch.positions.items():
             known: Slice = walk.slices[path, dim]
             kind = "column" if known.role == "column" else "producer" if path in layer_weights else "carrier"
-            uses[kind].append(Use(path, dim, positions, known.role, known.groups, known.mixable))
+            uses[kind].append(ParameterSlice(path, dim, positions, known.role, known.groups, known.mixable))
         for places in uses.values():
             places.sort(key=lambda use: order.get(use.path, len(order)))
         if not uses["producer"]:
@@ -186,7 +187,7 @@ _UNEQUAL = "its channels are spread unequally over the groups of a grouped convo
 
 
 def _balanced(
-    walk: Walk, sketch: _Sketch, blocks: dict[int, dict[int, int]], conflicts: dict[int, str]
+    walk: TraceState, sketch: _Sketch, blocks: dict[int, dict[int, int]], conflicts: dict[int, str]
 ) -> list[_Sketch]:
     """Set aside the channels that no equal cut of grouped convolutions can take, so that the others may be cut.
 
@@ -217,7 +218,7 @@ def _balanced(
     return sorted(found, key=lambda part: part.why_frozen is not None)
 
 
-def _transversal(walk: Walk, counts: Mapping[BlockKey, int]) -> list[BlockKey]:
+def _transversal(walk: TraceState, counts: Mapping[BlockKey, int]) -> list[BlockKey]:
     """Choose blocks that together meet every group of every grouped convolution once; the smallest as large as can be.
 
     Returns nothing where there are no such blocks.
@@ -244,7 +245,7 @@ def _transversal(walk: Walk, counts: Mapping[BlockKey, int]) -> list[BlockKey]:
     return []
 
 
-def _sketches(walk: Walk) -> list[_Sketch]:
+def _sketches(walk: TraceState) -> list[_Sketch]:
     """Put together the labels that own equally many indices of the same parameters, in the same arrangement.
 
     A label may tie several channels together (those of a normalisation group), which then appear in a
@@ -283,7 +284,7 @@ def _sketches(walk: Walk) -> list[_Sketch]:
     return sketches
 
 
-def _blocks(walk: Walk) -> tuple[dict[int, dict[int, int]], dict[int, str]]:
+def _blocks(walk: TraceState) -> tuple[dict[int, dict[int, int]], dict[int, str]]:
     """Return each label's block in every partition, and the labels that sit in several blocks unevenly."""
     blocks: dict[int, dict[int, int]] = {}
     conflicts: dict[int, str] = {}
@@ -304,7 +305,7 @@ def _blocks(walk: Walk) -> tuple[dict[int, dict[int, int]], dict[int, str]]:
     return blocks, conflicts
 
 
-def _even_keys(walk: Walk, keys: list[dict[int, int]]) -> list[BlockKey]:
+def _even_keys(walk: TraceState, keys: list[dict[int, int]]) -> list[BlockKey]:
     """Drop the soft partitions (chunks) that a group does not fill evenly: those are rewired instead."""
     dropped: set[int] = set()
     for number in {number for key in keys for number in key}:
@@ -321,7 +322,7 @@ def _codes(keys: list[BlockKey]) -> np.ndarray:
     return np.array([seen.setdefault(key, len(seen)) for key in keys])
 
 
-def _check_partitions(walk: Walk, groups: list[Group]) -> list[Group]:
+def _check_partitions(walk: TraceState, groups: list[Group]) -> list[Group]:
     """Freeze the groups that meet a grouped convolution unevenly: no equal cut of them exists."""
     owner = {int(label): index for index, group in enumerate(groups) for label in group.labels}
     frozen: dict[int, str] = {}
@@ -339,7 +340,7 @@ def _check_partitions(walk: Walk, groups: list[Group]) -> list[Group]:
     return [replace(group, frozen=group.frozen or frozen.get(index)) for index, group in enumerate(groups)]
 
 
-def find_links(walk: Walk, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
+def find_links(walk: TraceState, groups: Sequence[Group]) -> tuple[frozenset[str], ...]:
     """Return the groups that should keep equally many channels, because a model's code cuts them into equal parts.
 
     The halves of one `chunk` are often different groups (one runs through further layers, the other does not). Cut to

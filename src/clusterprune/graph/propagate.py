@@ -21,12 +21,12 @@ from clusterprune.graph.ops.norm import WEIGHT_NORM, take_up_length
 from clusterprune.graph.ops.parts import SECTIONS
 from clusterprune.graph.ops.pointwise import pointwise
 from clusterprune.graph.stored import Axis, Stored
-from clusterprune.graph.walk import Parameter, Partition, Walk
+from clusterprune.graph.walk import EqualBlocks, Parameter, TraceState
 
 aten = torch.ops.aten
 
 
-def propagate(walk: Walk, exported: Exported) -> dict[str, Any]:
+def propagate(walk: TraceState, exported: Exported) -> dict[str, Any]:
     """Propagate labels through a graph; return what every node's value carries."""
     values: dict[str, Any] = {}
     dependent: set[str] = set()
@@ -92,7 +92,7 @@ def _is_written_to(node: fx.Node) -> bool:
     )
 
 
-def _part(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
+def _part(walk: TraceState, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     """Follow the numbers of a part of what the model holds."""
     arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
     args, kwargs = arguments
@@ -102,7 +102,7 @@ def _part(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     return _move(walk, node, args, kwargs)
 
 
-def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
+def _call(walk: TraceState, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     """Propagate labels through one operation."""
     arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
     args, kwargs = settle(walk, node, arguments, values)
@@ -151,7 +151,7 @@ def _call(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     return walk.opaque(node, tensors, f"{node.name}: {name} has no rule")
 
 
-def _compute(walk: Walk, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
+def _compute(walk: TraceState, node: fx.Node, values: MutableMapping[str, Any]) -> Any:
     """Follow an operation that reads parameters and no activation; return None if it is no such operation."""
     arguments: Any = fx.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: values[n.name])
     args, kwargs = arguments
@@ -209,7 +209,7 @@ def _combined(node: fx.Node, operands: Sequence[Stored], arguments: dict[str, An
     return type(made)(next(found) if isinstance(m, Tensor) else m for m in made) if made is not None else None
 
 
-def _channels(walk: Walk, tensors: list[Tensor]) -> tuple[int, ...]:
+def _channels(walk: TraceState, tensors: list[Tensor]) -> tuple[int, ...]:
     """Return the dimensions, counted from the end, along which the activations that an operation reads have channels.
 
     Counted from the end as element by element operations align what they read; others read tensors of equal rank.
@@ -218,7 +218,7 @@ def _channels(walk: Walk, tensors: list[Tensor]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _as_labels(walk: Walk, nest: Any, channels: tuple[int, ...], where: str) -> Any:
+def _as_labels(walk: TraceState, nest: Any, channels: tuple[int, ...], where: str) -> Any:
     def convert(value: Parameter | Stored) -> Tensor | None:
         count = len(value.shape)
         return walk.labels_of(value, [dim + count for dim in channels if dim + count >= 0], where)
@@ -226,7 +226,7 @@ def _as_labels(walk: Walk, nest: Any, channels: tuple[int, ...], where: str) -> 
     return map_leaves(lambda leaf: convert(leaf) if isinstance(leaf, (Parameter, Stored)) else leaf, nest)
 
 
-def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _move(walk: TraceState, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Execute a movement on labels; what cannot be executed freezes what it reads."""
     target: Any = node.target
     if (uniform := expanded(walk, node, args[0])) is not None:
@@ -251,7 +251,7 @@ def _move(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, An
     return result
 
 
-def _is_stored(walk: Walk, node: fx.Node) -> bool:
+def _is_stored(walk: TraceState, node: fx.Node) -> bool:
     """Tell whether a value follows from what the model holds alone, whatever its input."""
     waiting, seen = [node], {node}
     while waiting:
@@ -263,7 +263,7 @@ def _is_stored(walk: Walk, node: fx.Node) -> bool:
     return True
 
 
-def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _note_chunks(walk: TraceState, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """An even chunk of the channels prefers to stay even, so that the model's own code still fits."""
     a = named_arguments(node, args, kwargs)
     labels, dim = args[0], a.get("dim", 0) % args[0].ndim
@@ -275,7 +275,7 @@ def _note_chunks(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[
         if other != dim:
             vector = vector.narrow(other, 0, 1)
     reason = f"{node.name}: {parts} equal parts"
-    walk.partitions.append(Partition(vector.reshape(-1), parts, reason, hard=False))
+    walk.partitions.append(EqualBlocks(vector.reshape(-1), parts, reason, hard=False))
 
 
 def _tensors(nest: Any) -> list[Tensor]:

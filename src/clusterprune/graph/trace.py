@@ -15,7 +15,7 @@ from clusterprune.graph.export import Exported, export
 from clusterprune.graph.groups import find_groups
 from clusterprune.graph.propagate import propagate
 from clusterprune.graph.soundness import check_model, check_weights
-from clusterprune.graph.walk import LayerCall, Walk
+from clusterprune.graph.walk import LayerCall, TraceState
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -62,7 +62,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), app
     check_model(model)
     check_weights(model)
     exported = export(model, args, kwargs)
-    walk = Walk(allow_approximate=approximate)
+    walk = TraceState(allow_approximate=approximate)
     values = propagate(walk, exported)
     names = [name for name, _ in model.named_parameters()]
     untouched = _untouched(names, exported)

@@ -133,7 +133,7 @@ class Slice:
 
 
 @dataclass
-class Partition:
+class EqualBlocks:
     """Labels in equal blocks, each of which must lose the same number (grouped convolutions, chunks)."""
 
     labels: Tensor
@@ -143,7 +143,7 @@ class Partition:
 
 
 @dataclass
-class Walk:
+class TraceState:
     """The state of a trace: labels, slices of parameters, layer calls, partitions, and what was not understood.
 
     `approximate` says by node which operations a cut changes beyond leaving channels out (allowed if
@@ -156,7 +156,7 @@ class Walk:
     pinned: dict[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
     gains: dict[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
     calls: list[LayerCall] = field(default_factory=list[LayerCall])
-    partitions: list[Partition] = field(default_factory=list[Partition])
+    partitions: list[EqualBlocks] = field(default_factory=list[EqualBlocks])
     unknown: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     norm_groups: dict[str, int] = field(default_factory=dict[str, int])
     user_inputs: set[str] = field(default_factory=set[str])

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph import ChannelGraph, Group, ParameterSlice
 from clusterprune.graph.images import Images, Progress
 from clusterprune.plan import Merge, Plan
 
-Moments = Callable[[Use], tuple[Tensor, Use] | None]
+Moments = Callable[[ParameterSlice], tuple[Tensor, ParameterSlice] | None]
 """Says of a consumer of a group what it reads: second moments of channels with a constant appended, (inputs + 1,
 inputs + 1), and where in them the group sits. None: nothing can be handed over to that consumer."""
 

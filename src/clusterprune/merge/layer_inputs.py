@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.graph import ChannelGraph, Group, LayerCall, Use
+from clusterprune.graph import ChannelGraph, Group, LayerCall, ParameterSlice
 from clusterprune.merge.assign import drop
 from clusterprune.merge.elimination import LayerInput
 from clusterprune.merge.least_squares import mixing_matrix, positive_factor
@@ -19,7 +19,7 @@ from clusterprune.merge.patches import PatchExtractor
 class Consumer:
     """One layer call that reads a group, and how its moments were measured."""
 
-    use: Use
+    use: ParameterSlice
     call: LayerCall
     reader: PatchExtractor
     whole_kernel: bool
@@ -33,7 +33,7 @@ def consumers(graph: ChannelGraph, group: Group, whole_kernel: Mapping[str, bool
 
 
 def consumers_of(
-    graph: ChannelGraph, use: Use, whole_kernel: Mapping[str, bool], flattened: Mapping[str, Use]
+    graph: ChannelGraph, use: ParameterSlice, whole_kernel: Mapping[str, bool], flattened: Mapping[str, ParameterSlice]
 ) -> list[Consumer]:
     """Return every measured call that reads a group by one parameter dimension."""
     return [
@@ -43,7 +43,7 @@ def consumers_of(
     ]
 
 
-def folds(graph: ChannelGraph) -> dict[str, Use]:
+def folds(graph: ChannelGraph) -> dict[str, ParameterSlice]:
     """Return the linear layers that read whole flattened maps too large for one matrix of second moments.
 
     Their moments are measured by channel, all places of the maps together, as if the layer were a convolution with a
@@ -58,7 +58,7 @@ def folds(graph: ChannelGraph) -> dict[str, Use]:
     }
 
 
-def _inputs(graph: ChannelGraph, use: Use) -> int:
+def _inputs(graph: ChannelGraph, use: ParameterSlice) -> int:
     return int(graph.model.get_parameter(use.path).shape[use.dim])
 
 
@@ -66,7 +66,7 @@ _FOLD = 4096
 """Inputs of a linear layer up to which second moments of all of them are kept."""
 
 
-def by_channel(use: Use) -> Use:
+def by_channel(use: ParameterSlice) -> ParameterSlice:
     """Return where the group sits in moments that are kept by channel."""
     return replace(use, positions=np.arange(len(use.positions))[:, None])
 
@@ -181,7 +181,7 @@ def _stored(kernel: Tensor, consumer: Consumer, weight: Tensor) -> Tensor:
     return kernel.reshape(moved.shape).movedim(0, consumer.call.row_dim).contiguous()
 
 
-def channel_moments_of(consumer: Consumer, moments: Tensor) -> tuple[Tensor, Use]:
+def channel_moments_of(consumer: Consumer, moments: Tensor) -> tuple[Tensor, ParameterSlice]:
     """Return a consumer's moments by channel, from those that were measured, and where the group sits in them."""
     if consumer.whole_kernel:
         moments = channel_moments(moments, consumer.reader.taps)

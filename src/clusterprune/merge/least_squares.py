@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clusterprune.arguments import check_number
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph import ChannelGraph, Group, ParameterSlice
 from clusterprune.merge._base import Kept, Moments, OfGroups
 from clusterprune.plan import Merge
 from clusterprune.surgery.bias_homes import bias_home
@@ -54,7 +54,7 @@ class LeastSquares(OfGroups):
 
 
 def mixing_matrix(
-    moments: Tensor, use: Use, kept: np.ndarray, *, offset: bool, ridge: float = 1e-3
+    moments: Tensor, use: ParameterSlice, kept: np.ndarray, *, offset: bool, ridge: float = 1e-3
 ) -> tuple[Tensor, Tensor]:
     """Regress all channels of a group on the kept ones.
 

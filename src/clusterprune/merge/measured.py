@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.budget.allocation import CostModel, example_batch
-from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph import ChannelGraph, Group, ParameterSlice
 from clusterprune.graph.images import Progress, batch_size_for, gradient_batch_size
 from clusterprune.graph.program import computed_kernels, named_tensors
 from clusterprune.merge._base import Moments
@@ -149,7 +149,11 @@ def measure(
     common: dict[str, Any] = {"batch_size": size, "generator": generator, "changes": changes}
     few = images_for(graph, inputs, effort.work / 3, 3, 16, most=384)
     if effort.output_aware:
-        gradients: dict[str, Any] = {**common, "batch_size": gradient_batch_size(graph), "temperature": effort.temperature}
+        gradients: dict[str, Any] = {
+            **common,
+            "batch_size": gradient_batch_size(graph),
+            "temperature": effort.temperature,
+        }
         importance = output_importance(graph, state, few, calls, divergence=divergence, progress=progress, **gradients)
     else:
         importance = {node: torch.ones(_outputs(graph, node), dtype=torch.float64) for node in calls}
@@ -223,7 +227,7 @@ def moments_of(graph: ChannelGraph, measured: Measured, moments: Mapping[str, Te
     moments = measured.moments if moments is None else moments
     flattened = folds(graph)
 
-    def find(use: Use) -> tuple[Tensor, Use] | None:
+    def find(use: ParameterSlice) -> tuple[Tensor, ParameterSlice] | None:
         found = consumers_of(graph, use, measured.whole_kernel, flattened) if use.mixable else []
         return channel_moments_of(found[0], moments[found[0].call.node]) if found else None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.errors import ModelError
-from clusterprune.graph import ChannelGraph, Use
+from clusterprune.graph import ChannelGraph, ParameterSlice
 from clusterprune.graph.images import Images, Progress, as_inputs, batches
 from clusterprune.graph.program import Program
 from clusterprune.merge.divergence import BY_KIND, Divergence
@@ -111,7 +111,7 @@ def input_moments(
     images: Images,
     whole_kernel: Mapping[str, bool],
     *,
-    folded: Mapping[str, Use] | None = None,
+    folded: Mapping[str, ParameterSlice] | None = None,
     rows: int,
     batch_size: int,
     generator: torch.Generator,

@@ -119,7 +119,7 @@ class Work:
         What runs of one network at several budgets have in common, by name: the same mapping for each of them. None
         shares nothing.
     about
-        What a search tells those who want to join it (:func:`clusterprune.search.begun`), as JSON has it.
+        What a search tells those who want to join it (:func:`clusterprune.search.study_header`), as JSON has it.
     """
 
     folder: str | Path | None = None

@@ -25,7 +25,7 @@ from clusterprune.methods.acp_search import FITNESS_TRAINING, StructureFitness, 
 from clusterprune.methods.acp_structures import from_random
 from clusterprune.methods.cuts import CUTS, ClusterCut, Cut, Keep
 from clusterprune.plan import Plan
-from clusterprune.search import Fitness, Progress, SearchResult
+from clusterprune.search import Fitness, OnEvaluation, SearchResult
 from clusterprune.search import work as join
 from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Task
@@ -201,7 +201,7 @@ class ACP(Method):
         work: Work,
         *,
         start: Mapping[str, int] | None = None,
-        progress: Progress | None = None,
+        progress: OnEvaluation | None = None,
     ) -> SearchResult:
         """Take part in the search that a run of these settings has begun; return when it is over."""
         if self.storage is None:

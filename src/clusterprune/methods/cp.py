@@ -8,7 +8,7 @@
 4.          cluster the filters                                      Eq. 3
 5.          select the N·P filters closest to their centroids        Eq. 4
 6.          set each of them to its centroid
-9.  channel addition                                                 Eq. 8, :func:`finish`
+9.  channel addition                                                 Eq. 8, :func:`channel_addition`
 
 What a filter was set to, training may change again (soft pruning); only the last epoch's choice stays.
 """
@@ -27,7 +27,7 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.methods._base import Method
 from clusterprune.methods._settings import BUDGET, option, read_clustering
 from clusterprune.methods._work import Network, Outcome, Work, trained_record
-from clusterprune.methods.cp_addition import finish
+from clusterprune.methods.cp_addition import channel_addition
 from clusterprune.methods.cp_clusters import ClusterPruning
 from clusterprune.methods.cp_layers import target_groups, without_batch_norm
 from clusterprune.methods.cp_rates import (
@@ -137,7 +137,7 @@ class CP(Method):
     def compress(self, network: Network, task: Task, work: Work) -> Outcome:
         """Train, from the network's weights or random ones, prune on the way, and add channels up (Algorithm 1)."""
         whole, trained = self.learn(network, task, work)
-        plan = finish(whole.model, graph := whole.graph())
+        plan = channel_addition(whole.model, graph := whole.graph())
         small = apply(whole.model, plan, graph=graph).eval()
         if self.keep_macs is not None:
             left = evaluate.macs(small, whole.example) / evaluate.macs(network.model, network.example)
@@ -145,7 +145,7 @@ class CP(Method):
         return Outcome(small, None, None, trained_record(trained))
 
     def learn(self, network: Network, task: Task, work: Work) -> tuple[Network, TrainResult]:
-        """Return the network with its repeated filters, which :func:`finish` removes without loss (lines 1 to 7)."""
+        """Return the network with its repeated filters, which :func:`channel_addition` removes (lines 1 to 7)."""
         averaged = work.needed().ema_decay
         if averaged is not None:
             raise ArgumentError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from clusterprune.errors import PlanError
-from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph import ChannelGraph, Group, ParameterSlice
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge.assign import add
@@ -27,7 +27,7 @@ _EQUAL = 1e-4
 """Largest difference, relative to the largest value, of two activations that count as equal."""
 
 
-def finish(model: nn.Module, graph: ChannelGraph, *, scaled: bool = False) -> Plan:
+def channel_addition(model: nn.Module, graph: ChannelGraph, *, scaled: bool = False) -> Plan:
     """Plan the removal of every channel that repeats another, at no loss.
 
     Channels are equal if their filters, biases and batch norms are, bit for bit, and they are read alike.
@@ -75,7 +75,7 @@ class _Repeats:
         return _Repeats(self.group, np.where(wrong, own, self.representative), factor)
 
 
-def rows_of(tensors: dict[str, Tensor], use: Use) -> Tensor:
+def rows_of(tensors: dict[str, Tensor], use: ParameterSlice) -> Tensor:
     """Return what a use of a group holds for each channel, flattened: (channels, values) float64 on the CPU."""
     stored = tensors[use.path].detach().movedim(use.dim, 0)
     return stored[torch.from_numpy(use.positions).to(stored.device)].flatten(1).to("cpu", torch.float64)
@@ -157,7 +157,7 @@ def _confirmed(graph: ChannelGraph, found: list[_Repeats]) -> list[_Repeats]:
 
     One forward pass on noise, in the place of a proof for every operation that slices channels.
     """
-    by_input: dict[str, list[tuple[int, Use, int]]] = {}
+    by_input: dict[str, list[tuple[int, ParameterSlice, int]]] = {}
     for index, repeats in enumerate(found):
         for use in repeats.group.consumers:
             for call in graph.calls:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clusterprune.clustering import NOISE, Clusters, KMeans
 from clusterprune.errors import ArgumentError
-from clusterprune.graph import ChannelGraph, Use
+from clusterprune.graph import ChannelGraph, ParameterSlice
 from clusterprune.methods.cp_addition import rows_of
 from clusterprune.methods.cp_layers import target_groups
 from clusterprune.methods.cp_rates import pruning_rate, replaced_count
@@ -137,7 +137,7 @@ def _among(clusters: Clusters, chosen: Tensor) -> Clusters:
     return Clusters.from_labels(labels)
 
 
-def _replace(tensors: dict[str, Tensor], use: Use, clusters: Clusters, closest: Tensor) -> None:
+def _replace(tensors: dict[str, Tensor], use: ParameterSlice, clusters: Clusters, closest: Tensor) -> None:
     """Set what a parameter holds for the closest channels to the mean over their clusters."""
     stored = tensors[use.path].detach().movedim(use.dim, 0)
     positions = torch.from_numpy(use.positions)[closest].to(stored.device)

@@ -42,7 +42,7 @@ from clusterprune.search.workers import Watch, Worker
 
 Fitness = Callable[[dict[str, int]], float | tuple[float, ...]]
 Repair = Callable[[dict[str, int]], dict[str, int]]
-Progress = Callable[[Evaluation, int, int], None]
+OnEvaluation = Callable[[Evaluation, int, int], None]
 """Called with an evaluation, and how many of how many are done."""
 
 _POLL = 0.1
@@ -79,7 +79,7 @@ class Searcher:
         settings: Mapping[str, Any],
         sampler_for: Callable[[int], BaseSampler],
         fitness: Fitness,
-        progress: Progress | None,
+        progress: OnEvaluation | None,
         repair: Repair | None,
     ) -> None:
         self.repair = repair or dict

@@ -10,7 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from clusterprune.search.searcher import Fitness, Progress, Repair, Searcher
+from clusterprune.search.searcher import Fitness, OnEvaluation, Repair, Searcher
 from clusterprune.search.settings import SamplerName, check_settings, open_study, read_study, sampler_of_slot
 from clusterprune.search.storage import close_storage, failures_named, is_missing_file, open_storage, storage_url
 from clusterprune.search.trials import SearchResult
@@ -29,7 +29,7 @@ def search(
     seed: int = 0,
     repair: Repair | None = None,
     about: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: OnEvaluation | None = None,
 ) -> SearchResult:
     """Search for the widths of greatest fitness, or go on with a search that was stopped.
 
@@ -61,7 +61,7 @@ def search(
         Maps a sampled structure to the nearest permitted one, which is evaluated and reported in its place.
     about
         What a worker must know besides, as JSON has it; kept, without passwords, with a study that this call begins
-        (:func:`begun`).
+        (:func:`study_header`).
     progress
         Called with an :class:`Evaluation`, the number of settled places and their total.
 
@@ -87,7 +87,7 @@ def search(
 
 
 @dataclass(frozen=True)
-class Begun:
+class StudyHeader:
     """A search as whoever wants to join it finds it.
 
     Attributes
@@ -102,7 +102,7 @@ class Begun:
     about: Mapping[str, Any] | None
 
 
-def begun(storage: str | Path, name: str) -> Begun | None:
+def study_header(storage: str | Path, name: str) -> StudyHeader | None:
     """Look for a search; None while there is no such study, or no such file.
 
     Raises
@@ -119,7 +119,7 @@ def begun(storage: str | Path, name: str) -> Begun | None:
             found = read_study(opened, name)
     finally:
         close_storage(opened)
-    return None if found is None else Begun(found[0]["start"], found[1])
+    return None if found is None else StudyHeader(found[0]["start"], found[1])
 
 
 def work(
@@ -129,7 +129,7 @@ def work(
     *,
     sampler: BaseSampler | None = None,
     repair: Repair | None = None,
-    progress: Progress | None = None,
+    progress: OnEvaluation | None = None,
 ) -> SearchResult:
     """Join a search that :func:`search` has begun, from this process or any machine; return when it is done.
 
@@ -156,7 +156,7 @@ def _run(
     fitness: Fitness,
     sampler: SamplerName | BaseSampler | None,
     settings: dict[str, Any] | None,
-    progress: Progress | None,
+    progress: OnEvaluation | None,
     repair: Repair | None,
     about: Mapping[str, Any] | None = None,
 ) -> SearchResult:
@@ -176,7 +176,7 @@ def _search(
     fitness: Fitness,
     sampler: SamplerName | BaseSampler | None,
     settings: dict[str, Any] | None,
-    progress: Progress | None,
+    progress: OnEvaluation | None,
     repair: Repair | None,
     about: Mapping[str, Any] | None,
 ) -> SearchResult:

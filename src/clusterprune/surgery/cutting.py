@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clusterprune.graph import ChannelGraph, Use
+from clusterprune.graph import ChannelGraph, ParameterSlice
 from clusterprune.plan import Plan
 from clusterprune.surgery.bias_homes import bias_home
 from clusterprune.surgery.random_tensors import State
@@ -14,7 +14,7 @@ class Cutter:
     """Cuts full-size tensors, by the path of each."""
 
     def __init__(
-        self, removed: dict[tuple[str, int], np.ndarray], grouped: dict[str, Use], rows: dict[str, str]
+        self, removed: dict[tuple[str, int], np.ndarray], grouped: dict[str, ParameterSlice], rows: dict[str, str]
     ) -> None:
         self._removed, self._grouped, self._rows = removed, grouped, rows
         self._kept: dict[tuple[str, int, torch.device], Tensor] = {}
@@ -47,7 +47,7 @@ class Cutter:
 def cutter(graph: ChannelGraph, plan: Plan) -> Cutter:
     """Return what cuts full-size tensors as a plan says."""
     removed: dict[tuple[str, int], list[np.ndarray]] = {}
-    grouped: dict[str, Use] = {}
+    grouped: dict[str, ParameterSlice] = {}
     for merge in plan.merges:
         group = graph.by_name[merge.group]
         gone = np.delete(np.arange(group.width), merge.kept)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.errors import PlanError
-from clusterprune.graph import ChannelGraph, Group, Use
+from clusterprune.graph import ChannelGraph, Group, ParameterSlice
 from clusterprune.graph.program import named_tensors
 from clusterprune.plan import Merge, Plan
 from clusterprune.surgery.bias_homes import bias_home
@@ -60,7 +60,7 @@ def _keep_scale(state: dict[str, Tensor], original: Tensor, path: str, length: s
     state[length] = (state[length] * ratio.to(state[length].dtype)).contiguous()
 
 
-def _zero(target: Tensor, use: Use, removed: np.ndarray) -> None:
+def _zero(target: Tensor, use: ParameterSlice, removed: np.ndarray) -> None:
     """Write zero into the columns of removed channels."""
     if use.groups == 1:
         target.movedim(use.dim, -1)[..., use.positions[removed].ravel()] = 0
@@ -71,7 +71,7 @@ def _zero(target: Tensor, use: Use, removed: np.ndarray) -> None:
         target[block * rows : (block + 1) * rows, gone[gone // size == block] % size] = 0
 
 
-def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge) -> None:
+def _mix(target: Tensor, original: Tensor, use: ParameterSlice, group: Group, merge: Merge) -> None:
     """Write W · mixing into the kept columns of `target`, and zero into the removed ones."""
     mixing = merge.mixing[use.path].to(original.device, torch.promote_types(original.dtype, torch.float32))
     removed = np.delete(np.arange(group.width), merge.kept)
@@ -102,7 +102,7 @@ def _mix(target: Tensor, original: Tensor, use: Use, group: Group, merge: Merge)
             sink[..., place[keep]] = (source[..., place] @ mixing[channels][:, inside]).to(target.dtype)
 
 
-def _gain(original: Tensor, use: Use, offset: Tensor) -> Tensor:
+def _gain(original: Tensor, use: ParameterSlice, offset: Tensor) -> Tensor:
     """Return what a constant input `offset` adds to every output: W · offset, summed over the kernel."""
     dtype = torch.promote_types(original.dtype, torch.float32)
     offset = offset.to(original.device, dtype)
@@ -129,7 +129,7 @@ def _add_gain(graph: ChannelGraph, state: dict[str, Tensor], weight: str, gain: 
     state[path] += (-gain if kind == "subtract" else gain).to(state[path].dtype)
 
 
-def _blocks_of(use: Use, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _blocks_of(use: ParameterSlice, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each block of a grouped convolution: the channels it reads, and their columns (channels, times)."""
     where, column = use.positions // size, use.positions % size
     blocks = []

@@ -20,7 +20,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from clusterprune.errors import ArgumentError
 from clusterprune.graph.nest import arguments_by_name, is_sequence, schema_of
 from clusterprune.graph.stored import Stored, elementwise
-from clusterprune.graph.walk import LayerCall, Walk
+from clusterprune.graph.walk import LayerCall, TraceState
 
 aten = torch.ops.aten
 
@@ -115,7 +115,7 @@ class LayerShapes:
     shapes: Callable[[Any], dict[str, tuple[int, ...]]]
 
 
-LabelRule = Callable[[Walk, fx.Node, dict[str, Any]], Any]
+LabelRule = Callable[[TraceState, fx.Node, dict[str, Any]], Any]
 StoredRule = Callable[[str, list[Stored], dict[str, Any], list[tuple[int, ...]]], list[Stored] | None]
 Rewrite = Callable[[CutReader, fx.Node], CallEdit]
 Cost = Callable[[CostReader, fx.Node], "Sequence[Term] | None"]

@@ -6,17 +6,17 @@ from torch import Tensor, fx
 
 from clusterprune.graph.ops._base import source_of
 from clusterprune.graph.stored import Stored
-from clusterprune.graph.walk import Kind, LayerCall, Parameter, Walk
+from clusterprune.graph.walk import Kind, LayerCall, Parameter, TraceState
 
 
-def rows_of(walk: Walk, weight: Parameter | Stored, dim: int, count: int) -> Tensor:
+def rows_of(walk: TraceState, weight: Parameter | Stored, dim: int, count: int) -> Tensor:
     """Return the labels of the channels that a weight makes: the same ones at every call."""
     known = walk.known(weight, dim)
     return known if known is not None and len(known) == count else walk.space.new(count)
 
 
 def note_call(
-    walk: Walk,
+    walk: TraceState,
     node: fx.Node,
     kind: Kind,
     weight: Parameter | Stored,

@@ -8,10 +8,10 @@ from torch import Tensor, fx
 from clusterprune.graph.labels import spread, varying_dims
 from clusterprune.graph.ops._base import CostReader, Op, Term, aten, op_of, register_op, shape_of
 from clusterprune.graph.ops.linear import contract, matrix_batch
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
-def attention(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def attention(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Compare queries with keys and mix values: heads go as a whole, and values may lose dimensions of their own."""
     q, k, v, mask = a["query"], a["key"], a["value"], a.get("attn_mask")
     if a.get("enable_gqa"):

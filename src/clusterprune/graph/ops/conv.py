@@ -22,10 +22,10 @@ from clusterprune.graph.ops._base import (
 )
 from clusterprune.graph.ops._layers import note_call, rows_of, run_with_bias
 from clusterprune.graph.stored import Stored
-from clusterprune.graph.walk import Kind, Parameter, Partition, Walk
+from clusterprune.graph.walk import EqualBlocks, Kind, Parameter, TraceState
 
 
-def _labels(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Tensor:
+def _labels(walk: TraceState, node: fx.Node, a: dict[str, Any], kind: Kind) -> Tensor:
     x, weight, bias, groups = a["input"], a["weight"], a.get("bias"), a.get("groups", 1)
     if not isinstance(weight, (Parameter, Stored)) or isinstance(bias, Tensor):
         tensors = [t for t in (x, weight, bias) if isinstance(t, Tensor)]
@@ -53,24 +53,24 @@ def _labels(walk: Walk, node: fx.Node, a: dict[str, Any], kind: Kind) -> Tensor:
         out = walk.bind(weight, row_dim, rows_of(walk, weight, row_dim, made))
         if groups > 1:
             reason = f"{node.name}: every one of its {groups} groups loses the same number of channels"
-            walk.partitions.append(Partition(channels, groups, reason, hard=True))
-            walk.partitions.append(Partition(out, groups, reason, hard=True))
+            walk.partitions.append(EqualBlocks(channels, groups, reason, hard=True))
+            walk.partitions.append(EqualBlocks(out, groups, reason, hard=True))
     walk.bind(bias, 0, out)
     note_call(walk, node, kind, weight, bias, groups, depthwise=depthwise)
     return spread(out, channel_dim, shape_of(node))
 
 
-def convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def convolution(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Read the input channels, make new ones; depthwise filters are carried along with their channel."""
     return _labels(walk, node, a, "conv_transpose" if a.get("transposed") else "conv")
 
 
-def transposed_convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def transposed_convolution(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Do like a convolution, with the weight's first two dimensions exchanged."""
     return _labels(walk, node, a, "conv_transpose")
 
 
-def deformable_convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def deformable_convolution(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Do like a convolution; where it looks, and how much that counts, is made by layers that have to stay."""
     x, groups, bias = a["input"], a["offset_groups"], a["bias"]
     for name in ("offset", "mask"):
@@ -82,7 +82,7 @@ def deformable_convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
         return walk.opaque(node, tensors, walk.without_labels(node, made, "grouped deformable convolution"))
     if groups > 1:
         reason = f"{node.name}: every one of its {groups} offset groups loses the same number of channels"
-        walk.partitions.append(Partition(walk.vector(x, 1), groups, reason, hard=True))
+        walk.partitions.append(EqualBlocks(walk.vector(x, 1), groups, reason, hard=True))
     # Without a bias it is given zeros, which are cut with the rows.
     made = _labels(walk, node, {**a, "bias": bias if isinstance(bias, Parameter) else None}, "conv_deformable")
     if isinstance(bias, Tensor):

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from clusterprune.graph.ops._base import CallEdit, CutReader, Op, free, op_of, register_op, shape_of
 from clusterprune.graph.ops.shape import EXPANDS
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Uniform:
     reason: str
 
 
-def constant(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:  # noqa: ARG001 (all rules are called alike)
+def constant(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:  # noqa: ARG001 (all rules are called alike)
     """Make a tensor of one number."""
     shape = tuple(shape_of(node))
     dims = tuple(dim for dim, length in enumerate(shape) if length > 1)
@@ -32,12 +32,12 @@ def constant(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:  # noqa: ARG0
     return Uniform(node.name, shape, dims, reason) if dims else walk.space.opaque(shape, reason)
 
 
-def like(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:  # noqa: ARG001 (all rules are called alike)
+def like(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:  # noqa: ARG001 (all rules are called alike)
     """Make a tensor as large as another, which is cut with it."""
     return a["self"]
 
 
-def expanded(walk: Walk, node: fx.Node, labels: Any) -> Any:
+def expanded(walk: TraceState, node: fx.Node, labels: Any) -> Any:
     """Return what an expansion of data without channels makes: the same along every dimension that grew."""
     if op_of(node) not in EXPANDS or not isinstance(labels, Tensor) or not walk.space.all_opaque(labels):
         return None

@@ -26,12 +26,12 @@ from clusterprune.graph.ops._base import (
 )
 from clusterprune.graph.ops._layers import note_call, rows_of, run_with_bias
 from clusterprune.graph.stored import Stored
-from clusterprune.graph.walk import Parameter, Walk
+from clusterprune.graph.walk import Parameter, TraceState
 
 SUMMED = "it adds up products over these channels"
 
 
-def linear(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def linear(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Read the last dimension, make a new one. After a flatten one channel owns several inputs."""
     x, weight, bias = a["input"], a["weight"], a.get("bias")
     if not isinstance(weight, (Parameter, Stored)) or isinstance(bias, Tensor):
@@ -46,7 +46,7 @@ def linear(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
     return spread(out, len(shape) - 1, shape)
 
 
-def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def matmul(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply by a stored matrix (inputs × outputs): a linear layer with its weight transposed; or two activations."""
     x, weight = a["self"], a.get("other", a.get("mat2"))
     if not isinstance(x, Tensor) or not isinstance(weight, (Parameter, Stored)) or len(weight.shape) != 2:
@@ -58,17 +58,17 @@ def matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return spread(out, len(shape) - 1, shape)
 
 
-def batched(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def batched(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply matrix by matrix."""
     return _of_activations(walk, node, a["self"], a["mat2"])
 
 
-def batched_sum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def batched_sum(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply matrix by matrix and add something."""
     return _of_activations(walk, node, a["batch1"], a["batch2"], added=a["self"])
 
 
-def _of_activations(walk: Walk, node: fx.Node, x: Any, y: Any, added: Any = None) -> Any:
+def _of_activations(walk: TraceState, node: fx.Node, x: Any, y: Any, added: Any = None) -> Any:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return walk.opaque(node, [t for t in (x, y) if isinstance(t, Tensor)], f"{node.name}: {SUMMED}")
     rank: int = len(shape_of(node)) + (x.ndim == 1) + (y.ndim == 1)
@@ -83,7 +83,7 @@ def _of_activations(walk: Walk, node: fx.Node, x: Any, y: Any, added: Any = None
     return contract(walk, node, operands, made)
 
 
-def einsum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def einsum(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Multiply and add by the letters of an equation."""
     equation, operands = a["equation"].replace(" ", ""), list(a["tensors"])
     tensors = [t for t in operands if isinstance(t, Tensor)]
@@ -94,7 +94,7 @@ def einsum(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return contract(walk, node, list(zip(tensors, letters, strict=True)), list(made))
 
 
-def contract(walk: Walk, node: fx.Node, operands: Sequence[tuple[Tensor, list[str]]], made: list[str]) -> Any:
+def contract(walk: TraceState, node: fx.Node, operands: Sequence[tuple[Tensor, list[str]]], made: list[str]) -> Any:
     """Return the labels of a product, given the index that runs along every dimension of its operands and its result.
 
     An operand of length one along an index is broadcast there.

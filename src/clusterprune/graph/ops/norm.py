@@ -27,13 +27,13 @@ from clusterprune.graph.ops._base import (
     source_of,
 )
 from clusterprune.graph.stored import Stored, elementwise, nowhere_zero, places_of
-from clusterprune.graph.walk import Parameter, Walk
+from clusterprune.graph.walk import Parameter, TraceState
 
 REMEDY = "approximate=True would cut them and change its statistics"
 OVER_CHANNELS = f"a norm over the channels reads all of them; {REMEDY}"
 
 
-def batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def batch_norm(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Scale and shift every channel on its own: its four statistics are cut with the channel."""
     x = walk.as_data(a["input"])
     channels = walk.vector(x, 1)
@@ -47,7 +47,7 @@ def batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return x if isinstance(made, Tensor) else (x, *walk.opaque_like(tuple(made)[1:], f"{node.name}: statistics"))
 
 
-def group_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def group_norm(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Normalise groups of channels together: a normalisation group stays or goes as a whole.
 
     A single group is a norm over the channels.
@@ -62,7 +62,7 @@ def group_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return _affine(walk, node, a, x, {0: channels})
 
 
-def layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def layer_norm(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Normalise over the last dimensions; if channels run along them, their statistics need all channels."""
     x = walk.as_data(a["input"])
     count = len(a["normalized_shape"])
@@ -76,7 +76,7 @@ def layer_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return _affine(walk, node, a, x, affine)
 
 
-def _affine(walk: Walk, node: fx.Node, a: dict[str, Any], x: Tensor, channels: dict[int, Tensor]) -> Any:
+def _affine(walk: TraceState, node: fx.Node, a: dict[str, Any], x: Tensor, channels: dict[int, Tensor]) -> Any:
     """Bind a norm's scale and shift to the channels that their dimensions run along."""
     for name in ("weight", "bias"):
         parameter = a.get(name)
@@ -87,7 +87,7 @@ def _affine(walk: Walk, node: fx.Node, a: dict[str, Any], x: Tensor, channels: d
     return x
 
 
-def _over_channels(walk: Walk, node: fx.Node, x: Tensor) -> None:
+def _over_channels(walk: TraceState, node: fx.Node, x: Tensor) -> None:
     if walk.allow_approximate:
         walk.note_approximate(node, x, "the norm of the kept channels in place of the norm of all")
     else:
@@ -161,7 +161,7 @@ def _stored_direction(
     return [result]
 
 
-def take_up_length(walk: Walk, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
+def take_up_length(walk: TraceState, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stored | None:
     """Let the length of a normalised direction take up what its norm loses with its columns, where it can."""
     a = named_arguments(node, args, kwargs)
     direction, length, dim = a["v"], a["g"], int(a["dim"])

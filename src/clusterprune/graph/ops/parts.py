@@ -25,7 +25,7 @@ from clusterprune.graph.ops._base import (
 )
 from clusterprune.graph.ops.shape import MOVE
 from clusterprune.graph.stored import Axis, Dimension, Place, Stored, as_dimension, combine, places_of
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class ChannelPadding(Protocol):
 
 
 def _padded(constant: bool) -> LabelRule:
-    def padding(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+    def padding(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
         """Extend a border; constant padding of the channel dimension makes channels of its own."""
         x = a["self"] if "self" in a else a["input"]
         amounts = a["pad"] if "pad" in a else a["padding"]

@@ -17,10 +17,10 @@ from clusterprune.graph.ops._base import (
     register_op,
     shape_of,
 )
-from clusterprune.graph.walk import Parameter, Walk
+from clusterprune.graph.walk import Parameter, TraceState
 
 
-def pointwise(walk: Walk, node: fx.Node, tensors: list[Tensor]) -> Tensor:
+def pointwise(walk: TraceState, node: fx.Node, tensors: list[Tensor]) -> Tensor:
     """Unite the labels of all operands, element by element.
 
     An operand that is broadcast along the channels of another (a spatial attention map) is not one of
@@ -65,7 +65,7 @@ def by_channel(*parameters: str, dim: int = 1) -> Op:
         When a model is traced, if a parameter is neither stored nor absent.
     """
 
-    def labels(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+    def labels(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
         """Pass channels on, and cut the parameters with them."""
         x = next(iter(a.values()))
         computed = [a[name] for name in parameters if isinstance(a.get(name), Tensor)]
@@ -78,7 +78,7 @@ def by_channel(*parameters: str, dim: int = 1) -> Op:
     return Op(labels=labels, parameters=frozenset(parameters), kernels=True, cost=free)
 
 
-def prelu(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG001 (all rules are called alike)
+def prelu(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG001 (all rules are called alike)
     """Pass channels on; a slope per channel is cut with its channel."""
     x, weight = a["self"] if "self" in a else a["input"], a["weight"]
     if isinstance(weight, Parameter) and weight.shape[0] > 1:
@@ -86,7 +86,7 @@ def prelu(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG0
     return x
 
 
-def gated_linear_unit(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG001 (all are called alike)
+def gated_linear_unit(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:  # noqa: ARG001 (all are called alike)
     """Scale the first half of a dimension by the second: a channel goes with its gate."""
     x = a["self"]
     dim = a["dim"] % x.ndim

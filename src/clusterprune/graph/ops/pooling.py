@@ -11,10 +11,10 @@ from clusterprune.graph.labels import collapse, spread, varying_dims
 from clusterprune.graph.nest import map_leaves
 from clusterprune.graph.ops._base import LabelRule, Op, free, register_op, shape_of
 from clusterprune.graph.stored import Axis, Stored, as_dimension, places_of
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
-def in_space(walk: Walk, node: fx.Node, x: Tensor, dims: int) -> Any:
+def in_space(walk: TraceState, node: fx.Node, x: Tensor, dims: int) -> Any:
     """Pool or resize the last `dims` dimensions: channels stay, unless they run along those dimensions."""
     small = collapse(x)
     window = range(small.ndim - dims, small.ndim)
@@ -25,19 +25,19 @@ def in_space(walk: Walk, node: fx.Node, x: Tensor, dims: int) -> Any:
     return map_leaves(lambda value: small.expand([int(length) for length in value.shape]), node.meta["val"])
 
 
-def grid_sample(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def grid_sample(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Sample space where a grid says. The grid's numbers are coordinates, which have to stay."""
     x, grid = a["input"], a["grid"]
     walk.space.freeze(grid, f"{node.name}: they are coordinates")
     return in_space(walk, node, x, x.ndim - 2)
 
 
-def affine_grid(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def affine_grid(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Make a grid of coordinates from the entries of a matrix, which have to stay."""
     return walk.opaque(node, [a["theta"]], f"{node.name}: they are the entries of a transformation")
 
 
-def unfold(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def unfold(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Put patches side by side: every channel becomes as many as its kernel has places."""
     x = a["self"]
     batched = x.ndim == 4
@@ -45,7 +45,7 @@ def unfold(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
     return spread(channels, 1 if batched else 0, shape_of(node))
 
 
-def fold(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
+def fold(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Tensor:
     """Add patches up where they overlap: the places of one kernel become one channel again."""
     x = a["self"]
     batched = x.ndim == 3
@@ -55,7 +55,7 @@ def fold(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Tensor:
 
 
 def _pooled(dims: int) -> LabelRule:
-    def sample(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+    def sample(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
         """Pool or resize in space: channels stay what they are."""
         return in_space(walk, node, a["self"] if "self" in a else a["input"], dims)
 
@@ -63,7 +63,7 @@ def _pooled(dims: int) -> LabelRule:
 
 
 def _unpooled(dims: int) -> LabelRule:
-    def unpool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+    def unpool(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
         """Put every entry back where its index says; values and indices belong to the same channels."""
         x, indices = a["self"], a["indices"]
         walk.space.unite(x, indices)

@@ -15,10 +15,10 @@ from clusterprune.graph.nest import is_sequence, like
 from clusterprune.graph.ops._base import Op, free, register_op
 from clusterprune.graph.ops.norm import REMEDY, is_statistic
 from clusterprune.graph.stored import Stored, elementwise, nowhere_zero, places_of
-from clusterprune.graph.walk import Walk
+from clusterprune.graph.walk import TraceState
 
 
-def along(walk: Walk, node: fx.Node, x: Tensor, dims: list[int], reason: str) -> Any:
+def along(walk: TraceState, node: fx.Node, x: Tensor, dims: list[int], reason: str) -> Any:
     """Return the labels of an operation along `dims`, whose result keeps, changes or drops these dimensions."""
     if set(dims) & set(varying_dims(walk.space.root_tensor(x))):
         return walk.opaque(node, [x], f"{node.name}: {reason}")
@@ -45,7 +45,7 @@ def dims_of(x: Tensor, dim: int | list[int] | None) -> list[int]:
     return sorted({d % x.ndim for d in (dim if isinstance(dim, (list, tuple)) else [dim])}) if x.ndim else []
 
 
-def reduction(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def reduction(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Reduce over space (channels stay) or over channels (they freeze: the result needs all of them)."""
     x = a["self"] if "self" in a else a["input"] if "input" in a else a["y"]
     dims = dims_of(x, a.get("dim"))
@@ -59,13 +59,13 @@ def reduction(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return walk.opaque(node, [x], f"{node.name}: it reduces over channels, as a norm does; {REMEDY}")
 
 
-def softmax(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def softmax(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Compare the entries of a dimension: over space channels stay."""
     x = a["self"]
     return along(walk, node, x, dims_of(x, a["dim"]), "a softmax over channels reads all of them")
 
 
-def scan(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def scan(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Accumulate, sort or transform the entries of some dimensions: over space channels stay."""
     x = a["self"]
     more = [t for name in ("prepend", "append") if isinstance(t := a.get(name), Tensor)]
@@ -76,7 +76,7 @@ def scan(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
     return along(walk, node, x, dims_of(x, a["dim"]), "it works along the channels")
 
 
-def _gather(walk: Walk, node: fx.Node, x: Tensor, index: Tensor, dim: int) -> Any:
+def _gather(walk: TraceState, node: fx.Node, x: Tensor, index: Tensor, dim: int) -> Any:
     """Pick from one dimension, by an index that is cut with the channels."""
     dim %= x.ndim
     if dim in varying_dims(walk.space.root_tensor(x)):
@@ -88,18 +88,18 @@ def _gather(walk: Walk, node: fx.Node, x: Tensor, index: Tensor, dim: int) -> An
     return x
 
 
-def first_dimension(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def first_dimension(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Sort along the first dimension."""
     return along(walk, node, a["self"], [0], "it works along the channels")
 
 
-def matrices(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def matrices(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Look at two dimensions as the rows and columns of matrices."""
     x = a["self"]
     return along(walk, node, x, dims_of(x, list(a.get("dims") or (-2, -1))), "it looks at channels by their number")
 
 
-def compare(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Any:
+def compare(walk: TraceState, node: fx.Node, a: dict[str, Any]) -> Any:
     """Compare two activations along one dimension."""
     first, second = a["x1"], a["x2"]
     if first.ndim != second.ndim:
