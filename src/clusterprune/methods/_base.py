@@ -78,8 +78,9 @@ class Method:
         given
             Network, task and work, as of :meth:`run`.
         more
-            `start`, what the search starts from (:func:`clusterprune.search.study_header`), where None looks for it anew; and
-            `progress`, called with every structure that was evaluated here, as in :func:`clusterprune.search.work`.
+            `start`, what the search starts from (:func:`clusterprune.search.study_header`), where None looks for it
+            anew; and `progress`, called with every structure that was evaluated here, as in
+            :func:`clusterprune.search.work`.
 
         Returns
         -------

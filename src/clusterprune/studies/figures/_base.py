@@ -253,4 +253,4 @@ def _write(folder: Path, study: Study, rows: list[Row]) -> None:
 
 def seeded(training: TrainConfig, seed: int) -> TrainConfig:
     """Return the training with a seed."""
-    return TrainConfig(**{**training.model_dump(), "seed": seed})
+    return training.changed(seed=seed)
