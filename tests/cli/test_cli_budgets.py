@@ -36,6 +36,7 @@ def test_several_budgets_are_measured_once_and_have_a_folder_each(
         assert result["baseline"]["accuracy"] > 90
         assert result["compressed"]["accuracy"] > 50
 
+    assert "name one: many/keep-macs-0.5, many/keep-macs-0.75" in cli.fails("evaluate", "many")
     assert cli(*given, "--keep-macs", 0.5, "--out", "one").exit_code == 0
     assert Plan.load("one/plan") == Plan.load("many/keep-macs-0.5/plan")
 

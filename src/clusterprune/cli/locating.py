@@ -68,6 +68,12 @@ def locate(path: Path) -> Located:
             f"weights={str(path)!r} is a training that is not finished; finish it with "
             f"'clusterprune train --out {shlex.quote(str(path))} --resume{more}'"
         )
+    several = sorted(place.parent.parent.name for place in path.glob(f"*/{runs.COMPACT_NAME}/{STRUCTURE_NAME}"))
+    if several:
+        raise WeightsError(
+            f"weights={str(path)!r} holds several models; name one: "
+            f"{', '.join(shlex.quote(str(path / name)) for name in several)}"
+        )
     raise WeightsError(
         f"weights={str(path)!r} is a folder without a model: expected {runs.COMPACT_NAME}/ with a {STRUCTURE_NAME}, "
         f"or {runs.WEIGHTS_NAME}; name a run folder or a weights file"
