@@ -204,7 +204,7 @@ COMMAND = (
 
 def _table(title: str, found: Mapping[str, Any]) -> Table:
     made = table(title, ("kept", "MACs", "parameters", found["metric"]["name"], "latency"))
-    for row in reversed(found["rows"]):
+    for row in [found["rows"][-1], *found["rows"][:-1]]:
         worth = f"{row['metric']:.2f}{found['metric']['unit']}"
         made.add_row(
             f"{row['keep']:.0%}", count(row["macs"]), count(row["params"]), worth, milliseconds(row["latency_ms"])
