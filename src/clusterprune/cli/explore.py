@@ -19,13 +19,14 @@ from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import own_folder
 from clusterprune.cli.trusting import check_code, note_code
+from clusterprune.data import sampling
 from clusterprune.errors import ArgumentError
 from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.methods.budget import read_fraction
 from clusterprune.methods.planner import measure
 from clusterprune.methods.sweep import Candidate
 from clusterprune.report.explore import explore_page
-from clusterprune.tables import count
+from clusterprune.tables import count, plural
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -36,8 +37,9 @@ clusterprune explore --model torchvision:resnet50 --weights W --calibration phot
 PAGE_NAME = "explore.html"
 BUDGETS = "0.95,0.9,0.85,0.8,0.75,0.7,0.6,0.5,0.4,0.3"
 NOTE = (
-    "Kernels were fitted for a short while and on few images for this page, and the metric is of {images} images "
-    "{seen}: what the command makes is most often better. Times are of this machine."
+    "Kernels were fitted for a short while and on few images for this page: what the command makes is most often "
+    "better. The metric is of {images} training images {seen}, {unseen} of which are such as train holds out; a "
+    "network knows those that it was trained on. Times are of this machine."
 )
 
 
@@ -66,7 +68,10 @@ def explore(
     held_out: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="How many others, of those to train on, to measure on.", rich_help_panel="Data"
+            min=1,
+            metavar="N",
+            help="How many others to measure on, such as `train` holds out first.",
+            rich_help_panel="Data",
         ),
     ] = 500,
     ignore: Annotated[
@@ -132,8 +137,11 @@ def _explore(
     if not apart:
         display.line("There are no images beside those that are looked at, so the metric is of these.", "yellow")
         others = looked_at
+    # Those first that `train` holds out: a network knows those that it was trained on.
+    unseen = sampling.held_out(task.train)[others]
+    others = torch.cat([others[unseen], others[~unseen]])[: wanted["held_out"]]
     pixels = task.normalize(split.subset(looked_at).load()[0]).to(network.example.device)
-    held_out = task.train.subset(others[: wanted["held_out"]])
+    held_out = task.train.subset(others)
     small: list[torch.nn.Module] = []
     worth: list[float] = []
 
@@ -169,9 +177,13 @@ def _explore(
         "model": wanted["model"],
         "about": (
             f"Input {shown}; {len(looked_at)} images looked at, seed {wanted['seed']}, "
-            f"{str(network.example.device.type).upper()} with {torch.get_num_threads()} thread(s)."
+            f"{network.example.device.type.upper()}, {plural(torch.get_num_threads(), 'thread')}."
         ),
-        "note": NOTE.format(images=len(held_out), seen="that no choice has seen" if apart else "that were looked at"),
+        "note": NOTE.format(
+            images=len(held_out),
+            seen="beside those looked at" if apart else "that were looked at",
+            unseen=min(int(unseen.sum()), len(held_out)),
+        ),
         "metric": {"name": task.metrics[0], "unit": " %"},
         "latency": {"batch": wanted["latency_batch"]},
         "rows": rows,

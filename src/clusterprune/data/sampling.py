@@ -31,6 +31,16 @@ def holdout(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, 
     ArgumentError
         When ``fraction`` is out of range or so small or large that a part is empty.
     """
+    chosen = held_out(split, fraction, seed)
+    if not chosen.any() or chosen.all():
+        raise ArgumentError(
+            f"fraction={fraction} of {len(split)} images leaves one part empty. Use another fraction, or more images."
+        )
+    return split.subset(~chosen), split.subset(chosen)
+
+
+def held_out(split: Split, fraction: float = 0.1, seed: int = 0) -> Tensor:
+    """Return of every image whether :func:`holdout` puts it into the validation part: bool (images,)."""
     if not 0 < fraction < 1:
         raise ArgumentError(f"fraction must lie between 0 and 1, both excluded, but got fraction={fraction}.")
     generator = torch.Generator().manual_seed(seed)
@@ -47,11 +57,7 @@ def holdout(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, 
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for group, count in zip(groups, counts, strict=True):
         chosen[group[:count]] = True
-    if not chosen.any() or chosen.all():
-        raise ArgumentError(
-            f"fraction={fraction} of {len(split)} images leaves one part empty. Use another fraction, or more images."
-        )
-    return split.subset(~chosen), split.subset(chosen)
+    return chosen
 
 
 def sample(split: Split, n: int, seed: int) -> Split:
