@@ -17,10 +17,13 @@ from clusterprune.methods import Network as Network
 from clusterprune.methods import OneShot as OneShot
 from clusterprune.methods import OneShotCut as OneShotCut
 from clusterprune.methods import Outcome as Outcome
+from clusterprune.methods import Planner as Planner
 from clusterprune.methods import Soft as Soft
 from clusterprune.methods import Work as Work
 from clusterprune.methods import cluster as cluster
+from clusterprune.methods import compress as compress
 from clusterprune.methods import inner_groups as inner_groups
+from clusterprune.methods import measure as measure
 from clusterprune.methods import oneshot as oneshot
 from clusterprune.methods import prune_by as prune_by
 from clusterprune.methods.acp import ACP as ACP
@@ -54,16 +57,19 @@ __all__ = [
     "Origin",
     "Outcome",
     "Plan",
+    "Planner",
     "Soft",
     "Work",
     "apply",
     "cluster",
+    "compress",
     "distil",
     "export",
     "from_hub",
     "images_from_norms",
     "inner_groups",
     "load",
+    "measure",
     "oneshot",
     "prune_by",
     "push_to_hub",

@@ -34,8 +34,8 @@ from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
 from clusterprune.surgery.summary import left_by
 
-_SKETCHED = 128
-"""Images that a short refit looks at, at most."""
+_SKETCHED = 96
+"""Images that a sweep compares ways to share on, and that a short refit looks at, at most."""
 
 
 class Planner:
@@ -129,7 +129,7 @@ class Planner:
         shared: tuple[str, Curves] | None = None
         if goals and fit != "full":
             middle = sorted(goals, key=lambda goal: min(goal.shares(self._cost).values(), default=0.5))[len(goals) // 2]
-            shared = self._shared(middle, self._fresh(), _Clock(), progress)
+            shared = self._shared(middle, self._fresh(), _Clock(), progress, most=_SKETCHED)
         found = Candidates()
         for number, (budget, goal) in enumerate(zip(asked, goals, strict=True)):
             plan = self.plan_for(goal, progress) if shared is None else self._sketch(goal, shared, fit)
@@ -246,7 +246,7 @@ class Planner:
         return plan, facts
 
     def _shared(
-        self, goal: Goal, generator: torch.Generator, clock: "_Clock", progress: Progress | None
+        self, goal: Goal, generator: torch.Generator, clock: "_Clock", progress: Progress | None, **few: int
     ) -> tuple[str, Curves]:
         """Return by which hypothesis a budget is shared among the groups, and its loss curves."""
         config, (measured, paths) = self._config, self._known()
@@ -260,7 +260,7 @@ class Planner:
         if len(found) > 1:
             chosen = closest(
                 self._cost, found, paths, measured, shares, goal.limits, self._quick(),
-                work=config.macs_to_spend, generator=generator, progress=progress,
+                work=config.macs_to_spend, generator=generator, progress=progress, **few,
             )  # fmt: skip
             clock.lap("compare")
         return chosen, found[chosen]

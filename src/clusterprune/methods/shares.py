@@ -24,6 +24,7 @@ from clusterprune.surgery.masking import compact_state
 
 _FEWEST = 32
 """Images on which plans are compared, at least."""
+_MOST = 256
 Curves = dict[str, np.ndarray]
 """Loss after 0, 1, 2, … removals, by group."""
 
@@ -67,6 +68,7 @@ def closest(
     merging: Merging,
     *,
     work: float,
+    most: int = _MOST,
     generator: torch.Generator,
     progress: Progress | None,
 ) -> str:
@@ -80,15 +82,15 @@ def closest(
         Loss curves by name; the first is taken unless another is surely better.
     merging
         Hands kernels over, as fast as may be.
-    work
-        Multiply-adds that may be spent, the fewest images aside.
+    work, most
+        Multiply-adds that may be spent, the fewest images aside; and images, at most.
     """
     graph = cost.graph
     fold, fitted = measured.folds[0], measured.folds[1:] or measured.folds
     others = Without(measured, fold)
     each = cost.total("macs") / example_batch(graph)
     # A refit runs both networks, and its regressions cost about as much again.
-    count = min(256, work / (6 * len(shares) * each))
+    count = min(most, work / (6 * len(shares) * each))
     if count < _FEWEST and len(shares) > 2:
         # Large networks are compared on few images, and with the one that hardly ever loses much.
         shares = {name: curves for name, curves in shares.items() if name != "same share"}
