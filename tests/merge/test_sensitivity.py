@@ -54,7 +54,7 @@ def test_the_price_is_the_divergence_of_the_prediction(size: int) -> None:
     )  # fmt: skip
     measured = Measured(moments, importance, whole, {})
     snapshots = refitted(read, path.order, levels(group), damping=1e-9)
-    total = fisher_losses(graph, state, images, {"first": snapshots}, measured, moments, **common)
+    total = fisher_losses(graph, state, images, [(group, snapshots)], measured, moments, **common)
     priced = calibrated(path, {level: loss / len(images) for (_, level), loss in total.items()})
     before = model(images).log_softmax(1).detach()
     for level in (1, 2, 3):

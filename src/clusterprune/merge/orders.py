@@ -65,17 +65,15 @@ def price(
         images_for(graph, fold.images, work / share, 9, -(-16 // share), most=1024 // share) for fold in measured.folds
     ]
     images = sum(len(part[0]) for part in held_out)
+
+    def refitted_on(group: Group, moments: Without) -> dict[int, list[Tensor]]:
+        inputs = read.of(group, moments, moments.rows)
+        return refitted(inputs, paths[group.name].order, levels(group, count), damping=damping)
+
     for number, fold in enumerate(measured.folds):
         others = Without(measured, fold)
-        snapshots = {
-            group.name: refitted(
-                read.of(group, others, others.rows),
-                paths[group.name].order,
-                levels(group, count),
-                damping=damping,
-            )
-            for group in groups
-        }
+        # One group after the other: what has become a change of a kernel need not be held as well.
+        snapshots = ((group, refitted_on(group, others)) for group in groups)
         found = fisher_losses(
             graph,
             state,

@@ -3,6 +3,7 @@
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Pair:
         self.images = len(as_inputs(images)[0])
         self._done = (0, 0)
         self._held: list[Tensor] = []
+        self._again: Target | None = None
         self._rows: dict[str, Tensor] = {}
         mask = ChannelMask(graph, removed)
         for call in graph.calls:
@@ -60,9 +62,12 @@ class Pair:
         stop = index if target.addition is None else self.original.index[last]
         rows = self._rows.get(call.node)
         affine = None if target.norm is None else target.norm.folding(self.state)
-        self._held = []
+        finished, self._again = self._again, None
+        before, self._held = self._held[::-1], []
         with torch.no_grad():
             for original, compact in self.values:
+                if finished is not None:
+                    self._run_again(finished, compact, before.pop())
                 self.original.advance(original, self._done[0], stop + 1)
                 self.compact.advance(compact, self._done[1], index)
                 x = compact[call.input]
@@ -90,23 +95,27 @@ class Pair:
         self.after.update(self.compact.weights(self.state))
 
     def finish(self, target: Target) -> None:
-        """Run the refitted call (and its norm) again, so that what follows sees its new output."""
-        index = self.compact.index[target.call.node]
-        with torch.no_grad():
-            for (_, compact), x in zip(self.values, self._held, strict=True):
-                local = compact.maps[0]
-                present = target.call.input in local
-                local[target.call.input] = x
-                self.compact.advance(compact, index, index + 1)
-                if target.addition is not None:
-                    if target.norm is not None:
-                        again = self.compact.index[target.norm.name]
-                        self.compact.advance(compact, again, again + 1)
-                    # What stands between the call and the addition ran already; keep what was still needed then.
-                    if present:
-                        local[target.call.input] = x
-                    else:
-                        local.pop(target.call.input, None)
-        self._held = []
+        """Let what follows see the refitted call's new output; the call is run again when a batch is next looked at.
+
+        Of all batches at once, what the call reads and what the next one reads is all that is held.
+        """
+        self._again = target
         if target.addition is None:
-            self._done = (self._done[0], index + 1)
+            self._done = (self._done[0], self.compact.index[target.call.node] + 1)
+
+    def _run_again(self, target: Target, compact: ChainMap[str, Any], x: Tensor) -> None:
+        """Run a refitted call (and its norm) on what it read."""
+        index = self.compact.index[target.call.node]
+        local = compact.maps[0]
+        present = target.call.input in local
+        local[target.call.input] = x
+        self.compact.advance(compact, index, index + 1)
+        if target.addition is not None:
+            if target.norm is not None:
+                again = self.compact.index[target.norm.name]
+                self.compact.advance(compact, again, again + 1)
+            # What stands between the call and the addition ran already; keep what was still needed then.
+            if present:
+                local[target.call.input] = x
+            else:
+                local.pop(target.call.input, None)

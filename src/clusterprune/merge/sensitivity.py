@@ -6,7 +6,7 @@ over all positions and channels of one image at once: errors that point the same
 in front of a global average, count in full.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ def fisher_losses(
     graph: ChannelGraph,
     state: Mapping[str, Tensor],
     images: Images,
-    snapshots: Mapping[str, Mapping[int, list[Tensor]]],
+    snapshots: Iterable[tuple[Group, Mapping[int, list[Tensor]]]],
     measured: Measured,
     moments: Mapping[str, Tensor],
     *,
@@ -53,8 +53,8 @@ def fisher_losses(
     Parameters
     ----------
     snapshots
-        By name of group and number of removals, what :func:`clusterprune.merge.elimination.refitted` returned: kernels
-        fitted on *other* images, for on their own the fit is always better than it is.
+        Groups, and by number of removals what :func:`clusterprune.merge.elimination.refitted` returned: kernels fitted
+        on *other* images, for on their own the fit is always better than it is.
     measured
         What is known of the layers and of the outputs.
     moments
@@ -68,8 +68,8 @@ def fisher_losses(
     program = Program(graph, measured.changes)
     kernels = computed_kernels(graph, state)
     changed: dict[str, list[_Change]] = {}
-    for group in graph.groups:
-        for level, snapshot in snapshots.get(group.name, {}).items():
+    for group, by_level in snapshots:
+        for level, snapshot in by_level.items():
             for consumer, refitted in zip(consumers(graph, group, measured.whole_kernel), snapshot, strict=True):
                 # Moments, paths and what follows from them are on the CPU, wherever the model is.
                 node = consumer.call.node
