@@ -19,7 +19,7 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.plan import Plan
 from clusterprune.runtimes.layer_times import LatencyTable
 from clusterprune.runtimes.racing import race
-from clusterprune.runtimes.running import create_runtime
+from clusterprune.runtimes.running import clock_of, create_runtime
 from clusterprune.surgery.apply import apply
 
 PlanAt = Callable[[float, Quantity], Plan]
@@ -117,7 +117,8 @@ def plan_for_latency(
     images = _images(graph, clock.batch)
     runtime = create_runtime(clock.runtime)
     original = runtime.prepare(graph.model, images)
-    whole = race([original], rounds=3).median_ms(0)
+    seconds = clock_of(runtime, images)
+    whole = race([original], rounds=3, clock=seconds).median_ms(0)
     keep = share_of(whole)
     if keep >= 1:
         return plan_at(1.0, "macs"), {"original_ms": whole, "tries": 0}
@@ -132,7 +133,8 @@ def plan_for_latency(
             plan = plan_at(min(asked, 1.0), "latency")
         except BudgetError:
             break
-        measured = race([original, runtime.prepare(apply(graph.model, plan, graph=graph), images)], rounds=clock.rounds)
+        candidate = runtime.prepare(apply(graph.model, plan, graph=graph), images)
+        measured = race([original, candidate], rounds=clock.rounds, clock=seconds)
         speedup = measured.speedup(1)
         share = 1 / speedup.times
         facts = {

@@ -8,7 +8,6 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from clusterprune.errors import DataError
 from clusterprune.files.reading import ReadError, read_json
 from clusterprune.files.writing import output_errors, replace_file
-from clusterprune.runtimes.running import OPSET, OnnxRuntime, Runtime, onnx_session, optional_package
+from clusterprune.runtimes.running import OPSET, OnnxRuntime, Runtime, clock_of, onnx_session, optional_package
 
 Kind = Literal["conv", "linear", "join"]
 
@@ -178,11 +177,12 @@ class LatencyTable:
         for _ in range(2):
             run()
         times: list[float] = []
-        began = time.perf_counter()
-        while len(times) < 5 or (time.perf_counter() - began < self.seconds and len(times) < 200):
-            start = time.perf_counter()
+        clock = clock_of(self.runtime, images)
+        began = clock()
+        while len(times) < 5 or (clock() - began < self.seconds and len(times) < 200):
+            start = clock()
             run()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         # The lower quartile: what disturbs a run only ever makes it slower.
         return 1000 * statistics.quantiles(times, n=4)[0]
 
