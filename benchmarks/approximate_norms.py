@@ -103,7 +103,8 @@ def rows(kind: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, 
             row["reachable"] = round(float(least), 4)
             start = time.perf_counter()
             try:
-                small = cp.apply(model, cp.oneshot(graph, sample, keep_macs=keep, seed=seed), graph=graph)
+                plan = cp.oneshot(graph, sample, keep_macs=keep, round_to=1, seed=seed)
+                small = cp.apply(model, plan, graph=graph)
             except BudgetError:
                 found.append(row | {"top1": None, "macs_kept": None, "seconds": None})
                 continue

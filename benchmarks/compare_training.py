@@ -35,13 +35,16 @@ from rich.console import Console
 from clusterprune import data, evaluate, models, runs, train
 from clusterprune.cli.compare import ranking
 from clusterprune.methods import Network, Work
-from clusterprune.methods._registry import COMPARED
 from clusterprune.studies.comparison import TRAINING, Contender, Entry, compare
 from clusterprune.tasks import Classification
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "compare_training.json"
 NETWORK = "resnet20"
+METHODS = ",".join(
+    name if name in ("icp", "acp", "cp") else f"{name}:round_to=1"
+    for name in ("oneshot", "icp", "acp", "cp", "l1", "fpgm", "bn_scale", "taylor")
+)
 THEIRS = "torch-pruning l1 global"
 
 
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True, help="folder:DIR, with train/ and test/")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--methods", default=COMPARED)
+    parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--keep-macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=TRAINING.epochs)
     parser.add_argument("--lr", type=float, default=TRAINING.lr)

@@ -82,7 +82,7 @@ def main() -> None:
                     continue
                 images = data.normalize(data.sample(dataset.train, count, seed).images(), spec.mean, spec.std)
                 start = time.perf_counter()
-                plan = cp.oneshot(graph, images, keep_macs=keep, seed=seed, config=config)
+                plan = cp.oneshot(graph, images, keep_macs=keep, round_to=1, seed=seed, config=config)
                 seconds = time.perf_counter() - start
                 small = cp.apply(model, plan, graph=graph)
                 top1 = evaluate.accuracy(small, test, mean=spec.mean, std=spec.std).top1

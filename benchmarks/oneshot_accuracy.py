@@ -14,10 +14,11 @@ What is compared
     Network and weights, calibration images, MACs (within 1 % of the target, counted by PyTorch's FLOP counter on
     the compact network itself) and test images are the same for all. Accuracy is top-1 in float32.
 Ours
-    ``clusterprune.oneshot(graph, images, keep_macs=...)`` with its defaults. It sees no label. "ours without data"
-    sees no image either. "same share" does without prices and without cuts of residual streams: every group that one
+    ``clusterprune.oneshot(graph, images, keep_macs=..., round_to=1)`` with its other defaults. It sees no label. "ours,
+    aligned" leaves ``round_to`` at its default, widths that run fast. "ours without data" sees no image either. "same
+    share" does without prices and without cuts of residual streams: every group that one
     layer makes keeps the same share, as in the peers; "same share, streams too" cuts all groups alike. These two are
-    there to be compared, and no verdict counts them.
+    there to be compared, and no verdict counts them, nor the aligned.
 Peers
     OSSCAR and model folding, our own implementations from the papers: see ``peers.py``. They see the same unlabelled
     images, and keep the same share of every layer. Folding re-estimates the batch norms on the images; without data
@@ -65,6 +66,7 @@ import peers
 import torch
 from baselines import CANDIDATES, CRITERIA, SCOPES, WITHIN, Pruned, Settings
 from results_file import (
+    ALIGNED,
     AS_PRUNED,
     FOLDING,
     FOLDING_WITHOUT,
@@ -96,6 +98,7 @@ CHOOSING = 256
 """Calibration images on which Torch-Pruning's settings are chosen."""
 CONFIGS = {
     OURS: clusterprune.OneShot(),
+    ALIGNED: clusterprune.OneShot(),
     SAME_SHARE: clusterprune.OneShot(sensitivity="uniform", residual_streams=False),
     SAME_SHARE_STREAMS: clusterprune.OneShot(sensitivity="uniform"),
     OURS_WITHOUT: clusterprune.OneShot(),
@@ -191,7 +194,10 @@ class Bench:
     def _ours(self, cell: Cell) -> tuple[nn.Module, Any]:
         graph, seed = self.graph(cell.network), cell.seed or 0
         images = None if cell.criterion == OURS_WITHOUT else self.calibration(seed)[0]
-        plan = clusterprune.oneshot(graph, images, keep_macs=cell.keep, seed=seed, config=CONFIGS[cell.criterion])
+        round_to = "auto" if cell.criterion == ALIGNED else 1
+        plan = clusterprune.oneshot(
+            graph, images, keep_macs=cell.keep, round_to=round_to, seed=seed, config=CONFIGS[cell.criterion]
+        )
         return clusterprune.apply(self.network(cell.network), plan, graph=graph), plan.notes.get("seconds")
 
     def _peer(self, cell: Cell) -> nn.Module:

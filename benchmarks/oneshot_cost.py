@@ -64,7 +64,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     began, busy = time.perf_counter(), time.process_time()
     graph = clusterprune.trace(model, example)
     traced = time.perf_counter()
-    plan = clusterprune.oneshot(graph, images, keep_macs=arguments.keep_macs, seed=0)
+    plan = clusterprune.oneshot(graph, images, keep_macs=arguments.keep_macs, round_to=1, seed=0)
     planned = time.perf_counter()
     small = clusterprune.apply(model, plan, graph=graph)
     ended, busy = time.perf_counter(), time.process_time() - busy

@@ -230,7 +230,8 @@ class Bench:
         images = self.calibration(cell.images, seed) if cell.images else None
         before = forget_peak()
         start = time.perf_counter()
-        plan = clusterprune.oneshot(graph, images, keep_macs=cell.keep, seed=seed, config=METHODS[cell.method])
+        config = METHODS[cell.method]
+        plan = clusterprune.oneshot(graph, images, keep_macs=cell.keep, round_to=1, seed=seed, config=config)
         small = clusterprune.apply(self.model, plan, graph=graph)
         return small, {
             "seconds": round(time.perf_counter() - start, 2),

@@ -15,9 +15,9 @@ from rich.table import Table
 
 NOTES = "* MACs more than 1 % off the target; † on part of the test images"
 AS_PRUNED, REESTIMATED = "as pruned", "re-estimated"
-OURS, WHOLE = "ours", "unpruned"
+OURS, ALIGNED, WHOLE = "ours", "ours, aligned", "unpruned"
 SAME_SHARE, SAME_SHARE_STREAMS, OURS_WITHOUT = "same share", "same share, streams too", "ours without data"
-VARIANTS = (OURS, SAME_SHARE, SAME_SHARE_STREAMS, OURS_WITHOUT)
+VARIANTS = (OURS, ALIGNED, SAME_SHARE, SAME_SHARE_STREAMS, OURS_WITHOUT)
 """Rows that ``clusterprune.oneshot`` makes: with its defaults, and with something changed or missing."""
 OSSCAR, FOLDING, FOLDING_WITHOUT = "osscar", "folding", "folding without data"
 PEERS: Mapping[str, tuple[str, ...]] = {

@@ -12,8 +12,8 @@ seconds than 1.5 times Torch-Pruning's on the networks that both cut.
 One process a network, one thread, one network after the other. Each is recorded as soon as it is done, and a run that
 was stopped goes on where it was; ``--redo`` measures again. Weights are random: nothing here is about accuracy.
 
-- **ours** is ``trace``, ``prune_by("l1", keep_macs=0.5)`` and ``apply``. Then, not timed, the network is made again in
-  float64 with statistics and scales at random, cut by a random plan with random mixing matrices, and its output
+- **ours** is ``trace``, ``prune_by("l1", keep_macs=0.5, round_to=1)`` and ``apply``. Then, not timed, it is made again
+  in float64 with statistics and scales at random, cut by a random plan with random mixing matrices, and its output
   compared with that of the original whose channels are masked (‖difference‖ / ‖output‖, the worst of its outputs).
 - **Torch-Pruning** is its README's way to a number of MACs: ``BasePruner`` with ``GroupMagnitudeImportance``, the
   layers that make the output ignored, in steps of 5 % of the channels, counting after every step, until half the MACs
@@ -106,7 +106,7 @@ def measure_ours(entry: Entry, record: dict[str, Any], save: Any) -> None:
     save()
     try:
         with timed(record["seconds"], "plan"), warned(record):
-            plan = cp.prune_by(graph, "l1", keep_macs=KEEP)
+            plan = cp.prune_by(graph, "l1", keep_macs=KEEP, round_to=1)
         with timed(record["seconds"], "apply"), warned(record):
             small = cp.apply(model, plan, graph=graph)
         after, _ = counted(small, example)
@@ -299,7 +299,7 @@ def warm_up(tool: str) -> None:
         import clusterprune as cp
 
         graph = cp.trace(net, example)
-        cp.apply(net, cp.prune_by(graph, "l1", keep_macs=0.5), graph=graph)
+        cp.apply(net, cp.prune_by(graph, "l1", keep_macs=0.5, round_to=1), graph=graph)
     else:
         import torch_pruning
 

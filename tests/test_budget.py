@@ -225,7 +225,7 @@ def test_budgets_that_are_no_fractions(value: float):
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8"])
 def test_limits_that_are_no_widths(value):
-    with pytest.raises(ArgumentError, match="round_to must be a whole number"):
+    with pytest.raises(ArgumentError, match='round_to must be a whole number of at least 1 or "auto"'):
         Limits(round_to=value)
     with pytest.raises(ArgumentError, match="min_width must be a whole number"):
         Limits(min_width=value)
@@ -237,6 +237,45 @@ def test_choices():
     assert Limits(min_width=8).choices(6, 1) == [6]
     assert Limits(round_to=4).choices(12, 6) == [12]
     assert Limits(min_width=3).choices(12, 2) == [12, 10, 8, 6, 4]
+
+
+def test_what_runs_fast_is_coarse_where_a_group_is_wide_and_fine_where_it_is_narrow():
+    auto = Limits("auto")
+    assert auto.choices(64, 1) == [64, 56, 48, 40, 32, 24, 16, 8, 4, 2, 1]
+    assert auto.choices(90, 1)[:3] == [90, 88, 80]
+    assert auto.choices(16, 1) == [16, 12, 8, 4, 2, 1]
+    assert auto.choices(8, 1) == [8, 6, 4, 2, 1]
+    assert auto.choices(3, 1) == [3, 2, 1]
+    # Depthwise layers leave their fast path where a width is no multiple of four.
+    assert auto.choices(40, 1, carried=True) == [40, 32, 24, 16, 8, 4]
+    assert auto.choices(16, 1, carried=True) == [16, 12, 8, 4]
+    assert auto.choices(12, 1, carried=True) == [12, 8, 4]
+    assert auto.choices(4, 1, carried=True) == [4]
+    # Heads of 64 channels are as wide as they should be already; blocks keep equally many.
+    assert auto.choices(8, 1, tied=64) == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert auto.choices(96, 3) == [96, 72, 48, 24, 12, 6, 3]
+    assert Limits("auto", min_width=8).choices(64, 1)[-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "most"), [("resnet20", 0.5, 6), ("resnet20", 0.75, 2), ("vgg16", 0.5, 2), ("vgg16", 0.3, 2)]
+)
+def test_widths_that_run_fast_meet_a_budget_with_few_exceptions_where_groups_are_wide(
+    name: str, keep: float, most: int
+):
+    graph = cp.trace(models.build(name), torch.zeros(1, 3, 32, 32))
+    cost, limits = CostModel(graph), Limits("auto")
+    kept = solve(cost, quadratic_losses(graph), "macs", keep, limits)
+    left = cost.total("macs", cost.with_widths(kept)) / cost.total("macs")
+    assert 0.99 * keep <= left <= keep * (1 + 1e-9)
+    finer = [n for n, k in kept.items() if k not in limits.choices_of(graph, graph.by_name[n])]
+    assert len(finer) <= most
+    plan = cp.Plan.of(graph, tuple(cp.Merge(n, range(k)) for n, k in kept.items() if k < graph.by_name[n].width))
+    told = limits.facts(graph, plan.widths)["widths"]
+    assert told.startswith("multiples of 8 in " if name == "vgg16" else "multiples of ")
+    assert Limits(1).facts(graph, plan.widths) == {}
+    summary = str(cp.Plan.of(graph, plan.merges, **limits.facts(graph, plan.widths)).summary(graph))
+    assert f"Widths: {told}" in summary
 
 
 def test_batch_of_the_example():

@@ -24,11 +24,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def name_of(value: object) -> str:
+def name_of(value: object, length: int = _NAME_LENGTH) -> str:
     """Return a name as it is, or escaped and cut if a line could not show it."""
     text = str(value)
     text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= _NAME_LENGTH else f"{text[:_NAME_LENGTH]}…"
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

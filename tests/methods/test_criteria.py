@@ -149,7 +149,7 @@ def test_the_budget_is_met_within_one_percent_or_refused(
     resnet: cp.ChannelGraph, keep: float, criterion: CriterionName, scope: str, quantity: str
 ) -> None:
     try:
-        plan = prune_by(resnet, criterion, **{f"keep_{quantity}": keep}, scope=scope)
+        plan = prune_by(resnet, criterion, **{f"keep_{quantity}": keep}, round_to=1, scope=scope)
     except BudgetError as error:
         assert keep < 0.02
         assert "keep_" in str(error)  # noqa: PT017
@@ -176,14 +176,14 @@ def test_every_criterion_compresses_streams_and_grouped_convolutions(network: ty
 def test_the_filters_of_lowest_score_go() -> None:
     model, graph, _ = ready(Plain())
     found = scores(graph, "l1")
-    for merge in prune_by(graph, "l1", keep_macs=0.5).merges:
+    for merge in prune_by(graph, "l1", keep_macs=0.5, round_to=1).merges:
         score = found[merge.group].numpy()
         assert score[merge.kept].min() >= np.delete(score, merge.kept).max()
     assert model[0][0].out_channels == 12
 
 
 def test_locally_every_group_keeps_the_same_fraction(resnet: cp.ChannelGraph) -> None:
-    merges = prune_by(resnet, "l1", keep_macs=0.5).merges
+    merges = prune_by(resnet, "l1", keep_macs=0.5, round_to=1).merges
     fractions = [len(m.kept) / resnet.by_name[m.group].width for m in merges]
     assert len(merges) == len(resnet.prunable)
     assert max(fractions) - min(fractions) < 0.2
@@ -194,7 +194,9 @@ def test_globally_scores_are_compared_across_groups() -> None:
     with torch.no_grad():
         model[1][0].weight[::2] *= 1e-3  # half of one layer's filters hardly do anything
     graph = cp.trace(model, images[:1])
-    everywhere = {merge.group: merge for merge in prune_by(graph, "l2", keep_macs=0.6, scope="global").merges}
+    everywhere = {
+        merge.group: merge for merge in prune_by(graph, "l2", keep_macs=0.6, round_to=1, scope="global").merges
+    }
     assert set(everywhere["1.0"].kept.tolist()) <= set(range(1, 12, 2))
     assert len(everywhere["1.0"].kept) <= 6
     assert all(len(merge.kept) > 8 for name, merge in everywhere.items() if name != "1.0")
@@ -260,7 +262,7 @@ def test_soft_pruning_zeroes_the_weakest_filters_and_dropping_them_changes_nothi
     model, images = model.double(), images.double()
     graph = cp.trace(model, images[:1])
     norms = scores(graph, "l2")
-    hook = SoftPruning(graph, keep_macs=0.5)
+    hook = SoftPruning(graph, keep_macs=0.5, round_to=1)
     hook.after_epoch(model, 1, 3)
     plan = hook.finish()
     assert len(plan.merges) == len(graph.prunable)

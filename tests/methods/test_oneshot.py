@@ -353,6 +353,6 @@ def test_the_same_share_is_the_same_of_what_is_counted(quantity: str):
     torch.manual_seed(0)
     layers = [conv_norm(3, 48), conv_norm(48, 48, stride=4), conv_norm(48, 48), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     _, graph, images = ready(nn.Sequential(*layers, nn.Linear(48, 5)))
-    plan = cp.oneshot(graph, images, **{f"keep_{quantity}": 0.5}, config=cp.OneShot(sensitivity="uniform"))
+    plan = cp.oneshot(graph, images, **{f"keep_{quantity}": 0.5}, round_to=1, config=cp.OneShot(sensitivity="uniform"))
     shares = [plan.widths.get(group.name, group.width) / group.width for group in graph.prunable]
     assert max(shares) - min(shares) <= 0.1

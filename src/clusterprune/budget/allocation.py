@@ -1,11 +1,11 @@
 """How many channels to keep: a target, shared among all groups together.
 
-What widths cost is in :mod:`clusterprune.budget.cost`.
+What widths cost is in :mod:`clusterprune.budget.cost`, and which are allowed in :mod:`clusterprune.budget.limits`.
 """
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from clusterprune.arguments import check_number
 from clusterprune.budget.cost import CostModel, Quantity, Table
+from clusterprune.budget.limits import FINER, Limits
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
 
@@ -31,35 +32,6 @@ CLOSE = 0.01
 _UNDONE = 16
 """How many coarse steps are tried to be replaced by finer ones, and by how many of these at most."""
 _FINER = 32
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What widths are allowed.
-
-    Attributes
-    ----------
-    round_to
-        Kept widths are multiples of this (a group that stays whole is exempt).
-    min_width
-        Least channels in any group, or the group's own width if that is smaller.
-    """
-
-    round_to: int = 1
-    min_width: int = 1
-
-    def __post_init__(self) -> None:
-        """Check both numbers."""
-        for name in ("round_to", "min_width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"{name} must be a whole number of at least 1, but got {name}={value!r}")
-
-    def choices(self, width: int, n_blocks: int) -> list[int]:
-        """Return the allowed kept widths of a group, widest first."""
-        step = int(np.lcm(self.round_to, n_blocks))
-        least = max(min(self.min_width, width), n_blocks)
-        return [width] + [k for k in range(width - 1, 0, -1) if k % step == 0 and k >= least]
 
 
 def solve(
@@ -100,6 +72,8 @@ def solve(
             f"{least:.4g} of the {quantity} remain. Ask for keep_{quantity}>={least:.4g}, or lower min_width "
             "or round_to, or leave fewer groups alone."
         )
+    for step in FINER if limits.aligned else ():
+        search.top_up(_units(cost.graph, losses, replace(limits, finest=step)))
     return {name: unit.ladder[unit.rung][0] for unit in search.units for name in unit.names}
 
 
@@ -121,12 +95,10 @@ def _units(graph: ChannelGraph, losses: Mapping[str, np.ndarray], limits: Limits
     """Put linked groups together; everything else is on its own."""
     units = []
     for names in linked(graph, losses):
-        groups = [graph.by_name[name] for name in names]
-        width = groups[0].width
-        n_blocks = int(np.lcm.reduce([group.n_blocks for group in groups]))
+        choices = limits.choices_of(graph, *(graph.by_name[name] for name in names))
         shortest = min(len(losses[name]) for name in names)
         loss = sum((np.asarray(losses[name], dtype=float)[:shortest] for name in names), np.zeros(shortest))
-        units.append(_Unit(names, _ladder(width, n_blocks, loss, limits)))
+        units.append(_Unit(names, _ladder(choices, loss)))
     return units
 
 
@@ -264,6 +236,20 @@ class _Search:
         if best is not None:
             self._restore(best[1])
 
+    def top_up(self, finer: Sequence[_Unit]) -> None:
+        """Where coarse steps leave too much of the budget unused, widen as few units as will do by finer ones."""
+        for unit, other in zip(self.units, finer, strict=True):
+            width, rungs = unit.ladder[unit.rung][0], [kept for kept, _ in other.ladder]
+            if width in rungs:
+                unit.ladder, unit.rung = other.ladder, rungs.index(width)
+        while self.total < self.target * (1 - CLOSE):
+            wider = {number: self.after(number, down=False) for number, unit in enumerate(self.units) if unit.rung}
+            wider = {number: total for number, total in wider.items() if total <= self.target * (1 + _ROUNDING)}
+            if not wider:
+                self.refine()
+                break
+            self.step(max(wider, key=lambda number: wider[number]), down=False)
+
     def _loss(self, number: int) -> float:
         """Return what a unit's last step lost."""
         unit = self.units[number]
@@ -342,9 +328,10 @@ def check_fraction(name: str, value: float) -> None:
         raise ArgumentError(f"{name} must be a fraction in (0, 1], but got {name}={value!r}; 0.5 keeps half")
 
 
-def _ladder(width: int, n_blocks: int, loss: np.ndarray, limits: Limits) -> list[tuple[int, float]]:
+def _ladder(choices: list[int], loss: np.ndarray) -> list[tuple[int, float]]:
     """Return (kept width, marginal loss per channel to get there), on the lower convex hull of the curve."""
-    kept = [k for k in limits.choices(width, n_blocks) if width - k < len(loss)]
+    width = choices[0]
+    kept = [k for k in choices if width - k < len(loss)]
     removed = np.array([width - k for k in kept], dtype=float)
     value = np.array([loss[width - k] for k in kept])
     hull = [0]
@@ -369,7 +356,7 @@ def reachable(cost: CostModel, quantity: Quantity, limits: Limits | None = None)
     widths = cost.widths.copy()
     for position, group in enumerate(cost.graph.groups):
         if group.frozen is None:
-            widths[position] = limits.choices(group.width, group.n_blocks)[-1]
+            widths[position] = limits.choices_of(cost.graph, group)[-1]
     return cost.total(quantity, widths) / cost.total(quantity)
 
 

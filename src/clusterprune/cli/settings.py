@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -46,18 +46,25 @@ def _parameter(name: str, of: Mapping[str, tuple[type[Any], Field[Any]]]) -> ins
     if len(of) < len(METHODS):
         others = [method for method in METHODS if method not in of]
         text += f" Not for {', '.join(others)}." if len(others) < len(of) else f" For {', '.join(of)}."
-    plain = str if name in SHARES else plain
+    either = any(get_origin(each) is Literal for each in get_args(hint))
+    plain = str if name in SHARES or either else plain
     option = typer.Option(
         *(one.metadata["names"] or (f"--{name.replace('_', '-')}",)),
         metavar=one.metadata["metavar"] or None,
         help=text,
         rich_help_panel=one.metadata["panel"],
         show_default=str(default) if default else False,
+        parser=_number_or_text if either else None,
     )
     annotation: Any = list[str] | None if isinstance(default, tuple) else plain | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
+
+
+def _number_or_text(text: str) -> int | str:
+    """Read the value of a setting that is a number or a word, such as 8 or auto."""
+    return int(text) if text.isdigit() else text
 
 
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,8 @@ from typing import Any, TypedDict
 from torch import nn
 
 from clusterprune.arguments import check_number, shown
-from clusterprune.budget.allocation import CostModel, Limits, Quantity, check_fraction, example_batch
+from clusterprune.budget.allocation import CostModel, Quantity, check_fraction, example_batch
+from clusterprune.budget.limits import AUTO, Limits, RoundTo
 from clusterprune.errors import ArgumentError
 from clusterprune.methods.latency import Clock, read_clock
 
@@ -27,7 +28,8 @@ class Budget(TypedDict, total=False):
         :class:`clusterprune.methods.latency.Clock`, or a function of a model that returns milliseconds. None is PyTorch
         as it is, on the traced example, asked about whole networks.
     round_to, min_width
-        Kept widths are multiples of `round_to` and at least `min_width`.
+        Kept widths are multiples of `round_to` and at least `min_width`. "auto", the default, is such as run fast:
+        see :class:`clusterprune.budget.limits.Limits`.
     """
 
     keep_macs: float | str | None
@@ -37,7 +39,7 @@ class Budget(TypedDict, total=False):
     max_params: float | None
     max_latency_ms: float | None
     latency: Clock | str | Callable[[nn.Module], float] | None
-    round_to: int
+    round_to: RoundTo
     min_width: int
 
 
@@ -57,13 +59,14 @@ class ClusterBudget(TypedDict, total=False):
         threshold) is the same for all groups and found by bisection; numbers of clusters come from the heights of an
         average-linkage tree, over all groups together.
     round_to, min_width
-        Kept widths are multiples of `round_to` and at least `min_width`.
+        Kept widths are multiples of `round_to` and at least `min_width`. "auto", the default, is such as run fast for a
+        fraction, and leaves alone what the clustering itself decides.
     """
 
     keep_channels: float | str | None
     keep_macs: float | str | None
     keep_params: float | str | None
-    round_to: int
+    round_to: RoundTo
     min_width: int
 
 
@@ -148,11 +151,14 @@ def read_cluster_budget(given: Mapping[str, Any]) -> tuple[dict[str, float], Lim
             "give at most one of keep_channels, keep_macs and keep_params, but got "
             f"{', '.join(f'keep_{name}={value!r}' for name, value in asked.items())}"
         )
-    return {name: read_fraction(f"keep_{name}", value) for name, value in asked.items()}, _limits(given)
+    return {name: read_fraction(f"keep_{name}", value) for name, value in asked.items()}, _limits(
+        given, AUTO if asked else 1
+    )
 
 
-def _limits(given: Mapping[str, Any]) -> Limits:
-    return Limits(given.get("round_to", 1), given.get("min_width", 1))
+def _limits(given: Mapping[str, Any], usual: RoundTo = AUTO) -> Limits:
+    round_to = given.get("round_to", AUTO)
+    return Limits(usual if round_to == AUTO else round_to, given.get("min_width", 1))
 
 
 def _check_names(given: Mapping[str, Any], budget: type) -> None:

@@ -113,6 +113,7 @@ def cluster(
         "survivors": survivors,
         "seed": seed,
         **{f"keep_{k}": v for k, v in given.items()},
+        **limits.facts(graph, result.widths),
     }
     return replace(result, notes=notes)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from clusterprune.arguments import shown
 from clusterprune.budget.allocation import CostModel, check_fraction
+from clusterprune.budget.limits import RoundTo
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.criteria import CriterionName, HasLoss, Targets
 from clusterprune.errors import ArgumentError
@@ -52,7 +53,7 @@ class Keep:
     max_macs: float | None = None
     max_params: float | None = None
     max_latency_ms: float | None = None
-    round_to: int = 1
+    round_to: RoundTo = 1
     min_width: int = 1
 
     def check(self) -> None:

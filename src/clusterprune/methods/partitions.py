@@ -1,7 +1,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """From distances to a partition of every group's channels, as fine as a budget allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from clusterprune.budget.allocation import CostModel, Limits, check_fraction, linked, solve
+from clusterprune.budget.allocation import CLOSE, CostModel, Limits, check_fraction, linked, solve
+from clusterprune.budget.limits import FINER
 from clusterprune.budget.search import search, spend
 from clusterprune.clustering import Agglomerative, Clustering
 from clusterprune.errors import ArgumentError, BudgetError
@@ -69,10 +70,12 @@ def partition(
     else:
         losses = {c.group.name: _linkage_heights(c.distances) for c in compared}
         widths = solve(cost, losses, quantity, keep, limits)  # type: ignore[arg-type]
-    labels = {
-        c.group.name: _partition(c, clustering.with_knob(widths[c.group.name] // c.group.n_blocks), limits)
-        for c in compared
-    }
+    labels: dict[str, np.ndarray] = {}
+    for c in compared:
+        width, allowed = widths[c.group.name], limits.choices_of(graph, c.group)
+        # A budget may have asked for a finer width than the limits would choose.
+        allowed = allowed if quantity == "channels" else sorted({width, *allowed}, reverse=True)
+        labels[c.group.name] = _partition(c, clustering.with_knob(width // c.group.n_blocks), allowed)
     return _even(graph, compared, labels, limits)
 
 
@@ -87,7 +90,9 @@ class _Clustered:
         """Return a partition of every group's channels."""
         leaders = self.graph.leaders
         led = {
-            c.group.name: _partition(c, clustering, self.limits) for c in self.compared if c.group.name not in leaders
+            c.group.name: _partition(c, clustering, self.limits.choices_of(self.graph, c.group))
+            for c in self.compared
+            if c.group.name not in leaders
         }
         led = _even(self.graph, self.compared, led, self.limits)
         followed = {
@@ -103,7 +108,7 @@ class _Clustered:
         key = compared.group.name, count
         if key not in self._followed:
             tree = Agglomerative(n_clusters=count // compared.group.n_blocks, linkage="average")
-            self._followed[key] = _partition(compared, tree, self.limits)
+            self._followed[key] = _partition(compared, tree, self.limits.choices_of(self.graph, compared.group))
         return self._followed[key]
 
 
@@ -115,16 +120,17 @@ def _even(
     labels = dict(labels)
     for names in linked(graph, labels):
         most = max(int(labels[name].max()) + 1 for name in names)
+        choices = limits.choices_of(graph, *(by_name[name].group for name in names))
         for name in names:
             while labels[name].max() + 1 < most:
-                finer = _widen(by_name[name], labels[name], limits)
+                finer = _widen(by_name[name], labels[name], choices)
                 if finer is None:
                     break
                 labels[name] = finer
     return labels
 
 
-def _partition(compared: GroupPoints, clustering: Clustering, limits: Limits) -> np.ndarray:
+def _partition(compared: GroupPoints, clustering: Clustering, choices: list[int]) -> np.ndarray:
     """Cluster each block of a group on its own; then split the largest clusters until widths are allowed."""
     group = compared.group
     labels = np.empty(group.width, dtype=np.int64)
@@ -137,7 +143,7 @@ def _partition(compared: GroupPoints, clustering: Clustering, limits: Limits) ->
         fitted = capped.fit(vectors=vectors, distances=compared.distances[index][:, index])
         per_block.append((members, fitted.as_partition().labels))
     most = max(int(part.max()) + 1 for _, part in per_block)
-    allowed = [k for k in limits.choices(group.width, group.n_blocks) if k >= most * group.n_blocks]
+    allowed = [k for k in choices if k >= most * group.n_blocks]
     count = allowed[-1] // group.n_blocks
     start = 0
     for members, part in per_block:
@@ -188,22 +194,30 @@ def _by_length(
         )
     found = search(at, fits, tight=most, loose=0.0)
 
-    def widen(labels: dict[str, np.ndarray], waiting: list[str]) -> tuple[str, dict[str, np.ndarray] | None]:
-        """Split off the channel that is farthest from its cluster, over all groups."""
-        name = max(waiting, key=lambda n: _spread(labels[n], by_name[n].distances.cpu().numpy()).max())
-        finer = _widen(by_name[name], labels[name], limits)
-        return name, None if finer is None else _even(graph, compared, {**labels, name: finer}, limits)
+    def widened(labels: dict[str, np.ndarray], limits: Limits, enough: float) -> dict[str, np.ndarray]:
+        """Split off the channel that is farthest from its cluster, over all groups, until that is enough."""
 
-    # A cluster of DBSCAN begins with as many channels as `min_samples`. A follower is split where its leader is.
-    return spend(
-        coarsest if found is None else found, [name for name in by_name if name not in graph.leaders], widen, fits
-    )
+        def widen(labels: dict[str, np.ndarray], waiting: list[str]) -> tuple[str, dict[str, np.ndarray] | None]:
+            name = max(waiting, key=lambda n: _spread(labels[n], by_name[n].distances.cpu().numpy()).max())
+            finer = _widen(by_name[name], labels[name], limits.choices_of(graph, by_name[name].group))
+            if finer is None or share_of(labels) >= enough:
+                return name, None
+            return name, _even(graph, compared, {**labels, name: finer}, limits)
+
+        # A follower is split where its leader is.
+        return spend(labels, [name for name in by_name if name not in graph.leaders], widen, fits)
+
+    # A cluster of DBSCAN begins with as many channels as `min_samples`.
+    found = widened(coarsest if found is None else found, limits, keep)
+    for step in FINER if limits.aligned else ():
+        found = widened(found, replace(limits, finest=step), keep * (1 - CLOSE))
+    return found
 
 
-def _widen(compared: GroupPoints, part: np.ndarray, limits: Limits) -> np.ndarray | None:
-    """Return a partition of the next width that the limits allow, equally many clusters in each block."""
+def _widen(compared: GroupPoints, part: np.ndarray, choices: list[int]) -> np.ndarray | None:
+    """Return a partition of the next allowed width, equally many clusters in each block."""
     group = compared.group
-    wider = [k for k in limits.choices(group.width, group.n_blocks) if k > part.max() + 1]
+    wider = [k for k in choices if k > part.max() + 1]
     if not wider:
         return None
     count = min(wider) // group.n_blocks

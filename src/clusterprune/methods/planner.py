@@ -177,6 +177,7 @@ class Planner:
             "made_images": images if self._made else 0,
             "seed": self._seed,
             "round_to": goal.limits.round_to,
+            **goal.limits.facts(self.graph, plan.widths),
             "min_width": goal.limits.min_width,
             **facts,
             "config": asdict(self._config),

@@ -167,6 +167,7 @@ def prune_by(
         "merging": merging.name,
         "seed": seed,
         **goal.asked,
+        **goal.limits.facts(graph, plan.widths),
         **timed,
     }
     return replace(plan, notes=notes)

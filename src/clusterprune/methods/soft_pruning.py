@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clusterprune.budget.allocation import CostModel, Limits, Quantity
+from clusterprune.budget.limits import AUTO, RoundTo
 from clusterprune.criteria import L2, by_filter
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
@@ -64,7 +65,7 @@ class SoftPruning:
         *,
         keep_macs: float | None = None,
         keep_params: float | None = None,
-        round_to: int = 1,
+        round_to: RoundTo = AUTO,
         min_width: int = 1,
         ignore: Sequence[str] = (),
     ) -> None:
@@ -127,7 +128,7 @@ class Soft(Method):
     layers
         "all" that may be cut, or "inner": the papers' choice (:func:`clusterprune.inner_groups`).
     round_to
-        Keep multiples of so many channels.
+        Keep multiples of so many channels; "auto": of 8, 4, 2 or 1, by how wide a group is, which run fast.
     min_width
         Keep at least so many channels of a group.
     ignore
@@ -142,7 +143,7 @@ class Soft(Method):
     keep_macs: float | None = option(None, "SHARE", panel=BUDGET)
     keep_params: float | None = option(None, "SHARE", panel=BUDGET)
     layers: Layers = "all"
-    round_to: int = option(1, "N")
+    round_to: RoundTo = option(AUTO, "N|auto")  # noqa: RUF009 (a field)
     min_width: int = option(1, "N")
     ignore: tuple[str, ...] = option((), "GLOB")
     scratch: bool = False

@@ -13,7 +13,7 @@ from clusterprune.graph.program import named_tensors
 from clusterprune.plan import Plan
 from clusterprune.surgery.bias_homes import bias_home
 from clusterprune.surgery.cutting import removed_labels
-from clusterprune.tables import count, facts_of, few, html_lines, html_part, html_table, text_table
+from clusterprune.tables import count, facts_of, few, html_lines, html_part, html_table, name_of, text_table
 
 
 class BeforeAfter(NamedTuple):
@@ -76,7 +76,7 @@ class PlanSummary:
 
     def __str__(self) -> str:
         """Describe it as plain text: what it costs, the width of every group, and what is frozen and why."""
-        lines = [self._headline(), "", *text_table(_COSTS, self._costs())]
+        lines = [*self._told(), "", *text_table(_COSTS, self._costs())]
         if self.widths:
             lines += ["", *text_table(_WIDTHS, self._rows())]
         if self.frozen:
@@ -92,13 +92,20 @@ class PlanSummary:
         tables = [html_table(_COSTS, self._costs()), html_table(_WIDTHS, self._rows())]
         if self.frozen:
             tables.append(html_table(_FROZEN, self._stays(), left=3))
-        title, _, facts = self._headline().partition(": ")
-        return html_part(title, html_lines([facts] if facts else []), *tables)
+        headline, *more = self._told()
+        title, _, facts = headline.partition(": ")
+        return html_part(title, html_lines([line for line in (facts, *more) if line]), *tables)
+
+    def _told(self) -> list[str]:
+        """Say what the plan is, and which widths it keeps where it has chosen such as run fast."""
+        widths = self.notes.get("widths")
+        return [self._headline(), *([f"Widths: {name_of(widths, 200)}"] if isinstance(widths, str) else [])]
 
     def _headline(self) -> str:
         facts = facts_of(self.notes)
         by = f" by {facts.pop('method')}" if "method" in facts else ""
-        facts.pop("predicted_loss", None)  # it has a row of its own
+        for name in ("predicted_loss", "widths"):
+            facts.pop(name, None)  # these have lines of their own
         told = ", ".join(f"{name}={value}" for name, value in facts.items())
         return f"Plan for {self.network}{by}" + (f": {told}" if told else "")
 
