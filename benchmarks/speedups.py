@@ -233,6 +233,7 @@ def latency(of: Subject, rounds: int) -> dict[str, Any]:
 def record(arguments: argparse.Namespace) -> dict[str, Any]:
     """Describe a run, with folders replaced by placeholders."""
     words = ["python", "benchmarks/speedups.py", "--weights", "WEIGHTS", "--data", "folder:CIFAR"]
+    words += ["--networks", *arguments.networks, *(["--only", arguments.only] if arguments.only else [])]
     words += ["--seed", str(arguments.seed), "--rounds", str(arguments.rounds)]
     packages = ("clusterprune", "torch", "torchvision", "torch-pruning", "onnxruntime", "onnxscript")
     return {
