@@ -29,6 +29,7 @@ from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
 from clusterprune.methods.foresight import GIB, Foresight
+from clusterprune.methods.latency import Clock
 from clusterprune.search import study_header
 from clusterprune.tables import count
 from clusterprune.train import TrainConfig, here
@@ -38,7 +39,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
 clusterprune compress --model resnet56 --weights resnet56.safetensors --data cifar10:DIR --keep-macs 0.5 --out runs/half
 
-clusterprune compress --model torchvision:resnet50 --weights W --calibration photos/ --keep-latency 0.7 --out runs/fast
+clusterprune compress --model torchvision:resnet50 --weights W --calibration photos/ --keep-latency 0.7 \\
+    --runtime onnxruntime:threads=1 --out runs/fast
 
 clusterprune compress --model my_net.py:build --weights W --data-free --keep-params 0.3 --out runs/small
 
@@ -106,6 +108,7 @@ def compress(
     seed: options.Seed = 0,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
+    runtime: options.Runtime = None,
     config: options.Config = None,
     debug: options.Debug = False,
     **settings: Any,
@@ -164,7 +167,7 @@ class Asked:
             If one is not accepted, or they make no sense together.
         """
         name, kind = wanted["method"], find(wanted["method"])
-        settings = read_options(absolute(wanted))
+        settings = read_options(absolute(wanted)) | clock_of(wanted)
         method = kind.read(settings)
         training = kind.training_with(**{one: wanted[one] for one in TRAINING})
         if training is not None:
@@ -184,6 +187,21 @@ class Asked:
             )
         check_weights(wanted)
         return cls(method, settings, training)
+
+
+def clock_of(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the setting that says what a target in time is measured by: the runtime, at the batch of all times.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such runtime.
+    """
+    if wanted["runtime"] is None:
+        return {}
+    clock = Clock.read(f"{wanted['runtime']}:batch={wanted['latency_batch']}")
+    timed = any(wanted.get(name) is not None for name in ("keep_latency", "max_latency_ms"))
+    return {"latency": f"{clock.runtime}:batch={clock.batch}"} if timed else {}
 
 
 def _foresee(wanted: dict[str, Any], asked: Sequence[Asked]) -> tuple[dict[str, Any], str]:

@@ -114,9 +114,8 @@ def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
     for name, key in _ACCURACIES:
         if before.get(key) is not None and after.get(key) is not None:
             made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
-    batch = before["latency_batch"]
     made.add_row(
-        f"latency, {batch} image{'s' if batch > 1 else ''}",
+        latency_name(before),
         milliseconds(before["latency_ms"]),
         milliseconds(after["latency_ms"]),
         f"{before['latency_ms'] / after['latency_ms']:.2f} x as fast",
@@ -134,9 +133,14 @@ def single(title: str, values: Mapping[str, Any]) -> Table:
         made.add_row("test images", f"{values['images']:,}")
     made.add_row("MACs", count(values["macs"]))
     made.add_row("parameters", count(values["params"]))
-    batch = values["latency_batch"]
-    made.add_row(f"latency, {batch} image{'s' if batch > 1 else ''}", milliseconds(values["latency_ms"]))
+    made.add_row(latency_name(values), milliseconds(values["latency_ms"]))
     return made
+
+
+def latency_name(values: Mapping[str, Any]) -> str:
+    """Say what a latency is of: latency, 8 images, onnxruntime:threads=1."""
+    batch = values["latency_batch"]
+    return ", ".join([f"latency, {batch} image{'s' if batch > 1 else ''}", *filter(None, [values.get("runtime")])])
 
 
 def points(change: float) -> str:

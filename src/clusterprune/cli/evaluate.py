@@ -11,12 +11,15 @@ from clusterprune import runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import show, single
+from clusterprune.cli.measuring import runtime_of
 from clusterprune.cli.opening import open_path
 from clusterprune.cli.progress import Display
 
 EXAMPLES = """[bold]Examples[/bold]
 
 clusterprune evaluate runs/half
+
+clusterprune evaluate compact/ --data folder:DIR --runtime onnxruntime:threads=1
 
 clusterprune evaluate resnet56.safetensors --model resnet56 --data cifar10:DIR --latency-batch 64
 """
@@ -43,6 +46,7 @@ def evaluate(
     classes: options.ClassNames = None,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
+    runtime: options.Runtime = None,
     debug: options.Debug = False,
 ) -> None:
     """Measure on the test split of the data; without data, the cost alone."""
@@ -64,6 +68,8 @@ def evaluate(
                 test,
                 subject.task_on(test),
                 latency_batch=latency_batch,
+                runtime=runtime,
                 progress=tell,
-            )
-    show(measured.to_dict(), single(f"{path}, input {subject.input_text}", measured.to_dict()))
+            ).to_dict()
+    measured |= runtime_of(runtime)
+    show(measured, single(f"{path}, input {subject.input_text}", measured))

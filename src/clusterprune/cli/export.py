@@ -143,7 +143,8 @@ def export(
         with timeline.phase("time in turns"):
             raced = _race(exporter, target, found.subject, inputs.images, latency_batch, threads)
         test = found.data.splits.get("test") if found.data is not None and evaluate else None
-        measured = {} if test is None else _accuracies(exporter, target, found.subject, test, threads, timeline)
+        known = None if any(value is not None for value in given.values()) else _known(found)
+        measured = {} if test is None else _accuracies(exporter, target, found.subject, test, threads, timeline, known)
     result = {**made.to_dict(), "real_images": inputs.real, **_times(raced, latency_batch, threads), **measured}
     result["pytorch"] |= {"bytes": _bytes(found.subject)}
     facts = ", ".join(f"{name.replace('_', ' ')} {str(value).strip('[]')}" for name, value in made.facts.items())
@@ -212,19 +213,35 @@ def _times(raced: Race, batch: int, threads: int | None) -> dict[str, Any]:
 
 
 def _accuracies(
-    exporter: Exporter, target: Path, subject: Subject, test: Split, threads: int | None, timeline: runs.Timeline
-) -> dict[str, Any]:
-    """Return the accuracy of the file, and of PyTorch beside it where the file does not compute the same."""
+    exporter: Exporter, target: Path, subject: Subject, test: Split, threads: int | None, timeline: runs.Timeline,
+    known: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the accuracy of the file, and of PyTorch beside it where the file does not compute the same.
+
+    Parameters
+    ----------
+    known
+        What the run has measured of the model, on the same images.
+    """
     statistics = {"mean": subject.spec.mean, "std": subject.spec.std}
     with timeline.phase("measure the file") as tell:
         network = FromFile(exporter.open(target, threads=threads))
         own = evaluation.accuracy(network, test, **statistics, progress=tell)
     found = {"accuracy": own.top1, "accuracy_top5": own.top5, "test_images": own.images}
-    if not exporter.exact:
+    if not exporter.exact and known is not None and known["images"] == own.images:
+        found |= {f"pytorch_{name}": known[name] for name in ("accuracy", "accuracy_top5")}
+    elif not exporter.exact:
         with timeline.phase("measure PyTorch") as tell:
             theirs = evaluation.accuracy(subject.model, test, **statistics, progress=tell)
         found |= {"pytorch_accuracy": theirs.top1, "pytorch_accuracy_top5": theirs.top5}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _known(found: Found) -> dict[str, Any] | None:
+    """Return what the model's run has measured of it; None where it has not."""
+    name = "compressed" if found.located.compact else "trained"
+    result = runs.read_result(found.located.path.parent, name)
+    return None if result is None else result[name]
 
 
 def _bytes(subject: Subject) -> int:

@@ -12,6 +12,11 @@ from clusterprune.data import Split
 from clusterprune.tasks import Task
 
 
+def runtime_of(runtime: str | None) -> dict[str, str]:
+    """Return what a measurement is to say of the runtime that it was timed on: nothing of PyTorch as it is."""
+    return {} if runtime is None else {"runtime": runtime}
+
+
 def measure_both(
     subject: Subject,
     compact: nn.Module,
@@ -27,14 +32,16 @@ def measure_both(
     Parameters
     ----------
     wanted
-        The run's options; `latency_batch`, `evaluate`, `method` and `seed` are read.
+        The run's options; `latency_batch`, `runtime`, `evaluate`, `method` and `seed` are read.
     memory
         Where the network itself was measured before, beside another compact one, or what is to be told so.
     """
     memory = {} if memory is None else memory
     models = {"baseline": subject.model, "compressed": compact}
     with timeline.phase("time both"):
-        latencies = runs.time_in_turns(list(models.values()), subject.example, batch=wanted["latency_batch"])
+        latencies = runs.time_in_turns(
+            list(models.values()), subject.example, batch=wanted["latency_batch"], runtime=wanted["runtime"]
+        )
     measured = {}
     for (name, model), latency in zip(models.items(), latencies, strict=True):
         if name not in memory:
@@ -45,7 +52,7 @@ def measure_both(
         else:
             times = {"latency_ms": latency.median_ms, "latency_iqr_ms": latency.iqr_ms}
             found = replace(memory[name], **times)
-        measured[name] = found.to_dict()
+        measured[name] = found.to_dict() | runtime_of(wanted["runtime"])
     if test is None and wanted["evaluate"]:
         display.line("There are no test images, so no accuracy was measured.", "yellow")
     return {

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from clusterprune.cli.presets import remember_out, remember_resume, use_config
+from clusterprune.runtimes.running import runtime_names
 
 MODEL_HELP = "Built-in name (vgg16, resnet56, …), torchvision:NAME, timm:NAME, or path/to/file.py:factory."
 DATA_HELP = (
@@ -216,6 +217,19 @@ Device = Annotated[
 LatencyBatch = Annotated[
     int,
     typer.Option("--latency-batch", min=1, metavar="N", help="Images in a timed pass.", rich_help_panel="Run"),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help=(
+            f"What times are measured by: {', '.join(runtime_names())}; with threads as in onnxruntime:threads=1. With "
+            "--keep-latency what the model is made fast for."
+        ),
+        rich_help_panel="Run",
+        show_default="PyTorch as it is",
+    ),
 ]
 Config = Annotated[
     Path | None,

@@ -45,6 +45,8 @@ class Keep:
         The most multiply-adds of an image, parameters, or milliseconds.
     round_to, min_width
         Kept widths are multiples of `round_to` and at least `min_width`.
+    clock
+        What a time is measured by, as `latency` of :class:`clusterprune.methods.budget.Budget`.
     """
 
     macs: float | None = None
@@ -55,6 +57,7 @@ class Keep:
     max_latency_ms: float | None = None
     round_to: RoundTo = 1
     min_width: int = 1
+    clock: Any = None
 
     def check(self) -> None:
         """Raise :class:`ArgumentError` unless there is a target, and all that are given can be met."""
@@ -65,7 +68,7 @@ class Keep:
         return {
             "keep_macs": self.macs, "keep_params": self.params, "keep_latency": self.latency,
             "max_macs": self.max_macs, "max_params": self.max_params, "max_latency_ms": self.max_latency_ms,
-            "round_to": self.round_to, "min_width": self.min_width,
+            "round_to": self.round_to, "min_width": self.min_width, "latency": self.clock,
         }  # fmt: skip
 
 

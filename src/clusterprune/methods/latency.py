@@ -57,6 +57,20 @@ class Clock:
             if not isinstance(value, int) or isinstance(value, bool) or value < (2 if name == "rounds" else 1):
                 raise ArgumentError(f"{name} must be a whole number of at least 1, but got {name}={value!r}")
 
+    @classmethod
+    def read(cls, text: str) -> "Clock":
+        """Return the clock of a text, NAME[:threads=N][:batch=N], such as "onnxruntime:threads=1:batch=8".
+
+        Raises
+        ------
+        ArgumentError
+            If the text is of another form, or there is no such runtime.
+        """
+        runtime, batched, batch = text.partition(":batch=")
+        if batched and not (batch.isdecimal() and len(batch) < 6):
+            raise ArgumentError(f"latency={text!r} has a batch that is no number; write 'onnxruntime:batch=8'")
+        return cls(runtime, int(batch) if batched else 1)
+
 
 def read_clock(
     latency: "Clock | str | Callable[[nn.Module], float] | None",
@@ -66,8 +80,8 @@ def read_clock(
     Parameters
     ----------
     latency
-        A :class:`Clock`, the text of a runtime, or a function of a model that returns milliseconds, measured wherever
-        the model will run (a phone, a board). None passes: PyTorch on the traced example, whole networks alone.
+        A :class:`Clock`, a text for :meth:`Clock.read`, or a function of a model that returns milliseconds, measured
+        wherever the model will run (a phone, a board). None passes: PyTorch on the traced example, and whole networks.
 
     Raises
     ------
@@ -75,7 +89,7 @@ def read_clock(
         If it is anything else.
     """
     if isinstance(latency, str):
-        return Clock(latency)
+        return Clock.read(latency)
     if latency is None or isinstance(latency, Clock) or callable(latency):
         return latency
     raise ArgumentError(

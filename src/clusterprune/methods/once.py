@@ -31,6 +31,7 @@ from clusterprune.methods._work import PLAN_NAME, Network, Outcome, Work, score,
 from clusterprune.methods.cuts import CriterionCut, Cut, Keep, OneShotCut
 from clusterprune.methods.distil import distil
 from clusterprune.methods.foresight import Foresight
+from clusterprune.methods.latency import read_clock
 from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import few
@@ -75,6 +76,8 @@ class CutOnce(Method):
         Keep multiples of so many channels; "auto": of 8, 4, 2 or 1, by how wide a group is, which run fast.
     min_width
         Keep at least so many channels of a group.
+    latency
+        What a target in time is measured by, such as onnxruntime:threads=1:batch=8; --runtime sets it.
     ignore
         Layers or groups of these names, or globs, are left alone.
     distil
@@ -84,6 +87,7 @@ class CutOnce(Method):
     name: ClassVar[str] = "oneshot"
     in_images: ClassVar[tuple[str, ...]] = ("images",)
     parts: ClassVar[dict[str, dict[str, type[Any]]]] = {"cut": {"oneshot": OneShotCut}}
+    readers: ClassVar[dict[str, Any]] = {"latency": read_clock}
     renamed: ClassVar[dict[str, str]] = {"merge": "it is called merging"}
 
     keep_macs: float | None = option(None, "SHARE", panel=BUDGET)
@@ -98,12 +102,14 @@ class CutOnce(Method):
     save_images: bool = option(False, panel="Data")
     round_to: RoundTo = option(AUTO, "N|auto")  # noqa: RUF009 (a field)
     min_width: int = option(1, "N")
+    latency: Any = None
     ignore: tuple[str, ...] = option((), "GLOB")
     distil: str | None = option(None, "SECONDS|STEPS")
 
     def __post_init__(self) -> None:
         """Check the target, and what does not go together; the rest is checked by whoever cuts."""
         self.cut.check(self.keep)
+        read_clock(self.latency)
         duration_of(self.distil)
         if self.images < 2:
             raise ArgumentError(f"images must be at least 2, but got images={self.images!r}")
@@ -115,7 +121,7 @@ class CutOnce(Method):
         """What the cut shall leave."""
         return Keep(
             self.keep_macs, self.keep_params, self.keep_latency, self.max_macs, self.max_params, self.max_latency_ms,
-            self.round_to, self.min_width,
+            self.round_to, self.min_width, self.latency,
         )  # fmt: skip
 
     @property

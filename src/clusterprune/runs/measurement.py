@@ -13,6 +13,8 @@ from clusterprune import evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.evaluate import Latency, Metrics
+from clusterprune.runtimes.racing import race
+from clusterprune.runtimes.running import create_runtime
 from clusterprune.tasks import Classification, Task
 
 
@@ -79,6 +81,7 @@ def measure(
     *,
     latency: Latency | None = None,
     latency_batch: int = 1,
+    runtime: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measurement:
     """Count parameters and multiply-adds, time a pass, and measure what the task does on the test images.
@@ -93,11 +96,11 @@ def measure(
         What the network is for; needed with test images.
     latency
         The time of a pass, where it was taken before, as :func:`time_in_turns` does.
-    latency_batch
-        Images per timed pass.
+    latency_batch, runtime
+        Images per timed pass, and what runs it, as :func:`time_in_turns` has them.
     """
     if latency is None:
-        (latency,) = time_in_turns([model], example, batch=latency_batch)
+        (latency,) = time_in_turns([model], example, batch=latency_batch, runtime=runtime)
     worth = Metrics(dict.fromkeys(Classification.metrics), 0)
     if test is not None:
         if task is None:
@@ -114,7 +117,9 @@ def measure(
     )
 
 
-def time_in_turns(models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, rounds: int = 5) -> list[Latency]:
+def time_in_turns(
+    models: Sequence[nn.Module], example: Tensor, *, batch: int = 1, rounds: int = 5, runtime: str | None = None
+) -> list[Latency]:
     """Time a pass of each model, one after the other in several rounds.
 
     A machine gets slower and faster while others use it; in turns, that favours none of the models. The
@@ -126,8 +131,21 @@ def time_in_turns(models: Sequence[nn.Module], example: Tensor, *, batch: int = 
         One input, shape (1, c, h, w), on the models' device.
     batch
         Images per pass.
+    runtime
+        What runs them, as :func:`clusterprune.runtimes.running.create_runtime` takes it; None is PyTorch as it is.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such runtime, or it is not installed.
+    ExportError
+        If it cannot run a model.
     """
     images = example.expand(batch, *example.shape[1:]).contiguous()
+    if runtime is not None:
+        prepare = create_runtime(runtime).prepare
+        raced = race([prepare(model, images) for model in models], rounds=2 * rounds + 1)
+        return [_of_rounds(times, batch) for times in raced.rounds_ms]
     timed: list[list[Latency]] = [[] for _ in models]
     for _ in range(rounds):
         for model, times in zip(models, timed, strict=True):
@@ -141,3 +159,9 @@ def time_in_turns(models: Sequence[nn.Module], example: Tensor, *, batch: int = 
         )
         for times in timed
     ]
+
+
+def _of_rounds(times: Sequence[float], batch: int) -> Latency:
+    """Return what rounds of a race say of one model."""
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Latency(middle, high - low, len(times), batch)

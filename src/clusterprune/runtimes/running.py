@@ -117,7 +117,7 @@ class TorchCompile:
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """ONNX Runtime on the CPU.
+    """ONNX Runtime on the CPU, wherever the model is.
 
     Attributes
     ----------
@@ -134,11 +134,10 @@ class OnnxRuntime:
 
     def prepare(self, model: nn.Module, images: Tensor) -> Callable[[], object]:
         """See :class:`Runtime`."""
-        if images.device.type != "cpu":
-            raise ArgumentError(f"runtime='onnxruntime' runs on the CPU, but images are on {images.device}; move them")
+        images = images.cpu()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_onnx(copy.deepcopy(model).eval(), images, path, opset=OPSET, dynamic={})
+            write_onnx(copy.deepcopy(model).cpu().eval(), images, path, opset=OPSET, dynamic={})
             run = onnx_session(path, self.threads)
         return lambda: run(images)
 
