@@ -17,7 +17,7 @@ from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import comparison, duration, milliseconds, percent, show, table
 from clusterprune.cli.job import Job, describe
-from clusterprune.cli.measuring import measure_both
+from clusterprune.cli.measuring import measure_both, runtime_of
 from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
@@ -331,7 +331,7 @@ def folder_of(budget: Mapping[str, float]) -> str:
 
 
 def _comparison(title: str, result: Mapping[str, Any]) -> Table:
-    return comparison(title, result["baseline"], result["compressed"])
+    return comparison(title, {**result["baseline"], **runtime_of(result.get("runtime"))}, result["compressed"])
 
 
 def budgets_table(title: str, together: Mapping[str, Any]) -> Table:

@@ -103,7 +103,7 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     return made
 
 
-_ACCURACIES = (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5"))
+ACCURACIES = (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5"))
 
 
 def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
@@ -111,7 +111,7 @@ def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
     made = table(title, ("", "baseline", "compressed", "change"))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         made.add_row(name, count(before[key]), count(after[key]), _fewer(before[key], after[key]))
-    for name, key in _ACCURACIES:
+    for name, key in ACCURACIES:
         if before.get(key) is not None and after.get(key) is not None:
             made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
     made.add_row(
@@ -126,7 +126,7 @@ def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 def single(title: str, values: Mapping[str, Any]) -> Table:
     """Return the table of one model."""
     made = table(title, ("", "measured"))
-    for name, key in _ACCURACIES:
+    for name, key in ACCURACIES:
         if values.get(key) is not None:
             made.add_row(name, percent(values[key]))
     if values["images"]:

@@ -16,9 +16,9 @@ from clusterprune import evaluate as evaluation
 from clusterprune import exporters, runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import milliseconds, percent, show, size, table
+from clusterprune.cli.console import ACCURACIES, milliseconds, percent, show, size, table
 from clusterprune.cli.inputs import at_size
-from clusterprune.cli.opening import Found, Subject, open_path
+from clusterprune.cli.opening import Found, Subject, open_path, require
 from clusterprune.cli.progress import Display
 from clusterprune.cli.settings import read_set
 from clusterprune.data import Split
@@ -144,7 +144,7 @@ def export(
             raced = _race(exporter, target, found.subject, inputs.images, latency_batch, threads)
         test = found.data.splits.get("test") if found.data is not None and evaluate else None
         known = None if any(value is not None for value in given.values()) else _known(found)
-        measured = {} if test is None else _accuracies(exporter, target, found.subject, test, threads, timeline, known)
+        measured = {} if test is None else _metrics(exporter, target, found.subject, test, threads, timeline, known)
     result = {**made.to_dict(), "real_images": inputs.real, **_times(raced, latency_batch, threads), **measured}
     result["pytorch"] |= {"bytes": _bytes(found.subject)}
     facts = ", ".join(f"{name.replace('_', ' ')} {str(value).strip('[]')}" for name, value in made.facts.items())
@@ -212,28 +212,28 @@ def _times(raced: Race, batch: int, threads: int | None) -> dict[str, Any]:
     }
 
 
-def _accuracies(
+def _metrics(
     exporter: Exporter, target: Path, subject: Subject, test: Split, threads: int | None, timeline: runs.Timeline,
     known: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the accuracy of the file, and of PyTorch beside it where the file does not compute the same.
+    """Return what the task measures of the file, and of PyTorch beside it where the file does not compute the same.
 
     Parameters
     ----------
     known
         What the run has measured of the model, on the same images.
     """
-    statistics = {"mean": subject.spec.mean, "std": subject.spec.std}
+    task = require(subject.task_on(test), "data", "there is nothing to measure on")
     with timeline.phase("measure the file") as tell:
         network = FromFile(exporter.open(target, threads=threads))
-        own = evaluation.accuracy(network, test, **statistics, progress=tell)
-    found = {"accuracy": own.top1, "accuracy_top5": own.top5, "test_images": own.images}
+        own = evaluation.metrics(network, task, test, progress=tell)
+    found = {**own.values, "test_images": own.images}
     if not exporter.exact and known is not None and known["images"] == own.images:
-        found |= {f"pytorch_{name}": known[name] for name in ("accuracy", "accuracy_top5")}
+        found |= {f"pytorch_{name}": known.get(name) for name in own.values}
     elif not exporter.exact:
         with timeline.phase("measure PyTorch") as tell:
-            theirs = evaluation.accuracy(subject.model, test, **statistics, progress=tell)
-        found |= {"pytorch_accuracy": theirs.top1, "pytorch_accuracy_top5": theirs.top5}
+            theirs = evaluation.metrics(subject.model, task, test, progress=tell)
+        found |= {f"pytorch_{name}": value for name, value in theirs.values.items()}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
 
 
@@ -264,7 +264,7 @@ def _table(title: str, result: dict[str, Any]) -> Table:
     made.add_row("as fast", "", told if result["certain"] else f"the same within the spread, {told}")
     batches = ", ".join(map(str, result["batches"]))
     made.add_row(f"largest difference, batches {batches}", "", f"{result['difference']:.1e}")
-    for key, name in (("accuracy", "top-1 accuracy"), ("accuracy_top5", "top-5 accuracy")):
+    for name, key in ACCURACIES:
         if result.get(key) is not None:
             beside = result.get(f"pytorch_{key}")
             made.add_row(name, "" if beside is None else percent(beside), percent(result[key]))

@@ -105,9 +105,10 @@ def _statistics(
         return _numbers(name, wanted[name], channels), "as asked for"
     if located is not None and located.config.get(name) is not None:
         try:
-            return _numbers(name, located.config[name], channels), "as in the run of the weights"
+            found = _numbers(name, located.config[name], channels)
         except ArgumentError as error:
             raise DataError(f"{located.config_file}: {error}") from None
+        return found, "as in the run of the weights" if located.origin is None else "as it was compressed for"
     if name in spec.assumed:
         return assumed, "assumed"
     return getattr(spec, name), "the model's own"

@@ -13,7 +13,7 @@ from clusterprune.tasks import Task
 
 
 def runtime_of(runtime: str | None) -> dict[str, str]:
-    """Return what a measurement is to say of the runtime that it was timed on: nothing of PyTorch as it is."""
+    """Return what a result is to say of the runtime that times are of: nothing of PyTorch as it is."""
     return {} if runtime is None else {"runtime": runtime}
 
 
@@ -52,13 +52,14 @@ def measure_both(
         else:
             times = {"latency_ms": latency.median_ms, "latency_iqr_ms": latency.iqr_ms}
             found = replace(memory[name], **times)
-        measured[name] = found.to_dict() | runtime_of(wanted["runtime"])
+        measured[name] = found.to_dict()
     if test is None and wanted["evaluate"]:
         display.line("There are no test images, so no accuracy was measured.", "yellow")
     return {
         "command": "compress",
         "method": wanted["method"],
         **measured,
+        **runtime_of(wanted["runtime"]),
         "seconds": timeline.seconds,
         "seed": wanted["seed"],
         "input": list(subject.example.shape[1:]),

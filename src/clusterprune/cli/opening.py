@@ -161,7 +161,7 @@ class Found:
     located
         Where it was, and what was said of it there.
     data
-        Labelled by the model's outputs; None where there are none, or no class of theirs is an output.
+        Labelled by the model's outputs; None where there are none.
     """
 
     subject: Subject
