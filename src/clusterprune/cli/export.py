@@ -26,7 +26,7 @@ from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.exporters import Exporter, FromFile
 from clusterprune.methods._settings import checked_values
 from clusterprune.runtimes.racing import Race, race
-from clusterprune.runtimes.running import Torch
+from clusterprune.runtimes.running import Torch, clock_of
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -197,7 +197,9 @@ def _race(exporter: Exporter, target: Path, subject: Subject, images: Tensor, ba
     """Time PyTorch and the file in turns, on the same images."""
     given = images.repeat(-(-batch // len(images)), *[1] * (images.ndim - 1))[:batch].contiguous()
     run = exporter.open(target, threads=threads)
-    return race([Torch(threads).prepare(subject.model, given), lambda: run(given)])
+    torch_alone = Torch(threads)
+    clock = clock_of(torch_alone, given)
+    return race([torch_alone.prepare(subject.model, given), lambda: run(given)], clock=clock)
 
 
 def _times(raced: Race, batch: int, threads: int | None) -> dict[str, Any]:

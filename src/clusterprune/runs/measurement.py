@@ -14,7 +14,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.evaluate import Latency, Metrics
 from clusterprune.runtimes.racing import race
-from clusterprune.runtimes.running import create_runtime
+from clusterprune.runtimes.running import clock_of, create_runtime
 from clusterprune.tasks import Classification, Task
 
 
@@ -143,8 +143,9 @@ def time_in_turns(
     """
     images = example.expand(batch, *example.shape[1:]).contiguous()
     if runtime is not None:
-        prepare = create_runtime(runtime).prepare
-        raced = race([prepare(model, images) for model in models], rounds=2 * rounds + 1)
+        on = create_runtime(runtime)
+        clock = clock_of(on, images)
+        raced = race([on.prepare(model, images) for model in models], rounds=2 * rounds + 1, clock=clock)
         return [_of_rounds(times, batch) for times in raced.rounds_ms]
     timed: list[list[Latency]] = [[] for _ in models]
     for _ in range(rounds):
