@@ -161,7 +161,7 @@ def test_a_summary_of_another_network_is_refused(resnet: tuple[cp.ChannelGraph, 
 
 
 @pytest.mark.filterwarnings("ignore::clusterprune.errors.UntrainableWarning")
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(recipes())
 def test_a_summary_counts_what_the_cut_network_has(recipe: Recipe) -> None:
     network = Network(recipe).eval()

@@ -28,7 +28,7 @@ def paths(uses) -> list[str]:
     return [use.path.removeprefix("chain.blocks.") for use in uses]
 
 
-@settings(PROFILE, max_examples=25)
+@settings(PROFILE, max_examples=12)
 @given(recipe=recipes(2, 4))
 def test_groups_are_a_partition(recipe: Recipe) -> None:
     model = Network(recipe)

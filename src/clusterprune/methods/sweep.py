@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from clusterprune.arguments import shown
 from clusterprune.errors import ArgumentError
+from clusterprune.graph.nest import is_mapping
 from clusterprune.methods.budget import Budget
 from clusterprune.plan import Plan
 from clusterprune.tables import count, html_table
@@ -62,7 +63,7 @@ def as_budget(given: object) -> Budget:
     ArgumentError
         If it is none of them.
     """
-    if isinstance(given, Mapping):
+    if is_mapping(given):
         return Budget(**given)
     if isinstance(given, (int, float, str)) and not isinstance(given, bool):
         return {"keep_macs": given}

@@ -1,7 +1,7 @@
 """A head of the user's own: two functions that stand beside the network's factory."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +67,7 @@ class OwnHead(ByKind):
             shapes = [tuple(one[name].shape) for name in ("boxes", "scores", "labels")]
             if shapes != [(len(one["scores"]), 4), (len(one["scores"]),), (len(one["scores"]),)]:
                 raise ModelError(f"decode must return boxes (k, 4), scores (k,) and labels (k,), but returned {shapes}")
-        return [cast("Detections", one) for one in found]
+        return list(found)
 
     def distillation(self, outputs: Any, guide: Any, temperature: float) -> Tensor:
         """Return the divergence of each output by its kind, as a plain task does."""
