@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import evaluate
-from clusterprune.errors import BudgetError
+from clusterprune.errors import ArgumentError, BudgetError
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,35 @@ def test_a_time_in_milliseconds_is_met_beside_a_share(plain) -> None:
     small = cp.apply(model, plan)
     assert clock(small) <= 0.7 * clock(model)
     assert evaluate.params(small) <= 0.505 * params
+
+
+def test_a_sweep_says_what_each_budget_leads_to(plain) -> None:
+    model, graph, images = plain
+    half = evaluate.params(model) / 2
+    planner = cp.measure(graph, images)
+    phases: list[str] = []
+    rows = planner.sweep(
+        [0.75, "50%", {"max_params": half}], evaluate.params, progress=lambda phase, *_: phases.append(phase)
+    )
+    assert [dict(row.budget) for row in rows] == [{"keep_macs": 0.75}, {"keep_macs": "50%"}, {"max_params": half}]
+    for row in rows:
+        assert (row.macs, row.params) == left(model, row.plan, images)
+        assert row.score == row.params
+        assert row.plan.replaced  # fitted, for a short while
+    assert rows[0].macs > rows[1].macs
+    assert (rows[0].predicted_loss or 0) < (rows[1].predicted_loss or 0)
+    assert rows[2].params <= 1.01 * half
+    assert phases.count("budgets") == 3
+    assert "<table" in rows._repr_html_()
+    (bare,) = planner.sweep([0.5], round_to=2)
+    assert bare.score is None
+    assert not bare.plan.replaced
+    assert all(width % 2 == 0 for width in bare.plan.widths.values())
+    (full,) = planner.sweep([0.5], fit="full")
+    assert full.plan == planner.plan(keep_macs=0.5)
+    with pytest.raises(ArgumentError, match="fit must be"):
+        planner.sweep([0.5], fit="best")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="budgets must be shares"):
+        planner.sweep([None])  # type: ignore[list-item]
+    with pytest.raises(BudgetError, match="below what can be reached"):
+        planner.sweep([0.5, 1e-4])
