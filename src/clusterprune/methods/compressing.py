@@ -87,8 +87,9 @@ def _first(images: Any) -> tuple[Tensor, Any]:
         found = cast(Any, found[0])
     elif not isinstance(found, (Tensor, tuple, list, str, Mapping, nn.Module)):
         if isinstance(found, Iterator):
-            found = next(found, None)
-            images = chain([found], images)
+            rest = cast(Iterator[Any], found)
+            found = next(rest, None)
+            images = chain([found], rest)
         elif hasattr(found, "__getitem__") and hasattr(found, "__len__") and not hasattr(found, "batches"):
             found = found[0] if len(found) else None
         elif hasattr(found, "__iter__"):

@@ -5,7 +5,9 @@ fast matrices are multiplied.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -152,5 +154,5 @@ def _widest(graph: ChannelGraph, sizes: dict[str, float]) -> float:
 
 
 def _bytes_of(value: object) -> int:
-    parts = value if isinstance(value, (tuple, list)) else (value,)
+    parts: Sequence[Any] = cast(Any, value) if isinstance(value, (tuple, list)) else (value,)
     return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
