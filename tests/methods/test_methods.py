@@ -139,8 +139,11 @@ def test_no_other_place_names_a_method() -> None:
 
 ALSO = ("l1", "l2", "random", "oneshot")
 """Words of other rooms too: norms, a sampler, a kind of cut."""
-TYPES = ("methods/icp_steps.py", "methods/acp_search.py", "methods/cp_clusters.py", "__init__.py")
-"""A method's own files, beside the first."""
+TYPES = (
+    "methods/icp_steps.py", "methods/acp_search.py", "methods/cp_clusters.py", "__init__.py",
+    "studies/figures/training.py", "studies/figures/searches.py",
+)  # fmt: skip
+"""A method's own files, beside the first: those that draw a figure of its paper among them."""
 
 
 def test_the_page_of_settings_is_what_the_fields_say() -> None:
