@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from networks import difference, masked_reference, random_plan
@@ -51,10 +53,13 @@ def test_maps_of_other_input_sizes_have_their_default_boxes(size: int, maps: int
 
 def test_any_vgg_16_can_be_its_backbone() -> None:
     vgg = VGG(((4, 5), (6, 7), (8, 9, 10), (11, 12, 13), (14, 15, 16)))
-    first = vgg.features[0].weight.clone()
+    before = copy.deepcopy(vgg.state_dict())
     model = SSD(4, width=0.02, size=64, batch_norm=True, features=vgg.features)
     assert [layer.out_channels for layer in model.features if isinstance(layer, nn.Conv2d)] == list(range(4, 14))
-    assert torch.equal(model.features[0].weight, first)
+    made = [layer.weight for layer in (*model.features, *model.deep) if isinstance(layer, nn.Conv2d)][:13]
+    taken = [layer.weight for layer in vgg.features if isinstance(layer, nn.Conv2d)]
+    assert all(torch.equal(one, other) for one, other in zip(made, taken, strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vgg.state_dict().items())
     assert model(torch.zeros(2, 3, 64, 64))[0].shape == (2, len(model.default_boxes), 4)
     with pytest.raises(ArgumentError, match="13 convolutions with four max-pools"):
         SSD(4, features=nn.Sequential(nn.Conv2d(3, 8, 3)))

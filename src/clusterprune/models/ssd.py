@@ -1,5 +1,6 @@
 """SSD on VGG-16 (Liu et al. 2016, arXiv 1512.02325): a detector in one pass, from maps of several resolutions."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,8 +57,8 @@ class SSD(nn.Module):
     scales
         See :data:`SCALES`.
     features
-        A backbone, such as a classifier's `features`: 13 convolutions of any width with four max-pools between them. It
-        is taken as it is, and not copied.
+        A backbone, such as a classifier's `features`: 13 convolutions of any width with four max-pools between them;
+        copied, weights included.
 
     Raises
     ------
@@ -85,7 +86,7 @@ class SSD(nn.Module):
         def wide(channels: int) -> int:
             return max(8, round(width * channels))
 
-        whole = _vgg(wide, batch_norm=batch_norm) if features is None else features
+        whole = _vgg(wide, batch_norm=batch_norm) if features is None else copy.deepcopy(features)
         pools = [at for at, layer in enumerate(whole) if isinstance(layer, nn.MaxPool2d)]
         if len(pools) != 4 or sum(isinstance(layer, nn.Conv2d) for layer in whole) != 13:
             raise ArgumentError(
@@ -95,12 +96,8 @@ class SSD(nn.Module):
         self.features, rest = whole[: pools[3]], whole[pools[3] :]
         first, deep = (_channels(part) for part in (self.features, rest))
         self.norm = L2Norm(first)
-        self.deep = nn.Sequential(
-            *rest,
-            nn.MaxPool2d(3, 1, 1),
-            *layers(deep, wide(1024), 3, padding=6, dilation=6),
-            *layers(wide(1024), wide(1024), 1),
-        )
+        after = nn.Sequential(*layers(deep, wide(1024), 3, padding=6, dilation=6), *layers(wide(1024), wide(1024), 1))
+        self.deep = nn.Sequential(*rest, nn.MaxPool2d(3, 1, 1), *after)
         channels, sides = [first, wide(1024)], [math.ceil(size // 4 / 2)]
         sides.append(sides[0] // 2)
         self.extras = nn.ModuleList()
@@ -121,7 +118,7 @@ class SSD(nn.Module):
         heads = list(zip(channels, cells, strict=True))
         self.locations = nn.ModuleList(nn.Conv2d(inputs, 4 * n, 3, padding=1) for inputs, n in heads)
         self.scores = nn.ModuleList(nn.Conv2d(inputs, num_classes * n, 3, padding=1) for inputs, n in heads)
-        for part in (self.deep, self.extras) if features is not None else (self.features, self.deep, self.extras):
+        for part in (after, self.extras, *((whole,) if features is None else ())):
             initialize_(part)
         with torch.no_grad():
             for head in (*self.locations.parameters(), *self.scores.parameters()):
