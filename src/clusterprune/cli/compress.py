@@ -72,6 +72,7 @@ def compress(
     approximate: options.Approximate = False,
     data: options.OptionalData = None,
     classes: options.ClassNames = None,
+    task: options.TaskName = None,
     calibration: options.Calibration = None,
     evaluate: Annotated[
         bool,

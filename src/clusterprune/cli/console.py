@@ -103,7 +103,15 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     return made
 
 
-ACCURACIES = (("top-1 accuracy", "accuracy"), ("top-5 accuracy", "accuracy_top5"))
+ACCURACIES = (
+    ("top-1 accuracy", "accuracy"),
+    ("top-5 accuracy", "accuracy_top5"),
+    ("mAP50 (VOC)", "map50"),
+    ("mAP50 (VOC2007, 11 points)", "map50_11point"),
+    ("mAP (COCO)", "map"),
+    ("agreement", "agreement"),
+)
+"""What tables call the percentages that tasks measure, in this order."""
 
 
 def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:

@@ -44,6 +44,7 @@ def evaluate(
     num_classes: options.Classes = None,
     data: options.RunsData = None,
     classes: options.ClassNames = None,
+    task: options.TaskName = None,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
     runtime: options.Runtime = None,
@@ -52,7 +53,7 @@ def evaluate(
     """Measure on the test split of the data; without data, the cost alone."""
     given = {
         "model": model, "image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes, "data": data,
-        "classes": classes,
+        "classes": classes, "task": task,
     }  # fmt: skip
     with Display() as display:
         timeline = runs.Timeline(display)
@@ -66,7 +67,7 @@ def evaluate(
                 subject.model,
                 subject.example,
                 test,
-                subject.task_on(test),
+                found.task,
                 latency_batch=latency_batch,
                 runtime=runtime,
                 progress=tell,

@@ -144,7 +144,7 @@ def export(
             raced = _race(exporter, target, found.subject, inputs.images, latency_batch, threads)
         test = found.data.splits.get("test") if found.data is not None and evaluate else None
         known = None if any(value is not None for value in given.values()) else _known(found)
-        measured = {} if test is None else _metrics(exporter, target, found.subject, test, threads, timeline, known)
+        measured = {} if test is None else _metrics(exporter, target, found, test, threads, timeline, known)
     result = {**made.to_dict(), "real_images": inputs.real, **_times(raced, latency_batch, threads), **measured}
     result["pytorch"] |= {"bytes": _bytes(found.subject)}
     facts = ", ".join(f"{name.replace('_', ' ')} {str(value).strip('[]')}" for name, value in made.facts.items())
@@ -215,7 +215,7 @@ def _times(raced: Race, batch: int, threads: int | None) -> dict[str, Any]:
 
 
 def _metrics(
-    exporter: Exporter, target: Path, subject: Subject, test: Split, threads: int | None, timeline: runs.Timeline,
+    exporter: Exporter, target: Path, found: Found, test: Split, threads: int | None, timeline: runs.Timeline,
     known: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the task measures of the file, and of PyTorch beside it where the file does not compute the same.
@@ -225,18 +225,18 @@ def _metrics(
     known
         What the run has measured of the model, on the same images.
     """
-    task = require(subject.task_on(test), "data", "there is nothing to measure on")
+    task = require(found.task, "data", "there is nothing to measure on")
     with timeline.phase("measure the file") as tell:
         network = FromFile(exporter.open(target, threads=threads))
         own = evaluation.metrics(network, task, test, progress=tell)
-    found = {**own.values, "test_images": own.images}
+    values = {**own.values, "test_images": own.images}
     if not exporter.exact and known is not None and known["images"] == own.images:
-        found |= {f"pytorch_{name}": known.get(name) for name in own.values}
+        values |= {f"pytorch_{name}": known.get(name) for name in own.values}
     elif not exporter.exact:
         with timeline.phase("measure PyTorch") as tell:
-            theirs = evaluation.metrics(subject.model, task, test, progress=tell)
-        found |= {f"pytorch_{name}": value for name, value in theirs.values.items()}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+            theirs = evaluation.metrics(found.subject.model, task, test, progress=tell)
+        values |= {f"pytorch_{name}": value for name, value in theirs.values.items()}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _known(found: Found) -> dict[str, Any] | None:

@@ -23,8 +23,9 @@ from clusterprune.methods import Network
 from clusterprune.methods._work import untold
 from clusterprune.models import ModelSpec
 from clusterprune.models.artifact import Origin
+from clusterprune.models.purpose import task_on
 from clusterprune.models.reinitialise import reinitialise_
-from clusterprune.tasks import Classification, Plain, Task
+from clusterprune.tasks import Plain, Task
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,6 @@ class Subject:
     def input_text(self) -> str:
         """The input in words: 3 x 32 x 32."""
         return " x ".join(str(length) for length in self.example.shape[1:])
-
-    def task_on(self, images: Split | None) -> Classification | None:
-        """What it is measured by on images, if there are any."""
-        return None if images is None else Classification(images, mean=self.spec.mean, std=self.spec.std)
 
 
 def open_data(name: str, spec: ModelSpec) -> Dataset:
@@ -113,7 +110,7 @@ def fit_classes(
             f"model={subject.spec.name!r} does not run on an input of {subject.input_text}: {error}; "
             "give the size that it expects as --image-size"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+    if first_of(dataset).boxes is not None or not isinstance(outputs, Tensor) or outputs.ndim != 2:
         return dataset
     try:
         fitted = for_outputs(dataset, outputs.shape[1], classes)
@@ -162,11 +159,14 @@ class Found:
         Where it was, and what was said of it there.
     data
         Labelled by the model's outputs; None where there are none.
+    task
+        What the model is for, on the test images; None where there are none.
     """
 
     subject: Subject
     located: Located
     data: Dataset | None
+    task: Task | None
 
 
 def open_path(
@@ -205,7 +205,7 @@ def open_path(
     if given["model"] is None:
         remedy = f"Put back the file as it was; or, to take it as it is now, name it: --model {shlex.quote(name)}"
         check_named(name, known, str(located.config_file), trust, named=False, remedy=remedy)
-    named = {one: given.get(one) or known.get(one) for one in ("data", "classes") if one in given}
+    named = {one: given.get(one) or known.get(one) for one in ("data", "classes", "task") if one in given}
     source = named.get("data")
     dataset = None
     if source is not None:
@@ -219,8 +219,11 @@ def open_path(
     classes = known_classes(spec, located, given["num_classes"])
     subject = open_model(spec, located, num_classes=classes, device=device)
     if dataset is None:
-        return Found(subject, located, None)
-    return Found(subject, located, fit_classes(subject, at_size(dataset, spec), named.get("classes"), tell))
+        return Found(subject, located, None, None)
+    fitted = fit_classes(subject, at_size(dataset, spec), named.get("classes"), tell)
+    test = fitted.splits.get("test")
+    aim = None if test is None else task_on(spec, subject.model, classes, test, name=named.get("task"))
+    return Found(subject, located, fitted, aim)
 
 
 def open_task(
@@ -267,7 +270,7 @@ def open_task(
         # By one seed, whatever the run's: the images that `train` held out by default stay unseen.
         holds = trains and wanted["validation"]
         parts = data.holdout(dataset.train, wanted["validation"]) if holds else (dataset.train, None)
-        task = Classification(*parts, mean=spec.mean, std=spec.std)
+        task = task_on(spec, subject.model, classes, *parts, name=wanted.get("task"))
         images = calibration or dataset.train
     elif calibration is not None:
         task = Plain(calibration, reference=subject.model, mean=spec.mean, std=spec.std)

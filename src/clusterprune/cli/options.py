@@ -7,10 +7,12 @@ import typer
 
 from clusterprune.cli.presets import remember_out, remember_resume, use_config
 from clusterprune.runtimes.running import runtime_names
+from clusterprune.tasks import TASKS
 
 MODEL_HELP = "Built-in name (vgg16, resnet56, …), torchvision:NAME, timm:NAME, or path/to/file.py:factory."
 DATA_HELP = (
-    "digits, cifar10:DIR, cifar100:DIR, imagenet:DIR, or folder:DIR (train/, and test/ or val/; one folder per class)."
+    "digits, cifar10:DIR, cifar100:DIR, imagenet:DIR, or folder:DIR (train/, and test/ or val/; one folder per class); "
+    "with boxes voc:DIR or coco:DIR."
 )
 
 Model = Annotated[
@@ -105,6 +107,16 @@ Calibration = Annotated[
         help="Draw the images to look at from any folder of images; --data is then for training and test alone.",
         rich_help_panel="Data",
         show_default=False,
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="|".join(TASKS),
+        help="What the model is for; plain compares outputs as they are, and needs no labels.",
+        rich_help_panel="Data",
+        show_default="detection of data with boxes, else classification",
     ),
 ]
 METHOD, TRAINING = "Method", "Training"

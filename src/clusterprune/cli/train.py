@@ -24,8 +24,9 @@ from clusterprune.cli.watching import Watch
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError
 from clusterprune.models.artifact import Origin
+from clusterprune.models.purpose import classes_of, task_on
 from clusterprune.surgery.history import stages
-from clusterprune.tasks import Classification
+from clusterprune.tasks import Task
 from clusterprune.train import Processes, TrainConfig, TrainResult, fit
 from clusterprune.train.processes import join
 
@@ -57,6 +58,7 @@ def train(
     num_classes: options.Classes = None,
     data: options.Data,
     classes: options.ClassNames = None,
+    task: options.TaskName = None,
     validation: Annotated[
         float,
         typer.Option(
@@ -184,9 +186,10 @@ def _run(
     with timeline.phase("open data and model"):
         subject, dataset, origin = _open(wanted, settings, display)
         parts = _parts(dataset, wanted)
+        task = task_on(subject.spec, subject.model, wanted["num_classes"], *parts, name=wanted["task"])
     if not resume and processes.is_main:
         runs.write_config(folder, "train", absolute(wanted) | note_code(wanted))
-    trained = _fit(folder, settings, subject, parts, display, resume=resume)
+    trained = _fit(folder, settings, subject, task, display, resume=resume)
     timeline.seconds["train"] = round(trained.seconds, 3)
     if not processes.is_main:
         return None
@@ -199,7 +202,7 @@ def _run(
             subject.model,
             subject.example,
             test,
-            subject.task_on(test),
+            task,
             latency_batch=wanted["latency_batch"],
             progress=tell,
         )
@@ -209,7 +212,7 @@ def _run(
         "command": "train",
         "trained": measured.to_dict(),
         "epochs": trained.epochs,
-        "validation_accuracy": trained.validation,
+        f"validation_{task.metrics[0]}": trained.validation,
         "seconds": timeline.seconds,
         "seed": wanted["seed"],
         **runs.environment(subject.example.device),
@@ -227,7 +230,7 @@ def _open(wanted: dict[str, Any], settings: TrainConfig, display: Display) -> tu
     spec = settle_input(spec, wanted, located, first_of(dataset), display.line)
     classes = known_classes(spec, located, wanted["num_classes"])
     if located is None:
-        classes = classes or len(dataset.classes)
+        classes = classes or classes_of(dataset.train)
     subject = open_model(spec, located, num_classes=classes, device=device, seed=wanted["seed"])
     dataset = fit_classes(subject, at_size(dataset, spec), wanted["classes"], display.line)
     if (limit := wanted["limit"]) is not None:
@@ -242,7 +245,7 @@ def _fit(
     folder: Path,
     settings: TrainConfig,
     subject: Subject,
-    parts: tuple[Split, Split | None],
+    task: Task,
     display: Display,
     *,
     resume: bool,
@@ -251,7 +254,7 @@ def _fit(
     watch = Watch(display)
     return fit(
         subject.model,
-        Classification(*parts, mean=subject.spec.mean, std=subject.spec.std),
+        task,
         settings,
         out=folder,
         resume=resume,

@@ -50,10 +50,13 @@ class Watch:
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
 
-    accuracy = record["validation_accuracy"]
-    watched = "" if accuracy is None else f"  validation {accuracy:6.2f} %"
+    watched = "".join(
+        f"  {name.partition('_')[0]} {value:6.2f} %"
+        for name, value in record.items()
+        if name.startswith(("train_", "validation_")) and value is not None
+    )
     return (
-        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  loss {record['loss']:.4f}  "
-        f"train {record['train_accuracy']:6.2f} %{watched}  rate {record['learning_rate']:.2g}  "
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  loss {record['loss']:.4f}"
+        f"{watched}  rate {record['learning_rate']:.2g}  "
         f"{duration(record['seconds'])}"
     )

@@ -7,6 +7,7 @@ from torch import nn
 
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.models import googlenet, resnet, ssd, vgg
+from clusterprune.models.heads import head_of
 from clusterprune.models.sources import from_file, from_timm, from_torchvision, suggestion
 from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from clusterprune.models.weights import load_weights
@@ -52,7 +53,7 @@ def resolve(spec: str) -> ModelSpec:
     if spec in BUILTIN:
         return ModelSpec(spec, BUILTIN[spec], CIFAR_SHAPE, CIFAR_MEAN, CIFAR_STD, 10)
     if spec in DETECTORS:
-        return ModelSpec(spec, DETECTORS[spec], (3, 300, 300), IMAGENET_MEAN, IMAGENET_STD, 21)
+        return ModelSpec(spec, DETECTORS[spec], (3, 300, 300), IMAGENET_MEAN, IMAGENET_STD, 21, head=head_of)
     if spec.startswith("torchvision:"):
         return from_torchvision(spec)
     if spec.startswith("timm:"):

@@ -12,7 +12,9 @@ from torch import nn
 
 from clusterprune.errors import ModelError
 from clusterprune.models.code import importable, run_file
+from clusterprune.models.heads import head_of
 from clusterprune.models.spec import IMAGENET_SHAPE, ModelSpec, usual_statistics
+from clusterprune.tasks import Head, OwnHead
 
 # torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
 # inside forward (transform_input); built without that step, they read it directly.
@@ -121,7 +123,8 @@ def from_file(spec: str) -> ModelSpec:
 
     The file may state ``INPUT_SHAPE`` (channels, height, width), ``MEAN``, ``STD`` and
     ``NUM_CLASSES``; without them an input of (3, 224, 224) with ImageNet's statistics is assumed, which the spec's
-    `assumed` says. It may import the files beside it.
+    `assumed` says. It may import the files beside it. Of a detector it may have functions ``decode(outputs)`` and
+    ``loss(outputs, targets)``, see :class:`clusterprune.tasks.OwnHead`.
     """
     path, _, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     file = Path(path).expanduser().resolve()
@@ -149,7 +152,17 @@ def from_file(spec: str) -> ModelSpec:
         _numbers(module, "STD", std, spec),
         getattr(module, "NUM_CLASSES", _default_num_classes(factory)),
         frozenset(name for name, word in STATED.items() if not hasattr(module, word)),
+        _head(module),
     )
+
+
+def _head(module: ModuleType) -> Callable[[Any], Head]:
+    """Return how to tell what a network's outputs mean: by the functions of its file, or as the network itself says."""
+    decode = getattr(module, "decode", None)
+    if callable(decode):
+        own = OwnHead(decode, getattr(module, "loss", None))
+        return lambda _: own
+    return head_of
 
 
 def _is_factory(value: object) -> bool:

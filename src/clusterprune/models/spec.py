@@ -5,12 +5,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError, ClusterpruneError, ModelError
 from clusterprune.graph.put_back import seeded
+from clusterprune.tasks import Head
 
 CIFAR_SHAPE = (3, 32, 32)
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -48,6 +50,8 @@ class ModelSpec:
         classifier.
     assumed
         Which of `input_shape`, `mean` and `std` nobody has stated, so that ImageNet's stand there.
+    head
+        Of a detector: from the network as built, what its outputs mean.
     """
 
     name: str
@@ -57,6 +61,7 @@ class ModelSpec:
     std: tuple[float, ...] = IMAGENET_STD
     num_classes: int = 0
     assumed: frozenset[str] = frozenset()
+    head: Callable[[Any], Head] | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes and statistics that no image can have."""

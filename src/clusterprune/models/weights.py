@@ -1,5 +1,6 @@
 """Read weights files, check them against a model, then fill it: all or nothing."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -92,12 +93,14 @@ def classes_in(spec: ModelSpec, path: str | PathLike[str]) -> int | None:
     plain, other = (spec.build(count, seed=0).state_dict() for count in (usual, usual + 1))
     found = _strip_wrappers(found, plain)
     rows = {
-        found[name].shape[0]
+        found[name].shape[0] * usual / tensor.shape[0]
         for name, tensor in plain.items()
         if name in found and name in other and tensor.ndim and found[name].ndim == tensor.ndim
-        if (tensor.shape[0], other[name].shape[0]) == (usual, usual + 1)
+        # Heads of detectors have several rows a class.
+        if tensor.shape[0] < other[name].shape[0] and tensor.shape[0] * (usual + 1) == other[name].shape[0] * usual
     }
-    return rows.pop() if len(rows) == 1 else None
+    count = rows.pop() if len(rows) == 1 else math.nan
+    return int(count) if count.is_integer() else None
 
 
 def _check_file(file: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterprune import data, models, runs, tasks, train
+from clusterprune import data, models, runs, train
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files.locking import alone
@@ -19,6 +19,7 @@ from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.methods._registry import find
 from clusterprune.methods._work import Network, Report, Watch, Work, silent, unwatched
 from clusterprune.models import ModelSpec, code
+from clusterprune.models.purpose import classes_of, task_on
 from clusterprune.runs import Measurement
 from clusterprune.studies.recipe import CLASSES, Recipe
 from clusterprune.surgery import compact
@@ -128,7 +129,7 @@ def reproduce(
     spec = models.resolve(wanted.model)
     folder, timeline = Path(out), runs.Timeline(report)
     # Weights that do not fit are refused before anything is written.
-    model = models.build(spec, num_classes=len(dataset.classes), weights=weights, seed=wanted.seeds[0])
+    model = models.build(spec, num_classes=classes_of(dataset.train), weights=weights, seed=wanted.seeds[0])
     asked = {"recipe": wanted.model_dump(mode="json"), "limit": limit, "weights": _digest(weights)}
     with processes.held(alone(folder)):
         processes.once(lambda: _same(folder, asked))
@@ -183,7 +184,7 @@ class _Run:
         elif not trained:
             config = self._training(self.recipe.baseline, self.recipe.seeds[0])
             with self.timeline.phase("baseline", announce=False):
-                task = tasks.Classification(self.images, mean=self.spec.mean, std=self.spec.std)
+                task = task_on(self.spec, model, classes_of(self.images), self.images)
                 train.fit(model, task, config, out=folder, resume=True, progress=self._watch_baseline)
             here().once(lambda: runs.write_weights(folder, model))
         return model.eval(), self._measured(folder, model, "test of the baseline")
@@ -193,12 +194,12 @@ class _Run:
         folder = self.folder / "method" / f"seed-{seed}"
         if here().once((folder / MEASURED_NAME).exists):
             return _read(folder)
-        recipe, spec, classes = self.recipe, self.spec, len(self.images.classes)
+        recipe, spec, classes = self.recipe, self.spec, classes_of(self.images)
         # Whoever chooses nothing may train on all images, as the papers do.
         kind = find(recipe.method)
         parts = data.holdout(self.images, VALIDATION) if kind.chooses else (self.images, None)
         network = Network(original, self._example, functools.partial(spec.build, classes))
-        task = tasks.Classification(*parts, mean=spec.mean, std=spec.std, whole=self.images)
+        task = task_on(spec, original, classes, *parts, whole=self.images)
         method = kind.read(recipe.settings)
         if self.limited:
             method = replace(method, **{n: min(len(parts[0]), getattr(method, n)) for n in kind.in_images})
@@ -221,7 +222,7 @@ class _Run:
     def _measure(self, folder: Path, model: nn.Module, phase: str) -> None:
         if (folder / MEASURED_NAME).exists():
             return
-        task = tasks.Classification(self.test, mean=self.spec.mean, std=self.spec.std)
+        task = task_on(self.spec, model, classes_of(self.images), self.test)
         with self.timeline.phase(phase) as tell:
             found = runs.measure(model, self._example, self.test, task, progress=tell)
         write_json(folder / MEASURED_NAME, found.to_dict())

@@ -1,0 +1,138 @@
+"""A detector from training to its compact successor, by the commands; and detectors of the user's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import Cli
+from PIL import Image
+
+import clusterprune as cp
+from clusterprune.models import SSD
+
+SSD_FILE = """
+from clusterprune.models import SSD
+
+INPUT_SHAPE = (3, 64, 64)
+
+
+def build(num_classes=3):
+    return SSD(num_classes, width=0.02, size=64, batch_norm=True)
+"""
+OWN_FILE = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+INPUT_SHAPE = (3, 64, 64)
+
+
+class Yolo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 4, 1), nn.ReLU())
+        self.head = nn.Conv2d(8, 7, 1)
+
+    def forward(self, x):
+        return {"map": self.head(self.body(x)), "sides": [x.shape[2], x.shape[3]]}
+
+
+def build():
+    return Yolo()
+
+
+def decode(outputs):
+    found = []
+    for one in outputs["map"].flatten(2).transpose(1, 2):
+        sides = one[:, 2:4].exp() * 16
+        corners = one[:, :2].sigmoid() * 48
+        scores, labels = one[:, 5:].sigmoid().max(1)
+        found.append({"boxes": torch.cat([corners, corners + sides], 1), "scores": scores, "labels": labels + 1})
+    return found
+
+
+def loss(outputs, targets):
+    return functional.mse_loss(outputs["map"], torch.ones_like(outputs["map"]))
+"""
+SHORT = ("--epochs", 1, "--batch-size", 6, "--lr", 0.01, "--latency-batch", 1)
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> str:
+    """Return --data of 12 images to train on and 4 to test, with a square of one of two colours each."""
+    root = tmp_path / "voc"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    names = [f"{at:02}" for at in range(16)]
+    for at, name in enumerate(names):
+        image = torch.full((3, 64, 80), 128, dtype=torch.uint8)
+        left, top = 4 * (at % 8), 2 * at
+        image[at % 2, top : top + 24, left : left + 24] = 255
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / f"JPEGImages/{name}.png")
+        (root / f"Annotations/{name}.xml").write_text(
+            f"<annotation><object><name>{('red', 'green')[at % 2]}</name><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}"
+            f"</ymin><xmax>{left + 24}</xmax><ymax>{top + 24}</ymax></bndbox></object></annotation>"
+        )
+    (root / "ImageSets/Main/train.txt").write_text("\n".join(names[:12]))
+    (root / "ImageSets/Main/val.txt").write_text("\n".join(names[12:]))
+    return f"voc:{root}"
+
+
+def ran(cli: Cli, *arguments: object) -> str:
+    result = cli(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def write(file: Path, content: str) -> str:
+    file.write_text(content)
+    return f"{file}:build"
+
+
+def test_a_detector_is_trained_compressed_and_measured(squares: str, tmp_path: Path, cli: Cli) -> None:
+    model = write(tmp_path / "ssd.py", SSD_FILE)
+    said = ran(cli, "train", "--model", model, "--data", squares, *SHORT, "--out", "base")
+    assert "mAP50 (VOC)" in said
+    base = json.loads(Path("base/result.json").read_text())["trained"]
+    assert base["images"] == 4
+    assert {"map50", "map50_11point", "map"} <= set(base)
+    assert "accuracy" not in base
+
+    options = ("--model", model, "--weights", "base", "--data", squares, "--keep-macs", 0.7, "--images", 8)
+    said = ran(cli, "compress", *options, "--out", "small")
+    assert "mAP50 (VOC)" in said
+    made = json.loads(Path("small/result.json").read_text())
+    assert made["baseline"]["map50"] == base["map50"]
+    assert made["compressed"]["macs"] < 0.75 * base["macs"]
+    small = cp.load("small/compact", trust=tmp_path / "ssd.py")
+    assert isinstance(small, SSD)
+    again = json.loads(cli("evaluate", "small", "--model", model, "--json").stdout)
+    assert again["map50"] == made["compressed"]["map50"]
+    assert again["macs"] == made["compressed"]["macs"]
+
+
+def test_a_detector_of_other_classes_is_refused(squares: str, tmp_path: Path, cli: Cli) -> None:
+    model = write(tmp_path / "ssd.py", SSD_FILE)
+    told = cli.fails("train", "--model", model, "--data", squares, "--num-classes", 5, *SHORT, "--out", "base")
+    assert "the data have 2 classes, but the model scores 4 and the background" in told
+
+
+def test_a_detector_of_ones_own_brings_what_its_outputs_mean(squares: str, tmp_path: Path, cli: Cli) -> None:
+    model = write(tmp_path / "own.py", OWN_FILE)
+    said = ran(cli, "train", "--model", model, "--data", squares, *SHORT, "--out", "own")
+    assert "mAP50 (VOC)" in said
+    options = ("--weights", "own", "--data", squares, "--keep-macs", 0.6, "--images", 8)
+    ran(cli, "compress", "--model", model, *options, "--out", "small")
+    assert "map50" in json.loads(Path("small/result.json").read_text())["compressed"]
+
+
+def test_a_detector_that_says_nothing_is_compared_as_it_is(squares: str, tmp_path: Path, cli: Cli) -> None:
+    model = write(tmp_path / "mute.py", OWN_FILE.partition("def decode")[0])
+    options = ("--model", model, "--data", squares, "--keep-macs", 0.6, "--images", 8)
+    told = cli.fails("compress", *options, "--out", "first")
+    assert "nobody says what the outputs of model=Yolo mean" in told
+    ran(cli, "compress", *options, "--task", "plain", "--out", "second")
+    made = json.loads(Path("second/result.json").read_text())
+    assert made["baseline"]["agreement"] == 100
+    assert 20 < made["compressed"]["agreement"] <= 100
