@@ -13,8 +13,8 @@ from clusterprune.models.sources import suggestion
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import Precision
 
-Data = Literal["cifar10", "cifar100", "imagenet", "digits", "folder"]
-CLASSES: dict[str, int] = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10}
+Data = Literal["cifar10", "cifar100", "imagenet", "digits", "folder", "voc"]
+CLASSES: dict[str, int] = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "digits": 10, "voc": 20}
 """By kind of data; a folder may have any number."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -23,7 +23,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Figures(BaseModel):
-    """Published figures of one network: accuracy in percent, sizes in millions."""
+    """Published figures of one network: accuracy in percent (of a detector mAP50), sizes in millions."""
 
     model_config = _STRICT
 
@@ -79,7 +79,7 @@ class Recipe(BaseModel):
     seeds
         Of the method. The original network is trained once, with the first.
     published
-        None in a recipe of one's own.
+        None in a recipe of one's own, and where a paper has pictures and no figures.
     """
 
     model_config = _STRICT
