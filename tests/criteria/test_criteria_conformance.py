@@ -125,7 +125,7 @@ def test_taylor_differentiates_the_loss_of_the_task(graph: cp.ChannelGraph) -> N
     )
     with pytest.raises(ArgumentError, match="labels=None"):
         scores(graph, "taylor", images=IMAGES, task=Squared())
-    with pytest.raises(ArgumentError, match="has none; give labelled images"):
+    with pytest.raises(ArgumentError, match="has none; give images with labels"):
         scores(graph, "taylor", images=IMAGES, labels=lambda _: None, task=Squared())
 
 

@@ -220,4 +220,4 @@ def test_one_shot_and_distillation_go_by_the_divergence_of_the_task(
 
 def test_the_usual_divergence_is_by_kind_of_output() -> None:
     one, other = torch.randn(4, 5), torch.randn(4, 5)
-    assert torch.equal(CASES["plain"]().divergence([one], [other]), ByKind().divergence([one], [other]))
+    assert torch.equal(CASES["plain"].task().divergence([one], [other]), ByKind().divergence([one], [other]))

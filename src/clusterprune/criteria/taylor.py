@@ -43,8 +43,8 @@ class Taylor:
                 raise ArgumentError("criterion='taylor' differentiates a task's loss, but task=None; give a task")
             if targets is None:
                 raise ArgumentError(
-                    f"criterion='taylor' differentiates a loss on labels, but task={task!r} has none; give labelled "
-                    "images"
+                    f"criterion='taylor' differentiates a loss on labels, but task={task!r} has none; give images with "
+                    "labels"
                 )
             values: dict[str, Any] = program.bind(batch) | weights
             with torch.enable_grad():
