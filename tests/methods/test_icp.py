@@ -275,7 +275,7 @@ def failing_after(calls: int) -> Callable[..., None]:
 
 def test_every_step_is_on_disk(run: Callable[..., Outcome], trained: nn.Module, tmp_path: Path) -> None:
     result = run(settings(eps=0.1, steps=2), folder=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.json", "step-1", "step-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.json", "cut-record", "step-1", "step-2"]
     for number in (1, 2):
         folder = tmp_path / f"step-{number}"
         assert Plan.load(folder / "cut" / "plan").merges

@@ -14,8 +14,10 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.graph.images import Images
 from clusterprune.graph.images import Progress as Report
 from clusterprune.graph.put_back import seeded
+from clusterprune.methods._cut_record import record_cut
 from clusterprune.models.reinitialise import reinitialise_
 from clusterprune.plan import Plan
 from clusterprune.tables import facts_of, html_part, html_records, html_table, network_of
@@ -182,6 +184,16 @@ class Work:
         folder = self.place / name
         here().once(lambda: None if folder.exists() else choose().save(folder))
         return Plan.load(folder)
+
+    def record_cut(self, graph: ChannelGraph, plan: Plan, images: Callable[[], Images | None]) -> None:
+        """Leave in the run's folder what a report shows of the first cut: what is frozen, and which channels are alike.
+
+        Parameters
+        ----------
+        images
+            Returns normalised inputs, or None where there are none; called only if there is something to draw.
+        """
+        here().once(lambda: record_cut(self.place, graph, plan, images))
 
     def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what was measured before a run was stopped; measure if nothing was."""

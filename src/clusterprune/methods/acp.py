@@ -31,7 +31,7 @@ from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig, here
 
-FACTS = ("start", "best", "fitness", "evaluations")
+FACTS = ("start", "best", "fitness", "evaluations", "history")
 """What the plan's notes say of the search."""
 
 
@@ -167,7 +167,7 @@ class ACP(Method):
             training = training.changed(epochs=epochs)
         trained = replace(work, training=training).fit(small, task, "retrain", whole=True)
         cut = apply(network.model, plan, graph=graph).eval()
-        record = {name: plan.notes[name] for name in FACTS}
+        record = {name: plan.notes.get(name) for name in FACTS}
         return Outcome(small.eval(), cut, plan, record | trained_record(trained))
 
     def candidate_training(self, training: TrainConfig) -> TrainConfig:
@@ -191,7 +191,9 @@ class ACP(Method):
     def _choose(self, fitness: StructureFitness, together: Fitness, work: Work) -> Plan:
         evaluate = together if self.fitness == "train" else fitness
         found = find(fitness, evaluate, storage=work.place / "search.db", about=work.about, progress=work.report)
-        facts = (dict(found.start), dict(found.best), found.value, len(found.history))
+        work.record_cut(fitness.graph, found.plan, lambda: fitness.images)
+        values = [None if one.values is None else one.values[0] for one in found.history]
+        facts = (dict(found.start), dict(found.best), found.value, len(found.history), values)
         return replace(found.plan, notes={**found.plan.notes, **dict(zip(FACTS, facts, strict=True))})
 
     def join(

@@ -138,6 +138,7 @@ class CP(Method):
         """Train, from the network's weights or random ones, prune on the way, and add channels up (Algorithm 1)."""
         whole, trained = self.learn(network, task, work)
         plan = channel_addition(whole.model, graph := whole.graph())
+        work.record_cut(graph, plan, lambda: _some(task, whole))
         small = apply(whole.model, plan, graph=graph).eval()
         if self.keep_macs is not None:
             left = evaluate.macs(small, whole.example) / evaluate.macs(network.model, network.example)
@@ -160,6 +161,12 @@ class CP(Method):
         trained = work.fit(model, task, "train and cluster", hook=ClusterPruning(graph, config, seed=work.seed))
         example = network.example.to(next(model.parameters()).device)  # training may be on another device
         return replace(network, model=model, example=example), trained
+
+
+def _some(task: Task, network: Network) -> torch.Tensor:
+    """Return a few training images as the network reads them."""
+    few = task.train.subset(torch.arange(min(8, len(task.train))))
+    return task.normalize(few.load()[0]).to(network.example.device)
 
 
 def for_macs(graph: ChannelGraph, keep_macs: float, config: CP) -> CP:

@@ -150,7 +150,10 @@ class ICP(Method):
         with warnings.catch_warnings():
             # What one cut leaves unused the next one gets; what counts is the end.
             warnings.simplefilter("ignore", BudgetWarning)
-            return self.cut.plan(graph, images, keep, seed=work.seed, progress=tell)
+            plan = self.cut.plan(graph, images, keep, seed=work.seed, progress=tell)
+        if number == 1:
+            work.record_cut(graph, plan, lambda: images)
+        return plan
 
     def _training(self, number: int, work: Work) -> TrainConfig:
         """Return the training after a cut."""

@@ -167,6 +167,7 @@ class CutOnce(Method):
                 )
             )  # fmt: skip
             here().once(lambda: (work.place / DISTILLED_NAME).unlink(missing_ok=True))
+        work.record_cut(graph.freeze(self.ignore), plan, lambda: drawn()[0])
         cut = apply(network.model, plan, graph=graph).eval()
         record: dict[str, Any] = {"images": 0 if self.data_free else plan.notes.get("images", 0)}
         record |= {"distil": plan.notes["distil"]} if "distil" in plan.notes else {}

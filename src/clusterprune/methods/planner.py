@@ -28,7 +28,7 @@ from clusterprune.merge.statistics import release_memory
 from clusterprune.methods.budget import Budget, Goal, read_budget
 from clusterprune.methods.meeting import check_reachable, plan_for
 from clusterprune.methods.oneshot_settings import OneShot
-from clusterprune.methods.shares import Curves, closest, hypotheses
+from clusterprune.methods.shares import Curves, closest, hypotheses, sampled
 from clusterprune.methods.sweep import Candidate, Candidates, Fit, as_budget
 from clusterprune.plan import Plan
 from clusterprune.surgery.apply import apply
@@ -162,6 +162,7 @@ class Planner:
         clock = _Clock()
         generator = self._fresh()
         plan, facts = self._choose(goal, self._shared(goal, generator, clock, progress), clock, progress)
+        facts["curves"] = sampled(self._cost, self._known()[1])
         if forget:
             self._found = None
         release_memory()
