@@ -59,7 +59,8 @@ def test_icp_leaves_its_files_and_a_table(trust: tuple[str, str], tiny: str, tra
     assert (config["method"], config["epochs"], config["augment"]) == ("icp", 2, "none")
     assert config["set"] == ["epochs_between=1", "samples=64", "min_samples=2"]
     assert {path.name for path in Path("run").iterdir()} == {
-        "asked.json", "config.yaml", "log.jsonl", "result.json", "compact", "step-1", "step-2"
+        "asked.json", "config.yaml", "log.jsonl", "result.json", "compact", "step-1", "step-2", "cut-record",
+        "details.json", "report.html",
     }  # fmt: skip
     assert "compressed by icp in" in done.stdout
     assert "% kept" in done.stdout

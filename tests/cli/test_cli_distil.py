@@ -25,7 +25,8 @@ def test_a_distilled_run_leaves_its_files(tiny: str, trained: Path, cli: Cli):
     written = json.loads(Path("run/result.json").read_text())
     assert written["record"]["distil"]["steps"] == 30
     assert {path.name for path in Path("run").iterdir()} == {
-        "asked.json", "compact", "config.yaml", "log.jsonl", "plan", "plan-cut", "result.json",
+        "asked.json", "compact", "config.yaml", "cut-record", "details.json", "log.jsonl", "plan", "plan-cut",
+        "report.html", "result.json",
     }  # fmt: skip
     assert cp.Plan.load("run/plan").notes["distil"]["steps"] == 30
 

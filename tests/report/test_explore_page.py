@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import installed, page
 
+from clusterprune.report.browser import installed, page
 from clusterprune.report.explore import explore_page
 
 

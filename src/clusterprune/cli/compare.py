@@ -18,11 +18,14 @@ from clusterprune.cli.console import show, table
 from clusterprune.cli.opening import Opened, absolute, open_task, read_seeds, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
+from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import check_same, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.data import Split
 from clusterprune.methods._registry import COMPARED
+from clusterprune.report import REPORT_NAME
+from clusterprune.report.export import write_csv
 from clusterprune.studies.comparison import TRAINING as BASE
 from clusterprune.studies.comparison import Contender, Entry, finished, label, method_of
 from clusterprune.studies.comparison import compare as compete
@@ -42,6 +45,7 @@ clusterprune compare --model resnet20 --weights W --data cifar10:DIR --keep-macs
 clusterprune compare --out runs/compare --resume
 """
 TRAINING = "Training"
+CSV_NAME = "entries.csv"
 
 
 @command(EXAMPLES)
@@ -147,12 +151,20 @@ def compare(
             "entries": [vars(entry) for entry in entries],
             **runs.environment(opened.network.example.device),
         }
-        processes.once(lambda: runs.write_result(folder, result))
+        processes.once(lambda: _finish(folder, result, display))
     show(
         result,
         ranking(wanted["model"], wanted["keep_macs"], whole, entries, published=wanted["published"]),
-        f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME}.",
+        f"Written to {folder}: a run for each method and seed, all numbers in {runs.RESULT_NAME} and {CSV_NAME}, "
+        f"and {REPORT_NAME} to look at.",
     )
+
+
+def _finish(folder: Path, result: dict[str, Any], display: Display) -> None:
+    """Write what came out as numbers, as a table for other programs, and as a page."""
+    runs.write_result(folder, result)
+    write_csv(result["entries"], folder / CSV_NAME)
+    leave_report(folder, display.line)
 
 
 def _read(wanted: dict[str, Any]) -> tuple[list[Contender], list[int], TrainConfig]:

@@ -21,6 +21,7 @@ from clusterprune.cli.measuring import measure_both, runtime_of
 from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
+from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import NOTHING_YET, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.settings import SHARES, read_options, settle_budget, several_budgets, with_settings
 from clusterprune.cli.trusting import check_code, note_code
@@ -30,6 +31,7 @@ from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
 from clusterprune.methods.foresight import GIB, Foresight
 from clusterprune.methods.latency import Clock
+from clusterprune.report import REPORT_NAME
 from clusterprune.search import study_header
 from clusterprune.tables import count
 from clusterprune.train import TrainConfig, here
@@ -146,7 +148,8 @@ def compress(
     show(
         result,
         _comparison(f"{wanted['model']}: compressed by {wanted['method']}{took}", result),
-        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, all numbers in {runs.RESULT_NAME}.",
+        f"Written to {folder}: the model in {runs.COMPACT_NAME}/, all numbers in {runs.RESULT_NAME}, "
+        f"and {REPORT_NAME} to look at.",
     )
 
 
@@ -255,7 +258,12 @@ def _run_several(
             )
         results[name] = finished
     together = {"command": "compress", "method": wanted["method"], "seed": wanted["seed"], "budgets": results}
-    here().once(lambda: runs.write_result(folder, together))
+
+    def finish() -> None:
+        runs.write_result(folder, together)
+        leave_report(folder, display.line)
+
+    here().once(finish)
     return together
 
 
@@ -297,10 +305,14 @@ def _compress(
             runs.remove_folder(folder / runs.COMPACT_NAME)
             save(made.model, folder / runs.COMPACT_NAME, opened.origin)
             test = opened.test if wanted["evaluate"] else None
-            result = measure_both(opened.subject, made.model, opened.task, test, wanted, timeline, display, memory)
+            result, details = measure_both(
+                opened.subject, made.model, opened.task, test, wanted, timeline, display, memory
+            )
             result |= {"settings": asked.settings, "record": made.record, "resumed": bool(resume)}
             runs.write_log(folder, [*before, *timeline.events])
+            runs.write_details(folder, details)
             runs.write_result(folder, result)
+            leave_report(folder, display.line)
             return result
 
         return processes.once(finish)

@@ -9,6 +9,7 @@ from clusterprune import runs
 from clusterprune.cli.opening import Subject
 from clusterprune.cli.progress import Display
 from clusterprune.data import Split
+from clusterprune.runs import HitsByClass
 from clusterprune.tasks import Task
 
 
@@ -26,8 +27,10 @@ def measure_both(
     timeline: runs.Timeline,
     display: Display,
     memory: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what every ``result.json`` of a compression holds; the test split is read here alone, after every choice.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what ``result.json`` and ``details.json`` of a compression hold.
+
+    The test split is read here alone, after every choice.
 
     Parameters
     ----------
@@ -42,20 +45,21 @@ def measure_both(
         latencies = runs.time_in_turns(
             list(models.values()), subject.example, batch=wanted["latency_batch"], runtime=wanted["runtime"]
         )
-    measured = {}
+    measured, by_class = dict[str, Any](), dict[str, HitsByClass]()
     for (name, model), latency in zip(models.items(), latencies, strict=True):
         if name not in memory:
+            counted = HitsByClass()
             with timeline.phase(f"measure {name}") as tell:
-                found = runs.measure(model, subject.example, test, task, latency=latency, progress=tell)
+                found = runs.measure(model, subject.example, test, task, latency=latency, progress=tell, each=counted)
             if name == "baseline":
-                memory[name] = found
+                memory[name] = found, counted
         else:
-            times = {"latency_ms": latency.median_ms, "latency_iqr_ms": latency.iqr_ms}
-            found = replace(memory[name], **times)
-        measured[name] = found.to_dict()
+            found, counted = memory[name]
+            found = replace(found, latency_ms=latency.median_ms, latency_iqr_ms=latency.iqr_ms)
+        measured[name], by_class[name] = found.to_dict(), counted
     if test is None and wanted["evaluate"]:
         display.line("There are no test images, so no accuracy was measured.", "yellow")
-    return {
+    result = {
         "command": "compress",
         "method": wanted["method"],
         **measured,
@@ -65,3 +69,5 @@ def measure_both(
         "input": list(subject.example.shape[1:]),
         **runs.environment(subject.example.device),
     }
+    names = () if test is None else test.classes
+    return result, runs.details(models, by_class, names)

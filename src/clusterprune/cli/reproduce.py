@@ -19,6 +19,7 @@ from clusterprune.cli.locating import locate
 from clusterprune.cli.opening import absolute, open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_resume
 from clusterprune.cli.progress import Display
+from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import AS_BEFORE, allow, compare_code, note_code, trusted
 from clusterprune.cli.watching import Watch
@@ -135,13 +136,18 @@ def reproduce(
             processes.once(lambda: runs.write_config(folder, "reproduce", noted))
         made = _run(folder, found, dataset, display, {**more, "trust": trusted(found.model, trust)})
         result = _result(made, {**timeline.seconds, **made.seconds}, more)
-        processes.once(lambda: runs.write_result(folder, result))
+        processes.once(lambda: _finish(folder, result, display))
     told: list[Table | str | Text] = [comparison(made)]
     if found.published is not None:
         told.append(f"Published in {found.published.paper}, table {found.published.table}.")
     if made.trial:
         told.append(Text(f"This is a trial and no reproduction: {made.trial}.", style="yellow"))
     show(result, *told, f"Written to {folder}: baseline/, method/, {runs.RESULT_NAME}, {runs.CONFIG_NAME}")
+
+
+def _finish(folder: Path, result: dict[str, Any], display: Display) -> None:
+    runs.write_result(folder, result)
+    leave_report(folder, display.line)
 
 
 def _check_code(context: typer.Context, recipe: Recipe, trust: list[str] | None, *, resume: bool) -> None:

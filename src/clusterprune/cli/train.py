@@ -18,6 +18,7 @@ from clusterprune.cli.locating import known_classes, locate
 from clusterprune.cli.opening import Subject, absolute, fit_classes, open_model, origin_of
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
+from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import MAY_CHANGE, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
@@ -218,6 +219,7 @@ def _run(
         **runs.environment(subject.example.device),
     }
     runs.write_result(folder, result)
+    leave_report(folder, display.line)
     return result
 
 

@@ -16,6 +16,7 @@ from clusterprune.evaluate.mode import dtype_of, on_device
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.tasks import Task
 
+Each = Callable[[Any, Any], None]
 _AUTOCAST = (torch.bfloat16, torch.float16)
 
 
@@ -51,6 +52,7 @@ def metrics(
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    each: Each | None = None,
 ) -> Metrics:
     """Run every readable image of a split through a network, and measure what its task measures.
 
@@ -76,6 +78,8 @@ def metrics(
         flattens with ``view`` cannot take it.
     progress
         Called as ``progress(done, total)`` after every batch.
+    each
+        Called as ``each(outputs, targets)`` with every batch, for who counts something more on the way.
 
     Raises
     ------
@@ -111,6 +115,8 @@ def metrics(
             _check_finite(outputs, number)
             targets = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(place), collate(positions))
             rows.append(task.observe(outputs, batch, targets).cpu())
+            if each:
+                each(outputs, targets)
             images += len(batch)
             if progress:
                 progress(images, len(split))

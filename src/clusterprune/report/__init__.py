@@ -1,1 +1,8 @@
-"""Pages for people, out of the numbers that a run has written: each one file that asks no network for anything."""
+"""What a run has found, as something to look at: charts and tables read from its files, and a page of them."""
+
+from clusterprune.report._base import Display, Rows
+from clusterprune.report._registry import DISPLAYS, displays
+from clusterprune.report.page import REPORT_NAME, render, write_page
+from clusterprune.report.run import Run, opened
+
+__all__ = ["DISPLAYS", "REPORT_NAME", "Display", "Rows", "Run", "displays", "opened", "render", "write_page"]

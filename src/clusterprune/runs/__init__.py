@@ -1,9 +1,11 @@
 """Run folders: what was asked, what it took and what came of it."""
 
+from clusterprune.runs.details import HitsByClass, details
 from clusterprune.runs.environment import environment, pick_device
 from clusterprune.runs.folder import (
     COMPACT_NAME,
     CONFIG_NAME,
+    DETAILS_NAME,
     LOG_NAME,
     PLAN_NAME,
     RESULT_NAME,
@@ -15,6 +17,7 @@ from clusterprune.runs.folder import (
     read_result,
     remove_folder,
     write_config,
+    write_details,
     write_log,
     write_result,
     write_weights,
@@ -25,14 +28,17 @@ from clusterprune.runs.timeline import Progress, Timeline
 __all__ = [
     "COMPACT_NAME",
     "CONFIG_NAME",
+    "DETAILS_NAME",
     "LOG_NAME",
     "PLAN_NAME",
     "RESULT_NAME",
     "WEIGHTS_NAME",
+    "HitsByClass",
     "Measurement",
     "Progress",
     "Timeline",
     "check_out",
+    "details",
     "environment",
     "measure",
     "numbered",
@@ -43,6 +49,7 @@ __all__ = [
     "remove_folder",
     "time_in_turns",
     "write_config",
+    "write_details",
     "write_log",
     "write_result",
     "write_weights",

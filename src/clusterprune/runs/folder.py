@@ -1,8 +1,8 @@
 """Run folders: what was asked, what it took and what came of it, as files.
 
 A run folder holds ``config.yaml`` (all that is needed to repeat the run: a flat mapping whose keys are the
-long options of the command), ``log.jsonl`` (one line per event) and ``result.json`` (written last: a folder
-with it is a finished run).
+long options of the command), ``log.jsonl`` (one line per event), ``details.json`` (what a report draws) and
+``result.json`` (written last: a folder with it is a finished run).
 """
 
 import json
@@ -27,6 +27,7 @@ from clusterprune.runs.measurement import Measurement
 CONFIG_NAME = "config.yaml"
 RESULT_NAME = "result.json"
 LOG_NAME = "log.jsonl"
+DETAILS_NAME = "details.json"
 PLAN_NAME = "plan"
 COMPACT_NAME = "compact"
 WEIGHTS_NAME = "model.safetensors"
@@ -132,6 +133,17 @@ def read_result(folder: Path, *models: str) -> dict[str, Any] | None:
     figures = [(one.params, one.macs, one.latency_ms, one.latency_batch) for one in measured]
     sound = all(figure > 0 for several in figures for figure in several)  # neither 0 nor NaN
     return content if isinstance(content, dict) and sound else None
+
+
+def write_details(folder: Path, details: Mapping[str, Any]) -> None:
+    """Write ``details.json``: what a report draws, and nobody reads as numbers; see :func:`clusterprune.runs.details`.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+    _write(folder / DETAILS_NAME, json.dumps(hidden(details), ensure_ascii=False) + "\n")
 
 
 def write_log(folder: Path, events: Sequence[Mapping[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from clusterprune import evaluate
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.evaluate import Latency, Metrics
+from clusterprune.evaluate.metrics import Each
 from clusterprune.runtimes.racing import race
 from clusterprune.runtimes.running import clock_of, create_runtime
 from clusterprune.tasks import Classification, Task
@@ -83,6 +84,7 @@ def measure(
     latency_batch: int = 1,
     runtime: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    each: Each | None = None,
 ) -> Measurement:
     """Count parameters and multiply-adds, time a pass, and measure what the task does on the test images.
 
@@ -98,6 +100,8 @@ def measure(
         The time of a pass, where it was taken before, as :func:`time_in_turns` does.
     latency_batch, runtime
         Images per timed pass, and what runs it, as :func:`time_in_turns` has them.
+    each
+        Called with the outputs and targets of every batch of test images.
     """
     if latency is None:
         (latency,) = time_in_turns([model], example, batch=latency_batch, runtime=runtime)
@@ -105,7 +109,7 @@ def measure(
     if test is not None:
         if task is None:
             raise ArgumentError("test images tell nothing without a task; give task=Classification(…) or another")
-        worth = evaluate.metrics(model, task, test, progress=progress)
+        worth = evaluate.metrics(model, task, test, progress=progress, each=each)
     return Measurement(
         params=evaluate.params(model),
         macs=evaluate.macs(model, example),

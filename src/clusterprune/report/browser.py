@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clusterprune.errors import OutputError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds within which a call is answered, on a machine that does much besides."""
 
 
@@ -57,7 +59,8 @@ class Page:
         while True:
             answer = self._next()
             if answer.get("id") == number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise OutputError(f"the browser refused {method}: {answer['error']}; try another release of it")
                 return answer["result"]
 
     def open(self, file: Path) -> None:
@@ -67,12 +70,13 @@ class Page:
             if self.evaluate("document.readyState") == "complete" and self.evaluate("location.protocol") == "file:":
                 return
             time.sleep(0.05)
-        raise AssertionError("the page was not loaded")
+        raise OutputError(f"the browser does not load {file}; try again when the machine is less busy")
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression of JavaScript."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
+        if "exceptionDetails" in answer:
+            raise OutputError(f"the page failed: {answer['exceptionDetails']}; try another release of the browser")
         return answer["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
@@ -94,7 +98,8 @@ class Page:
         while b"\0" not in self._waiting:
             ready, _, _ = select.select([self._reader], [], [], PATIENCE)
             found = os.read(self._reader, 1 << 16) if ready else b""
-            assert found, "the browser does not answer"
+            if not found:
+                raise OutputError("the browser does not answer; try again when the machine is less busy")
             self._waiting += found
         text, _, self._waiting = self._waiting.partition(b"\0")
         message = json.loads(text)
@@ -122,7 +127,7 @@ def page(browser: str) -> Iterator[Page]:
             "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank",
         ]  # fmt: skip
         script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 (the browser that is installed)
             ["/bin/bash", "-c", script, "bash", *arguments],
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

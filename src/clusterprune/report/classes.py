@@ -1,0 +1,81 @@
+"""Which classes a network has become better or worse at."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from plotly.graph_objects import Figure
+
+from clusterprune.report._base import Display, Rows, single
+from clusterprune.report._style import BLUE, GREY, ORANGE, figure
+from clusterprune.report.run import Run
+
+_SHOWN = 20
+"""Bars of a figure: of more classes, those that changed the most."""
+
+
+class Classes(Display):
+    """Accuracy of every class before and after, those that lost the most first."""
+
+    name: ClassVar[str] = "classes"
+    title: ClassVar[str] = "Class by class"
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Self | None:
+        """Read ``details.json``."""
+        run = single(runs)
+        found = {} if run is None else run.details.get("classes", {})
+        if len(found.get("hits", ())) < 2:
+            return None
+        before, after = found["hits"].values()
+        rows: Rows = [
+            {
+                "class": name, "images": images, "original, %": 100 * b / images, "compact, %": 100 * a / images,
+                "change, points": 100 * (a - b) / images, "two standard errors": spread(b, a, images),
+            }
+            for name, images, b, a in zip(found["names"], found["images"], before, after, strict=True)
+            if images
+        ]  # fmt: skip
+        rows.sort(key=lambda row: row["change, points"])
+        if not rows:
+            return None
+        worst, best = rows[0], rows[-1]
+        lost = sum(row["change, points"] < -row["two standard errors"] for row in rows)
+        told = "No class" if not lost else "One class" if lost == 1 else f"{lost} classes"
+        return cls(
+            rows,
+            f"The most was lost on {worst['class']} ({worst['change, points']:+.1f} points), the least on "
+            f"{best['class']} ({best['change, points']:+.1f}). {told} of {len(rows)} lost more than chance explains.",
+        )
+
+    def plot(self) -> Figure:
+        """Draw a bar for each class, with what chance may do to it."""
+        rows = self.rows
+        if len(rows) > _SHOWN:
+            rows = [*rows[: _SHOWN // 2], *rows[-(_SHOWN // 2) :]]
+        changes = [row["change, points"] for row in rows]
+        return figure(
+            [
+                {
+                    "type": "bar", "orientation": "h", "y": [str(row["class"]) for row in rows], "x": changes,
+                    "marker": {
+                        "color": [ORANGE if change < 0 else BLUE for change in changes],
+                        "pattern": {"shape": ["/" if change < 0 else "" for change in changes]},
+                    },
+                    "error_x": {"array": [row["two standard errors"] for row in rows], "thickness": 1, "color": GREY},
+                    "hovertemplate": "%{y}: %{x:+.2f} points<extra></extra>", "showlegend": False,
+                }
+            ],
+            height=110 + 24 * len(rows), xaxis={"title": "change of accuracy, points (lines: two standard errors)"},
+            yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
+        )  # fmt: skip
+
+
+def spread(before: int, after: int, images: int) -> float:
+    """Return two standard errors of a change of accuracy, in points, as if the two had seen different images.
+
+    They have seen the same, so that chance does less than this; how much less, the hits alone do not say. Neither all
+    nor none right is taken for certain (Agresti and Coull 1998).
+    """
+    shares = [(hits + 2) / (images + 4) for hits in (before, after)]
+    return 200 * math.sqrt(sum(share * (1 - share) for share in shares) / (images + 4))
