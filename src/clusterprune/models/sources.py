@@ -160,7 +160,8 @@ def _head(module: ModuleType) -> Callable[[Any], Head]:
     """Return how to tell what a network's outputs mean: by the functions of its file, or as the network itself says."""
     decode = getattr(module, "decode", None)
     if callable(decode):
-        own = OwnHead(decode, getattr(module, "loss", None))
+        # What it returns is looked at when it is called.
+        own = OwnHead(decode, getattr(module, "loss", None))  # pyright: ignore[reportArgumentType]
         return lambda _: own
     return head_of
 
