@@ -56,12 +56,14 @@ def record_cut(folder: Path, graph: ChannelGraph, plan: Plan, images: Callable[[
 
 def _similar(graph: ChannelGraph, plan: Plan, images: Images) -> list[dict[str, Any]]:
     """Return the pairs of a removed and a kept channel whose maps are most alike, by group, with their pictures."""
-    cut = {m.group: m.kept.tolist() for m in plan.merges if len(m.kept) < graph.by_name[m.group].width}
+    cut: dict[str, list[int]] = {
+        m.group: m.kept.tolist() for m in plan.merges if len(m.kept) < graph.by_name[m.group].width
+    }
     groups = [graph.by_name[name] for name in cut]
-    found = []
+    found: list[dict[str, Any]] = []
     for group, maps in zip(groups, _maps_of(graph, groups, images), strict=True):
         if maps is not None and maps.ndim == 4 and maps[0, 0].numel() >= _LEAST_AREA:
-            kept = cut[group.name]
+            kept: list[int] = cut[group.name]
             found.append({"group": group.name} | _pairs(maps, kept))
     found = [one for one in found if one["removed"]]
     # From the first to the last, evenly.
@@ -75,7 +77,7 @@ def _pairs(maps: Tensor, kept: Sequence[int]) -> dict[str, Any]:
     rows = maps.transpose(0, 1).flatten(1).double()
     rows = functional.normalize(rows - rows.mean(1, keepdim=True))
     alike, place = (rows[removed] @ rows[list(kept)].T).max(1)
-    best = alike.argsort(descending=True, stable=True)[:_PAIRS].tolist()
+    best = [int(index) for index in alike.argsort(descending=True, stable=True)[:_PAIRS]]
     pairs = [(removed[index], kept[int(place[index])]) for index in best if float(alike[index]) > 0]
     return {
         "removed": [gone for gone, _ in pairs],
