@@ -210,7 +210,7 @@ def test_inner_layers_alone_are_cut_when_asked(task: tuple[Network, Task], metho
 
 def test_images_are_drawn_from_where_the_work_says(task: tuple[Network, Task]) -> None:
     network, digits = task
-    method = CutOnce(KEEP, images=64)
+    method = CutOnce(KEEP, images=64, round_to=1)
     assert digits.validation is not None
     own, others = (method.run(network, digits, Work(images=images)) for images in (None, digits.validation))
     assert own.plan != others.plan
