@@ -91,7 +91,7 @@ def test_numbers_that_no_computer_has_room_for(option: str, value: object, expec
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--keep-macs", "nan"), "--keep-macs must be a finite number"),
+        (("--keep-macs", "nan"), "keep_macs must be a fraction in (0, 1], but got keep_macs=nan"),
         (("--keep-macs", 0.5, "--images", 10**20), "--images must be at most"),
         (("--keep-macs", 0.5, "--round-to", 10**20), "--round-to must be at most"),
         (("--method", "icp", "--eps", "nan"), "--eps must be a finite number"),
