@@ -107,5 +107,5 @@ def test_a_recipe_means_what_it_meant_but_for_what_is_listed(name: str):
 
 def test_nothing_is_listed_that_has_not_moved():
     for method, moved in MOVED.items():
-        for name in (name for name in studies.names() if name.startswith(f"{method}-")):
+        for name in (name for name in BEFORE if name.startswith(f"{method}-")):
             assert not {key for key, value in moved.items() if BEFORE[name]["settings"].get(key) == value}
