@@ -160,7 +160,7 @@ def test_a_file_of_ones_own_needs_no_published_figures(own: Path):
     [
         ({"model": None}, "model: input should be a valid string, but got None"),
         ({"colour": "red"}, "colour is no field of a recipe; the fields are name, model, data, method"),
-        ({"data": "mnist"}, "data: input should be 'cifar10', 'cifar100', 'imagenet', 'digits' or 'folder'"),
+        ({"data": "mnist"}, "data: input should be 'cifar10', 'cifar100', 'imagenet', 'digits', 'folder' or 'voc'"),
         ({"method": "magic"}, "method='magic' is not known; choose from oneshot, icp"),
         ({"settings": {"eps": "much"}}, "eps='much' is not accepted"),
         ({"settings": {"goal": 0.5}}, "goal=0.5 is no setting of method='icp'"),
