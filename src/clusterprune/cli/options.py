@@ -159,30 +159,17 @@ Set = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for everything that the run writes. It must be new or empty.",
-        rich_help_panel="Run",
-        is_eager=True,
-        callback=remember_out,
-        show_default=False,
-    ),
-]
-OptionalOut = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for everything that the run writes. It must be new or empty.",
-        rich_help_panel="Run",
-        is_eager=True,
-        callback=remember_out,
-        show_default=False,
-    ),
-]
+_OUT = typer.Option(
+    "--out",
+    metavar="DIR",
+    help="Folder for everything that the run writes. It must be new or empty.",
+    rich_help_panel="Run",
+    is_eager=True,
+    callback=remember_out,
+    show_default=False,
+)
+Out = Annotated[Path, _OUT]
+OptionalOut = Annotated[Path | None, _OUT]
 """Of commands that write nothing when they only list."""
 Resume = Annotated[
     bool,
