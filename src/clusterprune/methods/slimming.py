@@ -115,12 +115,11 @@ class Slimming(Method):
         """Train sparsely, cut, train on."""
         model = network.copy(work.seed if self.scratch else None)
         training = work.needed()
-        sparse = replace(work, training=training.model_copy(update={"epochs": self.sparse_epochs or training.epochs}))
+        # The smoothing is the penalised loss's own.
+        sparse = training.changed(epochs=self.sparse_epochs or training.epochs, label_smoothing=0.0)
         trained = replace(network, model=model)
         loss = SparseScales(TaskLoss(task, training.label_smoothing), self._scales(trained.graph()), self.strength)
-        if training.label_smoothing:
-            sparse = replace(sparse, training=sparse.needed().model_copy(update={"label_smoothing": 0.0}))
-        sparse.fit(model, task, "train with a penalty on scales", folder="sparse", loss=loss)
+        replace(work, training=sparse).fit(model, task, "train with a penalty on scales", folder="sparse", loss=loss)
         trained = replace(network, model=model.eval())
         graph = self._layers(trained.graph())
         keep = {"keep_macs": self.keep_macs} if self.keep_macs is not None else {"keep_params": self.keep_params}
