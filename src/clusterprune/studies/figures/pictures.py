@@ -28,19 +28,25 @@ def layer_of(graph: ChannelGraph, name: str | None) -> Group:
 
 
 @dataclass(frozen=True)
-class SimilarMaps(Study):
+class _OfLayer(Study):
+    """Looks at one layer."""
+
+    layer: str | None = None
+
+    def points(self) -> list[Row]:
+        """Return the layer."""
+        return [{"layer": self.layer}]
+
+
+@dataclass(frozen=True)
+class SimilarMaps(_OfLayer):
     """The pairs of a layer's mean feature maps that are most alike, as pictures for one image (CP, Fig. 1a)."""
 
     name: ClassVar[str] = "similar-maps"
     shows: ClassVar[str] = "CP, Fig. 1a: feature maps that are alike"
     finding: ClassVar[str] = "Layers have pairs of feature maps that can hardly be told apart."
 
-    layer: str | None = None
     pairs: int = 6
-
-    def points(self) -> list[Row]:
-        """Return the layer."""
-        return [{"layer": self.layer}]
 
     def measure(self, subject: Subject, point: Row, folder: Path) -> list[Row]:
         """Find the nearest pairs, no channel in two of them, and return their maps."""
@@ -83,19 +89,14 @@ class SimilarMaps(Study):
 
 
 @dataclass(frozen=True)
-class FilterClusters(Study):
+class FilterClusters(_OfLayer):
     """A layer's filters on their two principal axes, coloured by cluster (CP, Fig. 1c)."""
 
     name: ClassVar[str] = "filter-clusters"
     shows: ClassVar[str] = "CP, Fig. 1c: filters by cluster, on two principal axes"
     finding: ClassVar[str] = "Filters fall into clusters that stand apart."
 
-    layer: str | None = None
     clusters: int = 5
-
-    def points(self) -> list[Row]:
-        """Return the layer."""
-        return [{"layer": self.layer}]
 
     def measure(self, subject: Subject, point: Row, folder: Path) -> list[Row]:
         """Cluster the filters, and return where they are."""
