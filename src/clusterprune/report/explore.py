@@ -20,6 +20,6 @@ def explore_page(found: Mapping[str, Any]) -> str:
     shown = {name: found[name] for name in ("about", "note", "metric", "latency")} | {"rows": rows, "start": start}
     # Inside of a script "<" could be the end of it.
     data = json.dumps(shown, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = files("clusterprune.report").joinpath("explore.html").read_text(encoding="utf-8")
+    template = files("clusterprune.report").joinpath("templates", "explore.html").read_text(encoding="utf-8")
     title = html.escape(f"{found['model']}: what a budget leads to")
     return template.replace("{{title}}", title).replace("{{data}}", data)
