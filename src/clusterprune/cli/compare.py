@@ -23,9 +23,9 @@ from clusterprune.cli.resuming import check_same, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.cli.watching import Watch
 from clusterprune.data import Split
+from clusterprune.files.tables import write_csv
 from clusterprune.methods._registry import COMPARED
 from clusterprune.report import REPORT_NAME
-from clusterprune.report.export import write_csv
 from clusterprune.studies.comparison import TRAINING as BASE
 from clusterprune.studies.comparison import Contender, Entry, finished, label, method_of
 from clusterprune.studies.comparison import compare as compete

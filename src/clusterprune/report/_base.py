@@ -1,7 +1,7 @@
 """What a display is: numbers read from runs, as a table, and drawn as a figure that says in words what it shows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -52,8 +52,3 @@ class Display(ABC):
 def single(runs: Sequence[Run]) -> Run | None:
     """Return the run of a report on one; None where several are compared."""
     return runs[0] if len(runs) == 1 else None
-
-
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of all columns of a table, in the order in which rows first have them."""
-    return list(dict.fromkeys(name for row in rows for name in row))

@@ -1,41 +1,22 @@
 """Single figures as SVG or PNG, drawn by the browser that would show them, and tables as CSV."""
 
 import base64
-import csv
-import io
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 from clusterprune.errors import ArgumentError
+from clusterprune.files.tables import write_csv
 from clusterprune.files.writing import output_errors, replace_file
-from clusterprune.report._base import Display, columns_of
+from clusterprune.report._base import Display
 from clusterprune.report.browser import installed, page
 from clusterprune.report.page import render_displays
 
 Kind = Literal["svg", "png"]
 _WIDTH = 900
 """Of a figure, in pixels of CSS; a PNG has twice as many."""
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write a table as CSV, its first line the names of the columns; return where it is.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.getvalue().encode())
-    return path
 
 
 def write_tables(shown: Sequence[Display], folder: Path) -> list[Path]:

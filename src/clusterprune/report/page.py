@@ -12,8 +12,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from clusterprune.files.tables import columns_of
 from clusterprune.files.writing import output_errors, replace_file
-from clusterprune.report._base import Display, columns_of
+from clusterprune.report._base import Display
 from clusterprune.report._registry import displays
 from clusterprune.report._style import DARK
 from clusterprune.report.run import Run

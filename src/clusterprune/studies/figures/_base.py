@@ -4,8 +4,6 @@ A study is a frozen dataclass whose fields are what it sweeps over. Everything e
 run on among it, is the caller's: the papers' figures are ones of many.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +17,8 @@ from clusterprune.arguments import shown
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files.locking import alone
-from clusterprune.files.writing import begun_with, read_record, replace_file, run_folder, write_json
+from clusterprune.files.tables import write_csv
+from clusterprune.files.writing import begun_with, read_record, run_folder, write_json
 from clusterprune.methods._work import Network, Watch, unwatched
 from clusterprune.studies.figures.drawing import Drawing
 from clusterprune.tasks import Task
@@ -236,14 +235,8 @@ def _plain(values: Any) -> Any:
 
 def _write(folder: Path, study: Study, rows: list[Row]) -> None:
     """Write table, numbers and figure."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()} for row in rows
-    )
-    replace_file(folder / TABLE_NAME, text.getvalue().encode())
+    plain = [{k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()} for row in rows]
+    write_csv(plain, folder / TABLE_NAME)
     said = {"name": study.name, "shows": study.shows, "finding": study.finding, "here": study.verdict(rows)}
     write_json(folder / ROWS_NAME, {**said, "settings": _plain(asdict(study)), "rows": rows})
     drawing = Drawing(study.shows)
