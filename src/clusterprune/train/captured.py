@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from clusterprune.graph.export import first_line
@@ -211,11 +211,7 @@ class Captured:
         self._rate.copy_(self._rates.index_select(0, turn)[0])
         loss, right = forward(run, state, pixels, targets)
         loss.backward()
-        if run.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(state.model.parameters(), run.config.clip_norm)
-        state.optimizer.step()
-        if state.average is not None:
-            state.average.update(state.model)
+        self._plain.update(run, state)
         self._losses.index_copy_(0, turn, loss.detach()[None].to(self._losses.dtype))
         self._right.index_copy_(0, turn, right[None].to(self._right.dtype))
         turn += 1
