@@ -194,7 +194,7 @@ def test_ctrl_c_before_anything_is_written_leaves_the_folder_free(tiny: str, cli
         raise KeyboardInterrupt
 
     options = ("train", "--model", tiny, "--data", "digits", "--epochs", 1, "--out", "run")
-    for at in ("clusterprune.cli.train.open_data", "clusterprune.cli.train.fit"):
+    for at in ("clusterprune.cli.train.fit_classes", "clusterprune.cli.train.fit"):
         with monkeypatch.context() as patch:
             patch.setattr(at, interrupt)
             stopped = cli(*options)
