@@ -69,7 +69,7 @@ def test_explore_writes_a_page_and_says_which_command_gives_a_model(
     tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     given = ["--model", tiny, "--weights", trained, "--data", "digits", "--images", 64, "--held-out", 100]
-    result = cli("explore", *given, "--budgets", "0.8,50%", "--out", "page")
+    result = cli("explore", *given, "--budgets", "0.8,50%", "--round-to", 2, "--out", "page")
 
     assert result.exit_code == 0, result.output
     assert "open explore.html in a browser" in result.stdout
@@ -78,6 +78,7 @@ def test_explore_writes_a_page_and_says_which_command_gives_a_model(
     whole = found["rows"][-1]
     assert whole["metric"] >= found["rows"][1]["metric"] > 50
     assert found["rows"][1]["macs"] <= 0.5 * whole["macs"]
+    assert all(width % 2 == 0 for row in found["rows"] for width in row["widths"].values())
     assert "{{" not in Path("page/explore.html").read_text()
 
     program, *command = shlex.split(found["rows"][1]["command"])
@@ -86,6 +87,9 @@ def test_explore_writes_a_page_and_says_which_command_gives_a_model(
     made = json.loads(Path("runs/keep-0.5/result.json").read_text())["compressed"]
     # The same images; another way of sharing may be taken where it is compared at this very budget.
     assert made["macs"] == pytest.approx(found["rows"][1]["macs"], rel=0.05)
+    assert 'round_to must be a whole number of at least 1 or "auto", but got round_to=' in cli.fails(
+        "explore", *given, "--round-to", "even", "--out", "other"
+    )
     assert "there are no images" in cli.fails("explore", "--model", tiny, "--weights", trained, "--out", "other")
 
 

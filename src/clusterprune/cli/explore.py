@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001  (a command reads its options from the context, and `debug` is read by the wrapper)
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from rich.table import Table
 
 from clusterprune import evaluate, runs
+from clusterprune.budget.limits import AUTO, Limits, RoundTo
 from clusterprune.cli import options
 from clusterprune.cli.command import command
 from clusterprune.cli.console import duration, milliseconds, show, table
@@ -59,6 +61,14 @@ def explore(
         str,
         typer.Option(metavar="SHARE,SHARE", help="Shares of the multiply-adds to look at.", rich_help_panel="Budget"),
     ] = BUDGETS,
+    round_to: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Kept widths are multiples of it; auto takes such as run fast.",
+            rich_help_panel="Budget",
+        ),
+    ] = AUTO,
     data: options.OptionalData = None,
     classes: options.ClassNames = None,
     calibration: options.Calibration = None,
@@ -90,6 +100,7 @@ def explore(
     """Measure a network once, plan for many budgets, and write a page."""
     wanted = chosen(context)
     shares = [read_fraction("budgets", part) for part in budgets.split(",")]
+    widths = _multiples(round_to)
     if data is None and calibration is None:
         raise ArgumentError("there are no images to look at; give --data, or --calibration DIR (any folder of images)")
     check_weights(wanted)
@@ -101,7 +112,7 @@ def explore(
             more = {**wanted, "evaluate": False, "validation": 0.0}
             opened = open_task(more, runs.pick_device(device), tell=display.line)
             wanted |= {name: more[name] for name in wanted}
-        found = _explore(wanted, opened, sorted(set(shares), reverse=True), timeline, display)
+        found = _explore(wanted, opened, sorted(set(shares), reverse=True), widths, timeline, display)
         runs.write_config(folder, "explore", absolute(wanted) | note_code(wanted))
         page = explore_page(found)
         with output_errors(folder / PAGE_NAME):
@@ -117,7 +128,12 @@ def explore(
 
 
 def _explore(
-    wanted: dict[str, Any], opened: Opened, shares: Sequence[float], timeline: runs.Timeline, display: Display
+    wanted: dict[str, Any],
+    opened: Opened,
+    shares: Sequence[float],
+    widths: RoundTo,
+    timeline: runs.Timeline,
+    display: Display,
 ) -> dict[str, Any]:
     """Return the content of ``result.json``: of every budget, and of the whole network as the last row.
 
@@ -152,7 +168,7 @@ def _explore(
 
     with timeline.phase("measure and plan", announce=False):
         planner = measure(graph, pixels, seed=wanted["seed"], progress=display)
-        candidates = planner.sweep(shares, score, progress=display)
+        candidates = planner.sweep(shares, score, progress=display, round_to=widths)
     models = [*small, network.model]
     worth.append(evaluate.metrics(network.model, task, held_out).deciding)
     with timeline.phase("time all"):
@@ -193,6 +209,13 @@ def _explore(
     }
 
 
+def _multiples(text: str) -> RoundTo:
+    """Read what widths are to be multiples of."""
+    with contextlib.suppress(ValueError):
+        return Limits(AUTO if text == AUTO else int(text)).round_to
+    raise ArgumentError(f'round_to must be a whole number of at least 1 or "auto", but got round_to={text!r}')
+
+
 def _budget(candidate: Candidate | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a budget is, and the command that compresses to it."""
     if candidate is None:
@@ -209,7 +232,7 @@ def _budget(candidate: Candidate | None, wanted: Mapping[str, Any]) -> dict[str,
 
 COMMAND = (
     "model", "weights", "image_size", "mean", "std", "num_classes", "approximate", "data", "classes", "calibration",
-    "images", "ignore", "seed",
+    "images", "ignore", "round_to", "seed",
 )  # fmt: skip
 """Options that `compress` has alike."""
 
