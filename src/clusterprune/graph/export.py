@@ -96,10 +96,11 @@ _NO_STACKS = "do_not_emit_stack_traces"
 def silence() -> Generator[None, None, None]:
     """Keep the exporter's warnings, log and prints to itself: what a user needs to know is in our errors."""
     loggers = [logging.getLogger("torch")]
+    # Most have no level of their own and take that; to set each of torch's hundreds took a quarter of a trace.
     loggers += [
         logger
         for name, logger in logging.Logger.manager.loggerDict.items()
-        if name.startswith("torch.") and isinstance(logger, logging.Logger)
+        if name.startswith("torch.") and isinstance(logger, logging.Logger) and logger.level != logging.NOTSET
     ]
     levels = [logger.level for logger in loggers]
     emits = getattr(config, _NO_STACKS, None)

@@ -7,12 +7,14 @@ file is run only if the command names it too, and only if it is, byte for byte, 
 
 import hashlib
 import importlib.util
+import os
 import re
 import shlex
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -223,15 +225,25 @@ def _imported_beside(file: Path) -> list[Path]:
     """Return the modules of this process that lie in a file's folder or below, installed packages left out."""
     installed = [Path(place).resolve() for name, place in sysconfig.get_paths().items() if "lib" in name]
     installed += [Path(__file__).resolve().parents[1], file]
-    found = []
+    found: set[Path] = set()
+    # There are thousands of modules in hundreds of folders: as path objects they would take a second.
+    below = f"{str(file.parent).rstrip(os.sep)}{os.sep}"
     for module in list(sys.modules.values()):
         source = getattr(module, "__file__", None)
         if not isinstance(source, str) or not source.endswith(".py"):
             continue
-        path = Path(source).resolve()
-        if path.is_relative_to(file.parent) and not any(path.is_relative_to(place) for place in installed):
-            found.append(path)
-    return sorted(set(found))
+        folder, name = os.path.split(source)
+        place = f"{_resolved(folder)}{os.sep}{name}"
+        place = os.path.realpath(place) if os.path.islink(place) else place  # noqa: PTH114
+        if place.startswith(below) and not any(Path(place).is_relative_to(library) for library in installed):
+            found.add(Path(place))
+    return sorted(found)
+
+
+@cache
+def _resolved(folder: str) -> str:
+    """Return where a folder of imported modules really is, which does not change while they are in use."""
+    return os.path.realpath(folder)
 
 
 def _sha256(file: Path) -> str | None:
