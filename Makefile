@@ -12,8 +12,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PYTHON) -m pytest --numprocesses auto --dist worksteal
 
+# What takes minutes, and the laws on four times as many examples.
 slow: $(STAMP)
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m "slow or hypothesis"
 
 # Every public call and every command on a GPU, compared with the CPU. With PYTHON=python3 it runs what is installed.
 gpu: $(if $(filter $(VENV)/%,$(PYTHON)),$(STAMP))

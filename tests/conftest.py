@@ -7,20 +7,29 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from examples import MANY
 from postgres import Server, server
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from clusterprune.merge.bn_images import FromNorms
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A job in the background of a script ignores Ctrl-C, and so would every process that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a run of the slow tests draw all examples; ``-m "slow or hypothesis"`` has the laws among them."""
+    if config.option.markexpr.startswith("slow"):
+        os.environ[MANY] = "1"
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,18 @@ class Size:
     params: int
     macs: int
     macs_with_batch_norm: int
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_steps() -> Iterator[None]:
+    """Let images be made of norms in an eighth of the steps where a test states none: enough to be worked with."""
+    make = FromNorms.__init__
+    before = make.__defaults__ or ()
+    make.__defaults__ = tuple(
+        25 if field.name == "steps" else usual for field, usual in zip(fields(FromNorms), before, strict=True)
+    )
+    yield
+    make.__defaults__ = before
 
 
 @pytest.fixture(scope="session")

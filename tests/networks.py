@@ -14,6 +14,7 @@ from typing import Any
 import network_moves  # noqa: F401  (registers its blocks)
 import numpy as np
 import torch
+from examples import examples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from network_blocks import BLOCKS, CHAIN, WIDTHS, Block, build_chain
@@ -29,7 +30,7 @@ from clusterprune.surgery.masking import masked_state
 torch.set_num_threads(1)
 
 PROFILE = settings(
-    max_examples=300,
+    max_examples=examples(300),
     deadline=None,
     derandomize=True,
     print_blob=True,

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def quadratic_losses(graph: ChannelGraph) -> dict[str, np.ndarray]:
     return {g.name: np.linspace(0, 1, g.width) ** 2 * (i + 1) for i, g in enumerate(graph.prunable)}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(
     a=st.integers(2, 12),
     b=st.integers(2, 9),
@@ -130,7 +131,7 @@ def test_targets_are_met_closely_where_steps_are_fine(quantity):
         assert keep - 0.01 <= cost.total(quantity, widths) / cost.total(quantity) <= keep
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(keep=st.floats(0.2, 1.0), round_to=st.sampled_from([1, 2, 3, 4, 8]), min_width=st.integers(1, 20))
 def test_widths_keep_to_the_limits(keep: float, round_to: int, min_width: int):
     graph, cost = _small()

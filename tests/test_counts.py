@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import Phase, given, settings
 from networks import Network, Recipe, random_plan, recipes
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def test_a_share_is_met_on_the_compact_network_or_refused(kind: str):
         assert evaluate.macs(small, x) / evaluate.macs(model, x) == pytest.approx(keep, rel=0.01)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=examples(25), deadline=None, derandomize=True, phases=[Phase.generate])
 @given(recipes())
 def test_counts_of_random_networks_before_and_after_a_cut(recipe: Recipe):
     network = Network(recipe).eval()

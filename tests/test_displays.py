@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import Phase, given, settings
 from networks import Network, Recipe, random_plan, recipes
 from torch import nn
@@ -161,7 +162,7 @@ def test_a_summary_of_another_network_is_refused(resnet: tuple[cp.ChannelGraph, 
 
 
 @pytest.mark.filterwarnings("ignore::clusterprune.errors.UntrainableWarning")
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=examples(8), deadline=None, derandomize=True, phases=[Phase.generate])
 @given(recipes())
 def test_a_summary_counts_what_the_cut_network_has(recipe: Recipe) -> None:
     network = Network(recipe).eval()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -195,7 +196,7 @@ def written(plan: cp.Plan) -> tuple[Any, list[Any]]:
     return document, values
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(PLANS, PLANS, st.sampled_from([field.name for field in fields(cp.Plan)]))
 def test_plans_are_equal_if_what_they_write_is_but_for_notes(plan: cp.Plan, other: cp.Plan, field: str) -> None:
     assert copy.deepcopy(plan) == plan

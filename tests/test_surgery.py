@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from network_blocks import BLOCKS, CHAIN
 from networks import (
@@ -161,7 +162,7 @@ def check_twins_merge(model: Network, graph: cp.ChannelGraph, seed: int) -> None
         assert difference(small(*inputs), expected) < TOLERANCE
 
 
-@settings(PROFILE, max_examples=40)
+@settings(PROFILE, max_examples=examples(40))
 @given(recipe=recipes())
 def test_laws_hold_on_random_networks(recipe: Recipe) -> None:
     check_laws(recipe)

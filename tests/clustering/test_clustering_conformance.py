@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -97,7 +98,7 @@ class TestEveryClustering:
         assert clusters.n_noise == 0
         assert np.array_equal(clusters.labels, Clusters.from_labels(group).labels)
 
-    @settings(deadline=None, max_examples=12)
+    @settings(deadline=None, max_examples=examples(12))
     @given(vectors=points(), seed=st.integers(0, 2**31))
     def test_reordered_points_reorder_the_partition(self, clustering: Clustering, vectors: Tensor, seed: int) -> None:
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
@@ -105,7 +106,7 @@ class TestEveryClustering:
         actual = fit_exact(clustering, vectors, order)
         assert np.array_equal(actual.labels, expected.labels)
 
-    @settings(deadline=None, max_examples=12)
+    @settings(deadline=None, max_examples=examples(12))
     @given(vectors=points())
     def test_identical_points_share_a_label(self, clustering: Clustering, vectors: Tensor) -> None:
         labels = fit_exact(clustering, vectors).labels
@@ -113,7 +114,7 @@ class TestEveryClustering:
         for twin in range(int(twins.max()) + 1):
             assert np.unique(labels[(twins == twin).numpy()]).size == 1
 
-    @settings(deadline=None, max_examples=8)
+    @settings(deadline=None, max_examples=examples(8))
     @given(vectors=points())
     def test_clusters_are_numbered_without_gaps_and_counted(self, clustering: Clustering, vectors: Tensor) -> None:
         clusters = fit_exact(clustering, vectors)
@@ -220,7 +221,7 @@ class TestEveryClustering:
         assert clusters.n_kept == 1
         assert clusters.as_partition().medoids(torch.zeros(1, 1)).tolist() == [0]
 
-    @settings(deadline=None, max_examples=12)
+    @settings(deadline=None, max_examples=examples(12))
     @given(vectors=points())
     def test_at_the_end_of_its_knob_everything_is_one_cluster(self, clustering: Clustering, vectors: Tensor) -> None:
         vectors = torch.cat([vectors, vectors])  # more points than a cluster must have

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import cluster
@@ -45,7 +46,7 @@ def test_larger_eps_joins_everything() -> None:
     assert kept == [20, 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     eps=st.floats(0.05, 1.0),
     min_samples=st.integers(1, 6),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ def positions(split):
 COUNTS = st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(lambda c: 2 <= sum(c) <= 200)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(COUNTS, st.floats(0.05, 0.95), st.integers(0, 99))
 def test_holdout_parts_the_split_and_keeps_shares(counts, fraction, seed):
     split = numbered(counts)
@@ -68,7 +69,7 @@ def test_holdout_that_would_be_empty():
         data.holdout(numbered([1, 1]), 0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(COUNTS, st.data(), st.integers(0, 99))
 def test_sample_is_even(counts, draw, seed):
     split = numbered(counts)

@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from network_blocks import BLOCKS, CHAIN
 from networks import PROFILE, Network, Recipe, recipes
@@ -28,7 +29,7 @@ def paths(uses) -> list[str]:
     return [use.path.removeprefix("chain.blocks.") for use in uses]
 
 
-@settings(PROFILE, max_examples=12)
+@settings(PROFILE, max_examples=examples(12))
 @given(recipe=recipes(2, 4))
 def test_groups_are_a_partition(recipe: Recipe) -> None:
     model = Network(recipe)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from network_blocks import BLOCKS, CHAIN
 from networks import PROFILE, Network, Recipe, difference, recipes
@@ -26,7 +27,7 @@ def check(recipe: Recipe, batches: tuple[int, ...] = (1, 3)) -> None:
             assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-@settings(PROFILE, max_examples=25)
+@settings(PROFILE, max_examples=examples(25))
 @given(recipe=recipes(2, 4))
 def test_random_networks_run_at_any_batch_size(recipe: Recipe) -> None:
     check(recipe)

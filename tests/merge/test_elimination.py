@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -69,7 +70,7 @@ def test_a_linear_combination_goes_first_at_almost_no_cost(taps: int):
     assert path.loss[2] > 1e-3 * path.loss[-1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     channels=st.integers(2, 12),
     taps=st.sampled_from([1, 3, 9]),

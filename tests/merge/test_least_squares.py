@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,7 +27,7 @@ def random_rows(channels: int, seed: int = 0, shift: float = 1.0) -> Tensor:
     return torch.randn(600, channels, generator=generator, dtype=torch.float64) + shift
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 6), extra=st.integers(1, 5), with_offset=st.booleans())
 def test_linear_combinations_are_recovered_exactly(seed: int, k: int, extra: int, with_offset: bool):
     generator = torch.Generator().manual_seed(seed)

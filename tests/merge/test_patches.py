@@ -1,5 +1,6 @@
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +16,7 @@ def read(layer: nn.Module, x: torch.Tensor) -> tuple[PatchExtractor, torch.Tenso
 
 # PyTorch warns that it may copy the input when an even kernel is padded to "same".
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     channels=st.integers(1, 4),
     outputs=st.integers(1, 4),
@@ -41,7 +42,7 @@ def test_rows_times_kernel_is_the_convolution(channels, outputs, kernel, stride,
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     kernel=st.integers(1, 4),
     stride=st.integers(1, 3),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -277,7 +278,7 @@ def test_depthwise_layers_are_refitted_too():
     added=st.booleans(),
     normed=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_targets_move_only_where_a_rectifier_does_not_show_it(
     seed: int, bounds: tuple[float, float], added: bool, normed: bool
 ):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cp_networks import X, distinct, lively, plain, points, pruned, relative_error
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -149,7 +150,7 @@ def test_a_resumed_hook_does_the_same(clusters: object, tmp_path: object) -> Non
     assert all(torch.equal(value, resumed.tensors()[key]) for key, value in hook.tensors().items())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     width=st.integers(3, 24),
     depth=st.integers(1, 6),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import Grouped, Plain, ready
@@ -138,7 +139,7 @@ def resnet() -> cp.ChannelGraph:
     return traced_resnet()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     keep=st.floats(0.002, 1.0),
     criterion=st.sampled_from(["l1", "l2", "fpgm", "bn_scale", "random"]),

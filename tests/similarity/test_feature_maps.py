@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ def test_maps_without_spatial_extent_are_single_numbers() -> None:
     assert FeatureMaps("cosine").distances(maps)[0].tolist() == [0.0, 2.0, 0.0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(samples=st.integers(1, 9), cuts=st.sets(st.integers(1, 8)), seed=st.integers(0, 2**31))
 def test_streamed_mean_does_not_depend_on_the_batches(samples: int, cuts: set[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

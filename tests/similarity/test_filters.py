@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def test_folding_by_hand() -> None:
     torch.testing.assert_close(folded, torch.tensor([[2.0, 4.0, 3.0], [2.0, 4.0, 3.0]], dtype=torch.float64))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(seed=st.integers(0, 2**31), with_bias=st.booleans())
 def test_folded_filters_compute_what_convolution_and_batch_norm_do(seed: int, with_bias: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances as reference
@@ -69,7 +70,7 @@ def test_euclidean_keeps_the_digits_of_small_distances() -> None:
     assert pairwise_distances(rows, "euclidean")[0, 1].item() == expected
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     metric=st.sampled_from(["cosine", "euclidean", "manhattan", "chebyshev"]),
     count=st.integers(1, 12),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -100,7 +101,7 @@ def channel_values(draw: st.DrawFn) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 class TestEverySimilarity:
-    @settings(deadline=None, max_examples=20)
+    @settings(deadline=None, max_examples=examples(20))
     @given(channels=channel_values())
     def test_distances_are_distances(self, case: Case, channels: Tensor) -> None:
         distances = case.distances(channels)
@@ -111,7 +112,7 @@ class TestEverySimilarity:
         assert torch.equal(distances.diagonal(), torch.zeros(len(channels), dtype=torch.float64))
         assert (distances >= 0).all()
 
-    @settings(deadline=None, max_examples=20)
+    @settings(deadline=None, max_examples=examples(20))
     @given(channels=channel_values(), seed=st.integers(0, 2**31))
     def test_reordered_channels_reorder_the_distances(self, case: Case, channels: Tensor, seed: int) -> None:
         order = torch.randperm(len(channels), generator=torch.Generator().manual_seed(seed))
@@ -119,14 +120,14 @@ class TestEverySimilarity:
         torch.testing.assert_close(case.distances(channels[order]), expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(case.vectors(channels[order]), case.vectors(channels)[order])
 
-    @settings(deadline=None, max_examples=20)
+    @settings(deadline=None, max_examples=examples(20))
     @given(channels=channel_values())
     def test_identical_channels_are_at_distance_zero(self, case: Case, channels: Tensor) -> None:
         distances = case.distances(torch.cat([channels, channels]))
         count = len(channels)
         assert distances[:count, count:].diagonal().abs().max().item() == 0.0
 
-    @settings(deadline=None, max_examples=10)
+    @settings(deadline=None, max_examples=examples(10))
     @given(channels=channel_values())
     def test_same_input_same_result_and_input_untouched(self, case: Case, channels: Tensor) -> None:
         before = channels.clone()

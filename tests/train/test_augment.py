@@ -1,5 +1,6 @@
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,7 +26,7 @@ def windows(image: Tensor, flips: bool) -> list[Tensor]:
     return crops + [crop.flip(2) for crop in crops] * flips
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     count=st.integers(0, 6),
     channels=st.sampled_from([1, 3]),
