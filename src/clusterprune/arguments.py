@@ -10,71 +10,10 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.errors import ArgumentError
 
 Public = TypeVar("Public", bound=Callable[..., Any])
 LARGEST_SEED = (1 << 63) - 1
-
-
-def check_graph(graph: object) -> None:
-    """Check that an argument is what :func:`clusterprune.trace` returns.
-
-    Raises
-    ------
-    ArgumentError
-        If it is anything else, such as the model itself.
-    """
-    from clusterprune.graph import ChannelGraph
-
-    if isinstance(graph, ChannelGraph):
-        return
-    remedy = "trace the model first: graph = clusterprune.trace(model, example)"
-    if isinstance(graph, nn.Module):
-        raise ArgumentError(f"graph must be a traced model, but got the model itself, a {type_name(graph)}; {remedy}")
-    raise ArgumentError(f"graph must be a traced model, but got graph={type_name(graph)}; {remedy}")
-
-
-def check_model(model: object) -> None:
-    """Check that an argument is a network.
-
-    Raises
-    ------
-    ModelError
-        If it is not.
-    """
-    from clusterprune.graph import ChannelGraph
-
-    if isinstance(model, nn.Module):
-        return
-    if isinstance(model, ChannelGraph):
-        raise ModelError("model must be a torch.nn.Module, but got a traced one; the network is graph.model")
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, but got the class {model.__name__}; build it first")
-    raise ModelError(f"model must be a torch.nn.Module, but got model={type_name(model)}; build it first")
-
-
-def check_apply(model: object, plan: object, graph: object) -> None:
-    """Check the arguments of :func:`clusterprune.apply`.
-
-    Raises
-    ------
-    ArgumentError, ModelError
-        If one is of another type, or two are swapped.
-    """
-    from clusterprune.plan import Plan
-
-    if isinstance(model, Plan):
-        raise ArgumentError(
-            f"apply takes the model first, but got apply(Plan, {type_name(plan)}); write apply(model, plan)"
-        )
-    check_model(model)
-    if not isinstance(plan, Plan):
-        raise ArgumentError(
-            f"plan must be a Plan, but got plan={type_name(plan)}; make one with clusterprune.oneshot, or read it with "
-            "clusterprune.Plan.load(folder)"
-        )
-    if graph is not None:
-        check_graph(graph)
 
 
 def globs(ignore: object) -> tuple[str, ...]:

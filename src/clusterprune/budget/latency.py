@@ -9,14 +9,14 @@ do. The four are terms like those of the multiply-adds, so that the same search 
 between the layers moves numbers; of the network's time it gets what its layers leave, by the size of its maps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
 from torch import Tensor, fx
 
-from clusterprune.budget.cost import CostModel, Reader
+from clusterprune.budget.cost import Reader
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.ops import Extent, Term, named_arguments, op_of
 from clusterprune.runtimes.layer_times import LatencyTable, LayerShape
@@ -206,10 +206,3 @@ def _between(graph: ChannelGraph, ms: float) -> list[Term]:
     if total <= 0 or ms <= 0:
         return [Term(max(ms, 0.0), ())]
     return [replace(term, scale=ms / total) for term in sizes]
-
-
-def latency_cost(graph: ChannelGraph, terms: Sequence[Term]) -> CostModel:
-    """Return a cost model that knows the time of a network beside its multiply-adds and parameters."""
-    cost = CostModel(graph)
-    cost.add("latency", terms)
-    return cost

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clusterprune.arguments import check_model, type_name
+from clusterprune.arguments import type_name
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, ModelError
 from clusterprune.evaluate.metrics import metrics
+from clusterprune.graph.arguments import check_model
 from clusterprune.tasks import Classification
 
 

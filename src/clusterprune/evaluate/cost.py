@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clusterprune.arguments import check_model
 from clusterprune.errors import ModelError
 from clusterprune.evaluate.mode import Example, check_example, device_of, shapes_of
+from clusterprune.graph.arguments import check_model
 from clusterprune.graph.throwaway import evaluating
 
 

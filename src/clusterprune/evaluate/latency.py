@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from clusterprune.arguments import check_model, shown
+from clusterprune.arguments import shown
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.evaluate.mode import Example, check_example, on_device, shapes_of
+from clusterprune.graph.arguments import check_model
 from clusterprune.graph.throwaway import evaluating
 
 

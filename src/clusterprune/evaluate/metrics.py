@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from clusterprune.arguments import check_model, type_name
+from clusterprune.arguments import type_name
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, ModelError
 from clusterprune.evaluate.mode import dtype_of, on_device
+from clusterprune.graph.arguments import check_model
 from clusterprune.graph.throwaway import evaluating
 from clusterprune.tasks import Task
 

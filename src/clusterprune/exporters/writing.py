@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from clusterprune.arguments import check_model, type_name
+from clusterprune.arguments import type_name
 from clusterprune.errors import ArgumentError, ExportError, OutputError
 from clusterprune.exporters._base import Exported, Exporter, Runner, Source
 from clusterprune.exporters._registry import create
 from clusterprune.files.writing import output_errors
+from clusterprune.graph.arguments import check_model
 
 BATCHES = (1, 2, 7)
 """Numbers of images at which every file is run."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from clusterprune.arguments import globs
-from clusterprune.errors import ArgumentError, TraceError
+from clusterprune.errors import ArgumentError
 from clusterprune.graph.batch import BatchSize, find_batch_size
 from clusterprune.graph.groups import Group, find_links, made_and_read, size_of
 from clusterprune.graph.ops.norm import BatchNorm, find_batch_norms
@@ -203,11 +203,6 @@ class ChannelGraph:
         groups = (g if g.frozen is not None or g.name in names else replace(g, frozen=why) for g in self.groups)
         return replace(self, groups=tuple(groups))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
-        groups = tuple((group.name, group.width, group.frozen) for group in self.groups)
-        return _trace_again, (self.model, self.args, self.kwargs, self.walk.allow_approximate, groups, self.bound)
-
     def __repr__(self) -> str:
         """Say of what network it is, and how much of it may be cut; printing it says the rest."""
         free = self.prunable
@@ -226,28 +221,6 @@ class ChannelGraph:
     def __str__(self) -> str:
         """Describe groups, widths, producers, consumers, and what is frozen and why."""
         return _describe(self)
-
-
-def _trace_again(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    approximate: bool,
-    groups: tuple[tuple[str, int, str | None], ...],
-    bound: tuple[tuple[str, str], ...] = (),
-) -> ChannelGraph:
-    """Return the graph that was pickled, with the groups frozen that were."""
-    from clusterprune.graph.trace import trace
-
-    graph = trace(model, kwargs or args, approximate=approximate)
-    if [(group.name, group.width) for group in graph.groups] != [(name, width) for name, width, _ in groups]:
-        raise TraceError(
-            f"the pickled graph of {type(model).__name__} has other groups than a new trace of it; trace the model "
-            "where the graph is needed, and pickle the plan instead (Plan.save)"
-        )
-    frozen = zip(graph.groups, groups, strict=True)
-    as_they_were = tuple(replace(group, frozen=reason) for group, (_, _, reason) in frozen)
-    return replace(graph, groups=as_they_were, bound=bound)
 
 
 def _describe(graph: ChannelGraph) -> str:

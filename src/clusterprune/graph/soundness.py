@@ -23,7 +23,7 @@ _HOOKS: dict[type, tuple[str, str]] = {
 """Hooks that set a weight anew before every forward, where it cannot be cut: what they are called, and the remedy."""
 
 
-def check_model(model: nn.Module) -> None:
+def check_traceable(model: nn.Module) -> None:
     """Refuse modules that cannot be followed, by name and with the remedy."""
     for path, module in model.named_modules():
         name = f"the module {path!r}" if path else "the model"

@@ -1,6 +1,7 @@
 # pyright: reportUnnecessaryIsInstance=false
 """From a model to the groups of channels that can be cut together."""
 
+import copyreg
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from clusterprune.graph.channels import ChannelGraph
 from clusterprune.graph.export import Exported, export
 from clusterprune.graph.groups import find_groups
 from clusterprune.graph.propagate import propagate
-from clusterprune.graph.soundness import check_model, check_weights
+from clusterprune.graph.soundness import check_traceable, check_weights
 from clusterprune.graph.walk import LayerCall, TraceState
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -59,7 +60,7 @@ def trace(model: nn.Module, example: Example, *, ignore: Iterable[str] = (), app
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, but got {type(model).__name__}; build it first")
     args, kwargs = _with_model(model, *_inputs(example))
-    check_model(model)
+    check_traceable(model)
     check_weights(model)
     exported = export(model, args, kwargs)
     walk = TraceState(allow_approximate=approximate)
@@ -148,3 +149,32 @@ def _with_model(
         return args, kwargs
     (device,) = devices
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
+
+
+def _reduced(graph: ChannelGraph) -> tuple[Any, ...]:
+    """Pickle the model and its example, from which the graph is traced again: operators cannot be pickled."""
+    groups = tuple((group.name, group.width, group.frozen) for group in graph.groups)
+    return _trace_again, (graph.model, graph.args, graph.kwargs, graph.walk.allow_approximate, groups, graph.bound)
+
+
+def _trace_again(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    approximate: bool,
+    groups: tuple[tuple[str, int, str | None], ...],
+    bound: tuple[tuple[str, str], ...] = (),
+) -> ChannelGraph:
+    """Return the graph that was pickled, with the groups frozen that were."""
+    graph = trace(model, kwargs or args, approximate=approximate)
+    if [(group.name, group.width) for group in graph.groups] != [(name, width) for name, width, _ in groups]:
+        raise TraceError(
+            f"the pickled graph of {type(model).__name__} has other groups than a new trace of it; trace the model "
+            "where the graph is needed, and pickle the plan instead (Plan.save)"
+        )
+    frozen = zip(graph.groups, groups, strict=True)
+    as_they_were = tuple(replace(group, frozen=reason) for group, (_, _, reason) in frozen)
+    return replace(graph, groups=as_they_were, bound=bound)
+
+
+copyreg.pickle(ChannelGraph, _reduced)

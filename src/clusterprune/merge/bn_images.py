@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clusterprune.arguments import check_graph, check_progress, check_seed
+from clusterprune.arguments import check_progress, check_seed
 from clusterprune.budget.allocation import CostModel, example_batch
 from clusterprune.errors import ModelError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.program import Program, named_tensors
 from clusterprune.merge.data_free import noise_images

@@ -33,7 +33,7 @@ def order_channels(
     return paths
 
 
-def price(
+def with_losses(
     graph: ChannelGraph,
     paths: dict[str, RemovalOrder],
     measured: Measured,

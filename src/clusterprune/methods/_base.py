@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from clusterprune.arguments import check_instance, check_model, check_seed, shown
+from clusterprune.arguments import check_instance, check_seed, shown
 from clusterprune.errors import ArgumentError
 from clusterprune.files.locking import alone
 from clusterprune.files.writing import run_folder
+from clusterprune.graph.arguments import check_model
 from clusterprune.methods._settings import read_settings
 from clusterprune.methods._work import Network, Outcome, Work, silent, untold, unwatched
 from clusterprune.methods.foresight import Foresight

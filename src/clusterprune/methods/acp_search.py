@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from clusterprune import data, evaluate
-from clusterprune.arguments import check_graph, check_instance
+from clusterprune.arguments import check_instance
 from clusterprune.budget.allocation import CostModel
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
@@ -184,7 +185,7 @@ class StructureFitness:
         check_graph(graph)
         check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
         for name, split in (("train", task.train), ("validation", task.validation)):
-            if split is None or split.labels is None or not len(split):
+            if split is None or not len(split):
                 raise ArgumentError(f"{name} must hold images with their targets; hold some out of the training images")
         if config.samples > len(task.train):
             raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(task.train)}")

@@ -12,11 +12,12 @@ from typing import Literal, Unpack
 import numpy as np
 import torch
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, has_methods, renamed, shown
+from clusterprune.arguments import check_progress, check_seed, has_methods, renamed, shown
 from clusterprune.budget.allocation import CostModel
 from clusterprune.clustering import DBSCAN, Clustering
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge import Kept, Merging, MergingName, assemble, check_merging, read_merging

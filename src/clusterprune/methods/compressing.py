@@ -6,9 +6,10 @@ from typing import Any, Unpack, cast
 
 from torch import Tensor, nn
 
-from clusterprune.arguments import check_model, type_name
+from clusterprune.arguments import type_name
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import trace
+from clusterprune.graph.arguments import check_model
 from clusterprune.graph.images import Progress
 from clusterprune.graph.trace import Example
 from clusterprune.merge.divergence import Divergence

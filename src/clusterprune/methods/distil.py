@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from clusterprune.arguments import check_graph, check_instance, check_number, check_progress, check_seed
+from clusterprune.arguments import check_instance, check_number, check_progress, check_seed
 from clusterprune.errors import ArgumentError
 from clusterprune.files.tensors import read_tensors, tensor_bytes
 from clusterprune.files.writing import output_errors, replace_file
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress, gradient_batch_size, inputs_of, whole_batches
 from clusterprune.graph.ops.pointwise import is_addition
 from clusterprune.graph.program import Program, named_tensors

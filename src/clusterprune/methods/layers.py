@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, fx
 
-from clusterprune.arguments import check_graph
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.ops.pointwise import is_addition
 from clusterprune.graph.program import named_tensors
 

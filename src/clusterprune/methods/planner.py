@@ -9,11 +9,12 @@ from typing import Any, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, shown
+from clusterprune.arguments import check_progress, check_seed, shown
 from clusterprune.budget.allocation import CostModel, Quantity, example_batch
 from clusterprune.budget.several import solve_all
 from clusterprune.errors import ArgumentError, BudgetError
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.merge import Merging, merged
 from clusterprune.merge.bn_images import can_make_images, images_from_norms
@@ -23,7 +24,7 @@ from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.least_squares import LeastSquares
 from clusterprune.merge.measured import Measured, few_rows, images_for, moments_of
 from clusterprune.merge.measured import measure as measure_layers
-from clusterprune.merge.orders import kept_of, order_channels, price
+from clusterprune.merge.orders import kept_of, order_channels, with_losses
 from clusterprune.merge.statistics import release_memory
 from clusterprune.methods.budget import Budget, Goal, read_budget
 from clusterprune.methods.meeting import check_reachable, plan_for
@@ -214,7 +215,7 @@ class Planner:
         paths = order_channels(graph, self._groups, measured, damping=config.damping, progress=progress)
         clock.lap("order")
         if config.sensitivity == "fisher":
-            paths = price(
+            paths = with_losses(
                 graph, paths, measured,
                 damping=config.damping, temperature=config.temperature, work=config.macs_to_spend,
                 generator=generator, progress=progress,

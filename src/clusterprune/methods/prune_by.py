@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clusterprune.arguments import check_graph, check_progress, check_seed, renamed, shown
+from clusterprune.arguments import check_progress, check_seed, renamed, shown
 from clusterprune.budget.allocation import CostModel, Limits, Quantity
 from clusterprune.budget.several import solve_all
 from clusterprune.criteria import (
@@ -27,6 +27,7 @@ from clusterprune.criteria import (
 )
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph, Group
+from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress, inputs_of, whole_batches
 from clusterprune.merge import FreeMergingName, Kept, Merging, assemble, check_merging, read_merging
 from clusterprune.methods.budget import Budget, read_budget
@@ -59,7 +60,7 @@ def scores(
         What the images should give, for a criterion that differentiates a loss: a tensor, images first, or a function
         from positions to a batch's targets, as :meth:`clusterprune.tasks.Task.targets` makes one.
     task
-        Whose loss is differentiated. Without one, labels are classes, int64 (images,), and it is their cross entropy.
+        Whose loss is differentiated. Without one, labels are classes, int64 (images,), and it is a classification's.
     seed
         Of a criterion that draws its scores.
 

@@ -87,6 +87,9 @@ class GoogLeNet(nn.Module):
         Number of logits.
     """
 
+    compared_stages = ("inception_b3", "inception_e4", "inception_b5")
+    """Those whose maps ICP's authors compare with the original's."""
+
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.pre_layers = nn.Sequential(*conv_bn_relu(3, STEM_WIDTH, 3, bias=True))

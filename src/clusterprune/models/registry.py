@@ -8,7 +8,7 @@ from torch import nn
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.models import googlenet, resnet, ssd, vgg
 from clusterprune.models.heads import head_of
-from clusterprune.models.sources import from_file, from_timm, from_torchvision, suggestion
+from clusterprune.models.sources import from_file, from_timm, from_torchvision, in_torchvision, suggestion
 from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from clusterprune.models.weights import load_weights
 
@@ -105,8 +105,6 @@ def build(
 
 def _near(spec: str) -> str:
     """Suggest a close built-in name, or the same name in torchvision."""
-    from torchvision.models import list_models
-
-    if spec in list_models():
+    if in_torchvision(spec):
         return f"Did you mean torchvision:{spec}? "
     return suggestion(spec, [*BUILTIN, *DETECTORS])

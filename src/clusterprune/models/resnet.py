@@ -66,6 +66,9 @@ class ResNet(nn.Module):
         Number of logits.
     """
 
+    compared_stages = ("layer1", "layer2", "layer3")
+    """Those whose maps ICP's authors compare with the original's."""
+
     def __init__(self, blocks: int, num_classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)

@@ -31,15 +31,24 @@ def suggestion(word: str, names: Iterable[str]) -> str:
     return f"Did you mean {', '.join(by_folded[name] for name in close)}? " if close else ""
 
 
+def in_torchvision(name: str) -> bool:
+    """Tell whether torchvision has a network of this name."""
+    return name in _torchvision().list_models()
+
+
+def _torchvision() -> ModuleType:
+    from torchvision import models  # whose import takes seconds
+
+    return models
+
+
 def from_torchvision(spec: str) -> ModelSpec:
     """Resolve ``torchvision:NAME``: image classifiers and semantic segmentation, random weights.
 
     Input size and statistics are those of the first weights that torchvision published for the
     network. Auxiliary heads are left out.
     """
-    from torchvision import models
-
-    name = spec.partition(":")[2]
+    models, name = _torchvision(), spec.partition(":")[2]
     classifiers = models.list_models(module=models)
     segmenters = models.list_models(module=models.segmentation)
     if name not in (*classifiers, *segmenters):

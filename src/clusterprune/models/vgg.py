@@ -42,6 +42,12 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
         initialize_(self)
 
+    @property
+    def compared_stages(self) -> tuple[str, ...]:
+        """Those whose maps ICP's authors compare with the original's: the last before each of three poolings."""
+        pools = [index for index, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        return tuple(f"features.{index - 1}" for index in pools[1:4])
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (batch, num_classes)."""
         return self.classifier(self.pool(self.features(x)).flatten(1))

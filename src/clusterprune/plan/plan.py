@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from clusterprune.arguments import check_graph
 from clusterprune.errors import ArgumentError, PlanError
 from clusterprune.files.documents import repeated
 from clusterprune.graph import ChannelGraph
+from clusterprune.graph.arguments import check_graph
 from clusterprune.plan.document import read_plan, write_plan
 from clusterprune.plan.merge import Merge, check_merge, same_tensors, tables_of
 from clusterprune.plan.origin import describe_example, digest_of, fingerprint

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from clusterprune.arguments import check_apply
-from clusterprune.errors import UntrainableWarning
+from clusterprune.arguments import type_name
+from clusterprune.errors import ArgumentError, UntrainableWarning
 from clusterprune.graph import ChannelGraph, trace
+from clusterprune.graph.arguments import check_graph, check_model
 from clusterprune.graph.program import Program, moved, named_tensors
 from clusterprune.graph.rewrite import masked_norms, rewrite
 from clusterprune.graph.throwaway import duplicate
@@ -56,7 +57,7 @@ def apply(model: nn.Module, plan: Plan, *, graph: ChannelGraph | None = None) ->
     ArgumentError, ModelError
         If an argument is of another type, or two are swapped.
     """
-    check_apply(model, plan, graph)
+    _check(model, plan, graph)
     if graph is None or graph.model is not model or moved(graph) is not None:
         graph = trace(model, rebuild_example(plan.example), approximate=plan.approximate)
     plan.check(graph)
@@ -135,3 +136,25 @@ def _equivalence(graph: ChannelGraph, plan: Plan, state: State, cut: Cutter) -> 
 
 _DAMPED = 0.6
 """Gain of kernels in networks so deep that with a gain of one they are chaotic."""
+
+
+def _check(model: object, plan: object, graph: object) -> None:
+    """Check the arguments of :func:`apply`.
+
+    Raises
+    ------
+    ArgumentError, ModelError
+        If one is of another type, or two are swapped.
+    """
+    if isinstance(model, Plan):
+        raise ArgumentError(
+            f"apply takes the model first, but got apply(Plan, {type_name(plan)}); write apply(model, plan)"
+        )
+    check_model(model)
+    if not isinstance(plan, Plan):
+        raise ArgumentError(
+            f"plan must be a Plan, but got plan={type_name(plan)}; make one with clusterprune.oneshot, or read it with "
+            "clusterprune.Plan.load(folder)"
+        )
+    if graph is not None:
+        check_graph(graph)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from clusterprune.arguments import check_instance, check_model, type_name
+from clusterprune.arguments import check_instance, type_name
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.graph.arguments import check_model
 from clusterprune.surgery.history import why_untrainable
 from clusterprune.tasks import Task
 from clusterprune.train.average import WeightAverage
