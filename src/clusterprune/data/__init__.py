@@ -5,10 +5,11 @@
 """
 
 from clusterprune.data.boxes import AnnotationWarning, Boxes
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.normalize import normalize
 from clusterprune.data.registry import load, sources, unlabelled
 from clusterprune.data.sampling import holdout, sample
-from clusterprune.data.split import CorruptImageWarning, Dataset, Split
+from clusterprune.data.split import CorruptImageWarning, Split
 from clusterprune.data.tree import EmptyClassWarning
 
 __all__ = [

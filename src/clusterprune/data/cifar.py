@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.resize import check_size
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.split import Split
 from clusterprune.data.store import MemoryStore
 from clusterprune.data.tree import check_folder, load_tree
 from clusterprune.errors import DataError

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterprune.data.boxes import Faults, Named
-from clusterprune.data.split import Dataset
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.tree import check_folder
 from clusterprune.data.voc import Annotated, annotated, dataset_of
 from clusterprune.errors import DataError

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.sampling import holdout
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.split import Split
 
 CLASSES = tuple("0123456789")
 

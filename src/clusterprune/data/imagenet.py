@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clusterprune.data.split import Dataset
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.tree import check_folder, load_tree
 
 #: Photos differ in size, so some size is needed; this is the one that accuracies are quoted at.

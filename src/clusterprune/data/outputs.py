@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.dataset import Dataset
+from clusterprune.data.split import Split
 from clusterprune.errors import DataError
 from clusterprune.files.reading import ReadError, parse_json, read_text
 

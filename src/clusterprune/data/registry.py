@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from clusterprune.data.cifar import load_cifar10, load_cifar100
 from clusterprune.data.coco import load_coco
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.digits import load_digits
 from clusterprune.data.folder import load_folder
 from clusterprune.data.imagenet import load_imagenet
 from clusterprune.data.resize import check_size
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.split import Split
 from clusterprune.data.tree import unlabelled_split
 from clusterprune.data.voc import load_voc
 from clusterprune.errors import ArgumentError

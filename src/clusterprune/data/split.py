@@ -1,9 +1,9 @@
-"""A :class:`Split` is images with labels; a :class:`Dataset` is a training and a test split."""
+"""Images with labels."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -127,6 +127,14 @@ class Split:
         if self._all_boxes is None:
             return None
         return [NO_BOXES if n in self._store.damaged else self._all_boxes[n] for n in self._numbers.tolist()]
+
+    @property
+    def digest(self) -> str:
+        """A short digest of what the images are said to show, labels and boxes; their pixels are not read."""
+        known = [] if self.labels is None else [self.labels]
+        if self._all_boxes is not None:
+            known += [tensor for number in self._numbers.tolist() for tensor in self._all_boxes[number]]
+        return sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in known)).hexdigest()[:16]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -355,44 +363,3 @@ class Split:
                 return images[0]
         name = "" if labels is None else self.classes[int(labels[self._numbers[position]])]
         raise DataError(f"class {name!r} has no readable image. Fetch its images again, or remove the class.")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A named data set.
-
-    Attributes
-    ----------
-    name
-        The spec it was opened by, such as ``cifar10:DIR``.
-    classes
-        Class names, in the order of the labels.
-    splits
-        "train", "test" or both.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, Split] = field(repr=False)
-
-    @property
-    def train(self) -> Split:
-        """Images to learn from. Raises DataError when the data set has none."""
-        return self._get("train", "train/")
-
-    @property
-    def test(self) -> Split:
-        """Images to be read once, at the end. Raises DataError when the data set has none."""
-        return self._get("test", "test/ or val/")
-
-    def resized(self, size: int | None) -> "Dataset":
-        """Return the same data, read at another size; None is the images' own."""
-        return replace(self, splits={key: split.resized(size) for key, split in self.splits.items()})
-
-    def _get(self, key: str, where: str) -> Split:
-        if key not in self.splits:
-            raise DataError(
-                f"data set {self.name!r} has no {key} images. Add a folder {where} with one folder "
-                "per class, or do without this step."
-            )
-        return self.splits[key]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.decode import EXTENSIONS, is_image_name
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.split import Split
 from clusterprune.data.store import FileStore
 from clusterprune.errors import DataError
 from clusterprune.files.reading import exists, is_folder

@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 import torch
 
 from clusterprune.data.boxes import Boxes, Faults, Named, boxes_in, check_any
+from clusterprune.data.dataset import Dataset
 from clusterprune.data.decode import explain, is_image_name, shape_of
-from clusterprune.data.split import Dataset, Split
+from clusterprune.data.split import Split
 from clusterprune.data.store import FileStore
 from clusterprune.data.tree import check_folder
 from clusterprune.errors import DataError
