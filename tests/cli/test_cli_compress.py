@@ -57,7 +57,7 @@ def test_without_data_only_the_cost_is_measured(tiny: str, trained: Path, cli: C
 
     assert result.exit_code == 0, result.output
     assert json.loads(Path("run/result.json").read_text())["compressed"]["accuracy"] is None
-    assert "There are no test images, so no accuracy was measured." in result.stderr
+    assert "There are no test images, so only costs were measured." in result.stderr
     assert "accuracy" not in result.stdout
 
 

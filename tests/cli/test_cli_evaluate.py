@@ -113,7 +113,7 @@ class TestFolders:
         (images / "test").rename(images / "held")
 
         assert self.trained(cli, color, images) == 0
-        assert "has no test images, so no accuracy was measured" in self.said
+        assert "has no test images, so only costs were measured" in self.said
 
     def test_calibration_from_any_folder(self, color: str, images: Path, cli: Cli):
         assert self.trained(cli, color, images) == 0

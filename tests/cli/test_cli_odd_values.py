@@ -142,7 +142,7 @@ class TestClasses:
         options = ("compress", "--model", wide, "--weights", "wide.safetensors", "--data", "digits", "--keep-macs", 0.6)
         message = cli.fails(*options, "--out", "run")
         assert "has 1000 outputs, but data='digits' has 10 classes" in message
-        assert "leave the accuracy out with --no-evaluate" in message
+        assert "leave the test images out with --no-evaluate" in message
         assert "num_classes" not in message
         done = cli(*options, "--no-evaluate", "--out", "run")
         assert done.exit_code == 0, done.output

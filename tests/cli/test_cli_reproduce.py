@@ -54,9 +54,9 @@ def test_published_stands_beside_measured(trust: tuple[str, str], own: Path, cli
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "icp on build, digits, ε = 0.2, seeds 0, 1" in text
-    assert re.search(r"top-1, original 99\.50 % \d+\.\d\d % ", text)
-    assert re.search(r"top-1, compact 99\.25 % \d+\.\d\d ±\d+\.\d\d % ", text)
-    assert re.search(r"top-1, points lost 0\.25 -?\d+\.\d\d ±", text)
+    assert re.search(r"top-1 accuracy, original 99\.50 % \d+\.\d\d % ", text)
+    assert re.search(r"top-1 accuracy, compact 99\.25 % \d+\.\d\d ±\d+\.\d\d % ", text)
+    assert re.search(r"top-1 accuracy, points lost 0\.25 -?\d+\.\d\d ±", text)
     assert re.search(r"parameters, original - 0\.00 M parameters removed - \d+\.\d\d ±\d+\.\d\d % ", text)
     assert re.search(r"MACs removed 40\.00 % \d+\.\d\d ±\d+\.\d\d % ", text)
     assert "Published in Nobody (2026), table 1." in text

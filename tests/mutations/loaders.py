@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import data, runs
-from clusterprune.cli.console import comparison, single
+from clusterprune.cli.closing import comparison, single
 from clusterprune.files.reading import seal, sha256_of
 from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.models import load_weights

@@ -50,7 +50,7 @@ COMMANDS = {
     "worker": "Help a run of 'compress' to search: evaluate structures beside it, on this machine or another.",
     "export": "Write a model as ONNX, .pt2, plain PyTorch or int8, checked against PyTorch and timed beside it.",
     "report": "Show what runs have found: a page of charts and checks, a comparison of runs, figures, tables.",
-    "evaluate": "Measure accuracy, multiply-adds, parameters and latency of a model or of an earlier run.",
+    "evaluate": "Measure a model or an earlier run on test images, and its multiply-adds, parameters and latency.",
 }
 """The commands, in the order of the help, and what each does; the module of that name has it, under that name."""
 _explanations: list[Callable[[], str]] = []

@@ -13,9 +13,10 @@ from rich.table import Table
 from clusterprune import evaluate, runs
 from clusterprune.budget.allocation import check_fraction
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
 from clusterprune.cli.command import command
 from clusterprune.cli.console import show, table
-from clusterprune.cli.opening import Opened, absolute, open_task, read_seeds, require
+from clusterprune.cli.opening import Opened, open_task, read_seeds, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.reporting import leave_report
@@ -29,6 +30,7 @@ from clusterprune.report import REPORT_NAME
 from clusterprune.studies.comparison import TRAINING as BASE
 from clusterprune.studies.comparison import Contender, Entry, finished, label, method_of
 from clusterprune.studies.comparison import compare as compete
+from clusterprune.tasks import TITLES
 from clusterprune.train import TrainConfig
 from clusterprune.train.processes import join
 
@@ -123,7 +125,7 @@ def compare(
     config: options.Config = None,
     debug: options.Debug = False,
 ) -> None:
-    """Run every method with every seed, and print who keeps the most accuracy."""
+    """Run every method with every seed, and print who keeps the most."""
     wanted = chosen(context)
     folder = out.expanduser()
     if resume:
@@ -208,11 +210,11 @@ def _compete(
 def _whole(opened: Opened, test: Split) -> dict[str, Any]:
     subject = opened.subject
     task = require(opened.task, "data", "give --data")
-    accuracy = evaluate.metrics(subject.model, task, test).deciding
     return {
         "params": evaluate.params(subject.model),
         "macs": evaluate.macs(subject.model, subject.example),
-        "accuracy": accuracy,
+        "accuracy": evaluate.metrics(subject.model, task, test).deciding,
+        "metric": task.metrics[0],
     }
 
 
@@ -228,7 +230,8 @@ def ranking(
         spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.2f}{spread}"
 
-    title = f"{model} ({whole['accuracy']:.2f} %) at {100 * keep_macs:g} % of its MACs: top-1 percent on test"
+    what = f"{TITLES[whole['metric']]} in percent"
+    title = f"{model} ({whole['accuracy']:.2f} %) at {100 * keep_macs:g} % of its MACs: {what}, on test"
     found = table(title, ["method", "MACs", "parameters", "after the cut", "after training", "change"])
     order = sorted(by_name, key=lambda name: -statistics.mean(e.accuracy for e in by_name[name]))
     for name in order:

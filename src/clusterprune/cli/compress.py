@@ -14,11 +14,13 @@ from rich.table import Table
 
 from clusterprune import runs, save
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
+from clusterprune.cli.closing import budgets, comparison
 from clusterprune.cli.command import command
-from clusterprune.cli.console import comparison, duration, milliseconds, percent, show, table
+from clusterprune.cli.console import duration, show
 from clusterprune.cli.job import Job, describe
 from clusterprune.cli.measuring import measure_both, runtime_of
-from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
+from clusterprune.cli.opening import Opened, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.reporting import leave_report
@@ -33,7 +35,6 @@ from clusterprune.methods.foresight import GIB, Foresight
 from clusterprune.methods.latency import Clock
 from clusterprune.report import REPORT_NAME
 from clusterprune.search import study_header
-from clusterprune.tables import count
 from clusterprune.train import TrainConfig, here
 from clusterprune.train.processes import join
 
@@ -78,7 +79,7 @@ def compress(
     calibration: options.Calibration = None,
     evaluate: Annotated[
         bool,
-        typer.Option(help="Measure the accuracy before and after on the test split.", rich_help_panel="Data"),
+        typer.Option(help="Measure the network before and after on the test split.", rich_help_panel="Data"),
     ] = True,
     method: Annotated[
         str,
@@ -130,7 +131,7 @@ def compress(
     else:
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
-    asked = [Asked.read(wanted | budget) for budget in several or [{}]]
+    asked = [Request.read(wanted | budget) for budget in several or [{}]]
     join(asked[0].training or TrainConfig(device=wanted["device"]))
     if dry_run:
         show(*_foresee(wanted, asked))
@@ -140,7 +141,7 @@ def compress(
         if several:
             named = dict(zip(map(folder_of, several), asked, strict=True))
             together = _run_several(folder, wanted, named, display, resume)
-            show(together, budgets_table(f"{wanted['model']}: compressed by {wanted['method']}", together))
+            show(together, budgets(f"{wanted['model']}: compressed by {wanted['method']}", together))
             return
         result = _run(folder, wanted, asked[0], display, resume=resume)
     # What earlier sessions took is not known; the record has the time of every training.
@@ -154,7 +155,7 @@ def compress(
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What the options ask for, read and checked before any data is opened."""
 
     method: Method
@@ -162,7 +163,7 @@ class Asked:
     training: TrainConfig | None
 
     @classmethod
-    def read(cls, wanted: dict[str, Any]) -> "Asked":
+    def read(cls, wanted: dict[str, Any]) -> "Request":
         """Read the options of a run.
 
         Raises
@@ -208,7 +209,7 @@ def clock_of(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"latency": f"{clock.runtime}:batch={clock.batch}"} if timed else {}
 
 
-def _foresee(wanted: dict[str, Any], asked: Sequence[Asked]) -> tuple[dict[str, Any], str]:
+def _foresee(wanted: dict[str, Any], asked: Sequence[Request]) -> tuple[dict[str, Any], str]:
     """Check all that can be checked before any work, and say what is expected."""
     with Display() as display:
         timeline, memory = runs.Timeline(display), dict[str, Any]()
@@ -228,7 +229,7 @@ def _foresee(wanted: dict[str, Any], asked: Sequence[Asked]) -> tuple[dict[str, 
     return {"command": "compress", "dry_run": True, "seconds": round(seconds, 1), "bytes": most}, told
 
 
-def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *, resume: bool) -> dict[str, Any]:
+def _run(folder: Path, wanted: dict[str, Any], asked: Request, display: Display, *, resume: bool) -> dict[str, Any]:
     """Compress at one budget, measure and write; return the content of ``result.json``."""
     timeline = runs.Timeline(display)
     opened = _open(wanted, asked, timeline, display)
@@ -236,7 +237,7 @@ def _run(folder: Path, wanted: dict[str, Any], asked: Asked, display: Display, *
 
 
 def _run_several(
-    folder: Path, wanted: dict[str, Any], asked: dict[str, "Asked"], display: Display, resume: bool
+    folder: Path, wanted: dict[str, Any], asked: dict[str, "Request"], display: Display, resume: bool
 ) -> dict[str, Any]:
     """Compress at several budgets, each in a folder of its own, and all with one measurement of the network."""
     timeline = runs.Timeline(display)
@@ -267,14 +268,14 @@ def _run_several(
     return together
 
 
-def _open(wanted: dict[str, Any], asked: Asked, timeline: runs.Timeline, display: Display) -> Opened:
+def _open(wanted: dict[str, Any], asked: Request, timeline: runs.Timeline, display: Display) -> Opened:
     with timeline.phase("open data and model"):
         _, device = join(asked.training or TrainConfig(device=wanted["device"]))
         return open_task(wanted, device, trains=asked.training is not None, tell=display.line)
 
 
 def _compress(
-    folder: Path, wanted: dict[str, Any], asked: Asked, opened: Opened, timeline: runs.Timeline, display: Display, *,
+    folder: Path, wanted: dict[str, Any], asked: Request, opened: Opened, timeline: runs.Timeline, display: Display, *,
     resume: bool, memory: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Compress, measure and write; return the content of ``result.json``.
@@ -326,7 +327,7 @@ def _compress(
         raise
 
 
-def _about(wanted: dict[str, Any], asked: Asked, opened: Opened) -> dict[str, Any] | None:
+def _about(wanted: dict[str, Any], asked: Request, opened: Opened) -> dict[str, Any] | None:
     """Return what a search tells its workers, having checked that it is not another's."""
     place = asked.method.joined_at
     if place is None or asked.training is None or opened.task is None:
@@ -345,15 +346,3 @@ def folder_of(budget: Mapping[str, float]) -> str:
 
 def _comparison(title: str, result: Mapping[str, Any]) -> Table:
     return comparison(title, {**result["baseline"], **runtime_of(result.get("runtime"))}, result["compressed"])
-
-
-def budgets_table(title: str, together: Mapping[str, Any]) -> Table:
-    """Return the closing table of several budgets."""
-    made = table(title, ("folder", "MACs", "parameters", "top-1 accuracy", "latency"))
-    results = together["budgets"]
-    whole = next(iter(results.values()))["baseline"]
-    for name, one in {"(whole)": whole, **{name: result["compressed"] for name, result in results.items()}}.items():
-        made.add_row(
-            name, count(one["macs"]), count(one["params"]), percent(one["accuracy"]), milliseconds(one["latency_ms"])
-        )
-    return made

@@ -1,4 +1,4 @@
-"""What the terminal shows: numbers, and the closing tables."""
+"""What the terminal shows: results, numbers and tables. Nothing heavy is imported here."""
 
 import io
 import json
@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterprune.files.credentials import hidden
-from clusterprune.tables import count
 
 _PIPE_WIDTH = 100
 
@@ -101,61 +100,3 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     for index, name in enumerate(columns):
         made.add_column(name, justify="left" if index < left else "right", overflow="fold")
     return made
-
-
-ACCURACIES = (
-    ("top-1 accuracy", "accuracy"),
-    ("top-5 accuracy", "accuracy_top5"),
-    ("mAP50 (VOC)", "map50"),
-    ("mAP50 (VOC2007, 11 points)", "map50_11point"),
-    ("mAP (COCO)", "map"),
-    ("agreement", "agreement"),
-)
-"""What tables call the percentages that tasks measure, in this order."""
-
-
-def comparison(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Return the closing table of a compression: what it cost, and what it brought."""
-    made = table(title, ("", "baseline", "compressed", "change"))
-    for name, key in (("MACs", "macs"), ("parameters", "params")):
-        made.add_row(name, count(before[key]), count(after[key]), _fewer(before[key], after[key]))
-    for name, key in ACCURACIES:
-        if before.get(key) is not None and after.get(key) is not None:
-            made.add_row(name, percent(before[key]), percent(after[key]), points(after[key] - before[key]))
-    made.add_row(
-        latency_name(before),
-        milliseconds(before["latency_ms"]),
-        milliseconds(after["latency_ms"]),
-        f"{before['latency_ms'] / after['latency_ms']:.2f} x as fast",
-    )
-    return made
-
-
-def single(title: str, values: Mapping[str, Any]) -> Table:
-    """Return the table of one model."""
-    made = table(title, ("", "measured"))
-    for name, key in ACCURACIES:
-        if values.get(key) is not None:
-            made.add_row(name, percent(values[key]))
-    if values["images"]:
-        made.add_row("test images", f"{values['images']:,}")
-    made.add_row("MACs", count(values["macs"]))
-    made.add_row("parameters", count(values["params"]))
-    made.add_row(latency_name(values), milliseconds(values["latency_ms"]))
-    return made
-
-
-def latency_name(values: Mapping[str, Any]) -> str:
-    """Say what a latency is of: latency, 8 images, onnxruntime:threads=1."""
-    batch = values["latency_batch"]
-    return ", ".join([f"latency, {batch} image{'s' if batch > 1 else ''}", *filter(None, [values.get("runtime")])])
-
-
-def points(change: float) -> str:
-    """Return a change of accuracy in percentage points."""
-    return f"{change:+.2f} points"
-
-
-def _fewer(before: int, after: int) -> str:
-    kept = 100 * after / before if before else 100.0
-    return f"{kept:.1f} % kept"

@@ -14,6 +14,7 @@ from clusterprune.cli.console import milliseconds, percent, show, table
 from clusterprune.cli.progress import Display
 from clusterprune.studies.demo import DemoResult, demonstrate
 from clusterprune.tables import count
+from clusterprune.tasks import percentages
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -66,18 +67,18 @@ def demo(
 
 def _table(result: DemoResult) -> Table:
 
-    batch = result.rows[0].measured.latency_batch
-    made = table("", ("", "MACs", "params", "accuracy", "drop", f"latency ({batch})", "seconds"))
-    made.columns[0].no_wrap = True
     baseline = result.rows[0].measured
+    batch, (deciding, worth) = baseline.latency_batch, next(iter(percentages(baseline.metrics).items()))
+    made = table("", ("", "MACs", "params", worth, "drop", f"latency ({batch})", "seconds"))
+    made.columns[0].no_wrap = True
     for row in result.rows:
         values = row.measured
-        change = (values.metrics["accuracy"] or 0.0) - (baseline.metrics["accuracy"] or 0.0)
+        change = (values.metrics[deciding] or 0.0) - (baseline.metrics[deciding] or 0.0)
         made.add_row(
             row.name,
             count(values.macs),
             count(values.params),
-            percent(values.metrics["accuracy"]),
+            percent(values.metrics[deciding]),
             "" if values is baseline else f"{change:+.2f}",
             milliseconds(values.latency_ms),
             f"{row.seconds:.1f}",

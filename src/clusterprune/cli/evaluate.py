@@ -9,8 +9,9 @@ import typer
 
 from clusterprune import runs
 from clusterprune.cli import options
+from clusterprune.cli.closing import single
 from clusterprune.cli.command import command
-from clusterprune.cli.console import show, single
+from clusterprune.cli.console import show
 from clusterprune.cli.measuring import runtime_of
 from clusterprune.cli.opening import open_path
 from clusterprune.cli.progress import Display
@@ -61,7 +62,7 @@ def evaluate(
             found = open_path(path, given, trust, runs.pick_device(device), display.line)
         subject, test = found.subject, found.data.splits.get("test") if found.data is not None else None
         if test is None:
-            display.line("There are no test images, so the accuracy is not measured; name them by --data.", "yellow")
+            display.line("There are no test images, so only costs are measured; name them by --data.", "yellow")
         with timeline.phase("measure") as tell:
             measured = runs.measure(
                 subject.model,

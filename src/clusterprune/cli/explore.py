@@ -14,9 +14,10 @@ from rich.table import Table
 from clusterprune import evaluate, runs
 from clusterprune.budget.limits import AUTO, Limits, RoundTo
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
 from clusterprune.cli.command import command
 from clusterprune.cli.console import duration, milliseconds, show, table
-from clusterprune.cli.opening import Opened, absolute, check_weights, open_task
+from clusterprune.cli.opening import Opened, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import own_folder

@@ -16,7 +16,7 @@ from clusterprune import evaluate as evaluation
 from clusterprune import exporters, runs
 from clusterprune.cli import options
 from clusterprune.cli.command import command
-from clusterprune.cli.console import ACCURACIES, milliseconds, percent, show, size, table
+from clusterprune.cli.console import milliseconds, percent, show, size, table
 from clusterprune.cli.inputs import at_size
 from clusterprune.cli.opening import Found, Subject, open_path, require
 from clusterprune.cli.progress import Display
@@ -27,6 +27,7 @@ from clusterprune.exporters import Exporter, FromFile
 from clusterprune.methods._settings import checked_values
 from clusterprune.runtimes.racing import Race, race
 from clusterprune.runtimes.running import Torch, clock_of
+from clusterprune.tasks import percentages
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -105,7 +106,7 @@ def export(
     images: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them.", rich_help_panel="Data")] = 256,
     evaluate: Annotated[
         bool,
-        typer.Option(help="Measure the accuracy of the file on the test split.", rich_help_panel="Data"),
+        typer.Option(help="Measure the file too on the test split.", rich_help_panel="Data"),
     ] = True,
     latency_batch: options.LatencyBatch = 1,
     threads: Annotated[
@@ -266,8 +267,7 @@ def _table(title: str, result: dict[str, Any]) -> Table:
     made.add_row("as fast", "", told if result["certain"] else f"the same within the spread, {told}")
     batches = ", ".join(map(str, result["batches"]))
     made.add_row(f"largest difference, batches {batches}", "", f"{result['difference']:.1e}")
-    for name, key in ACCURACIES:
-        if result.get(key) is not None:
-            beside = result.get(f"pytorch_{key}")
-            made.add_row(name, "" if beside is None else percent(beside), percent(result[key]))
+    for key, name in percentages(result).items():
+        beside = result.get(f"pytorch_{key}")
+        made.add_row(name, "" if beside is None else percent(beside), percent(result[key]))
     return made

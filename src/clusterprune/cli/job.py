@@ -1,13 +1,12 @@
 """What a worker must know to join a search: noted in the study by the run that begins it, and checked when read."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clusterprune.cli.opening import absolute
+from clusterprune.cli.absolute import absolute
 from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, DataError, WeightsError
 from clusterprune.methods import Network
@@ -31,7 +30,7 @@ class Job(BaseModel):
     code
         What the model's own Python file was, where it has one.
     weights_digest, train_digest, validation_digest
-        Of the network's weights; number of images, and a digest of their labels.
+        Of the network's weights; number of images, and a digest of what they show.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -127,7 +126,4 @@ def describe(
 
 
 def _describe(split: Split | None) -> str:
-    if split is None:
-        return "none"
-    labels = b"" if split.labels is None else split.labels.cpu().long().numpy().tobytes()
-    return f"{len(split)} images, labels {hashlib.sha256(labels).hexdigest()[:16]}"
+    return "none" if split is None else f"{len(split)} images, {split.digest}"

@@ -58,7 +58,7 @@ def measure_both(
             found = replace(found, latency_ms=latency.median_ms, latency_iqr_ms=latency.iqr_ms)
         measured[name], by_class[name] = found.to_dict(), counted
     if test is None and wanted["evaluate"]:
-        display.line("There are no test images, so no accuracy was measured.", "yellow")
+        display.line("There are no test images, so only costs were measured.", "yellow")
     result = {
         "command": "compress",
         "method": wanted["method"],

@@ -15,7 +15,7 @@ from clusterprune.cli.inputs import at_size, first_of, settle_input, square_size
 from clusterprune.cli.locating import Located, known_classes, locate
 from clusterprune.cli.trusting import check_named
 from clusterprune.data import Dataset, Split
-from clusterprune.data.outputs import IMAGENET, for_outputs
+from clusterprune.data.outputs import for_outputs
 from clusterprune.errors import ArgumentError, DataError, ModelError, WeightsError
 from clusterprune.files.reading import exists
 from clusterprune.graph.throwaway import evaluating
@@ -84,7 +84,7 @@ def open_model(
 def fit_classes(
     subject: Subject, dataset: Dataset, classes: str | None, tell: Callable[[str], None], remedy: str = ""
 ) -> Dataset:
-    """Check before any long work that the model has an output for every class of the data; return these, so labelled.
+    """Check before any long work that the model has an output for every class of the data; return them so.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ class Found:
     located
         Where it was, and what was said of it there.
     data
-        Labelled by the model's outputs; None where there are none.
+        Its classes are the model's outputs; None where there are none.
     task
         What the model is for, on the test images; None where there are none.
     """
@@ -239,7 +239,7 @@ def open_task(
         model does not state of its input are noted there, so that the run's folder is enough to build the model again.
     trains
         Whether anything is trained. Else no image is held out, and outputs need not be the data's classes if no
-        accuracy is measured.
+        test image is run through it.
     tell
         Is told what the model reads, and which classes the data show.
 
@@ -262,7 +262,7 @@ def open_task(
     calibration = None if calibration is None else at_size(calibration, spec)
     test = dataset.splits.get("test") if dataset is not None and wanted.get("evaluate", True) else None
     if dataset is not None and (trains or test is not None):
-        remedy = "" if trains else "; or leave the accuracy out with --no-evaluate"
+        remedy = "" if trains else "; or leave the test images out with --no-evaluate"
         dataset = fit_classes(subject, dataset, wanted.get("classes"), tell, remedy)
         test = dataset.splits.get("test") if test is not None else None
     task, images = None, calibration
@@ -288,7 +288,7 @@ def origin_of(spec: ModelSpec, classes: int | None, located: Located | None, dat
     Parameters
     ----------
     dataset
-        Labelled by the model's outputs; None where there is none, and the names of the outputs are those that the
+        Its classes are the model's outputs; None where there is none, and the names of the outputs are those that the
         weights' folder has.
     """
     names = () if located is None or located.origin is None else located.origin.classes
@@ -316,48 +316,6 @@ def check_weights(wanted: dict[str, Any]) -> None:
         raise ArgumentError(
             f"weights is missing: model={wanted['model']!r} would have random weights; give --weights FILE"
         )
-
-
-def absolute_model(name: str) -> str:
-    """Return a model's name such that it means the same from every folder."""
-    path, colon, factory = name.rpartition(":")
-    return f"{Path(path).expanduser().resolve()}:{factory}" if colon and path.endswith(".py") else name
-
-
-def _absolute_method(text: str) -> str:
-    """Return a method's name, and what is said of its settings behind it, with the absolute path of its file."""
-    file, name, *more = text.split(":")
-    return ":".join([absolute_model(f"{file}:{name}"), *more]) if file.endswith(".py") else text
-
-
-def absolute_data(name: str) -> str:
-    """Return a data set's name such that it means the same from every folder."""
-    kind, colon, folder = name.partition(":")
-    return f"{kind}:{Path(folder).expanduser().resolve()}" if colon and folder else name
-
-
-def absolute_storage(name: str) -> str:
-    """Return a storage's name such that it means the same from every folder; a server's URL is left as it is."""
-    file = name.removeprefix("sqlite:///")
-    return name if "://" in file else f"sqlite:///{Path(file).expanduser().resolve()}"
-
-
-def absolute(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a run such that they mean the same from every folder."""
-    found = dict(options)
-    if found.get("model"):
-        found["model"] = absolute_model(found["model"])
-    for name in ("method", "methods"):
-        if ".py:" in str(found.get(name)):
-            found[name] = ",".join(_absolute_method(one) for one in found[name].split(","))
-    if found.get("data"):
-        found["data"] = absolute_data(found["data"])
-    for name in ("weights", "calibration", "classes"):
-        if found.get(name) is not None and found[name] != IMAGENET:
-            found[name] = str(Path(found[name]).expanduser().resolve())
-    if found.get("storage"):
-        found["storage"] = absolute_storage(found["storage"])
-    return found
 
 
 def require(value: Any, name: str, why: str) -> Any:

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from clusterprune import models, runs, studies
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
 from clusterprune.cli.command import command
 from clusterprune.cli.console import show, table
 from clusterprune.cli.locating import locate
-from clusterprune.cli.opening import absolute, open_data, read_seeds, require
+from clusterprune.cli.opening import open_data, read_seeds, require
 from clusterprune.cli.presets import chosen, given, preset_file, remember_resume
 from clusterprune.cli.progress import Display
 from clusterprune.cli.reporting import leave_report
@@ -26,7 +27,9 @@ from clusterprune.cli.watching import Watch
 from clusterprune.data import Dataset
 from clusterprune.errors import ArgumentError
 from clusterprune.studies import Recipe, Reproduction
+from clusterprune.studies.recipe import Published
 from clusterprune.studies.reproduction import check_data
+from clusterprune.tasks import percentages
 from clusterprune.train import TrainConfig
 from clusterprune.train.config import resolve_device
 from clusterprune.train.processes import join
@@ -209,28 +212,34 @@ def _result(made: Reproduction, seconds: dict[str, float], more: dict[str, Any])
 
 def table_of(recipes: list[Recipe]) -> Table:
     """Return what ``--list`` shows."""
-    columns = ("recipe", "network", "data", "method", "knob", "top-1", "drop", "MACs")
+    columns = ("recipe", "network", "data", "method", "knob", "worth", "drop", "MACs")
     found = table(f"{len(recipes)} recipes, with what was published", columns, left=5)
     found.collapse_padding = True
     found.columns[0].no_wrap = True
-    found.caption = "top-1 percent (of detectors mAP50) before and after, points lost, percent of the MACs removed"
+    found.caption = (
+        "worth: what decides in the network's task, percent on test, before and after; points lost; percent of the "
+        "MACs removed"
+    )
     for one in recipes:
         row = [one.name, one.model.rpartition(":")[2], one.data, one.method, one.knob]
         if (paper := one.published) is not None:
-            row += [f"{paper.baseline.accuracy:.2f} → {paper.compressed.accuracy:.2f}", f"{paper.drop:.2f}"]
+            row += [_worth(paper), f"{paper.drop:.2f}"]
             row += ["-" if paper.macs_removed is None else f"{paper.macs_removed:.1f}"]
         found.add_row(*row)
     return found
 
 
+def _worth(paper: Published) -> str:
+    return f"{paper.baseline.worth[0]:.2f} → {paper.compressed.worth[0]:.2f}"
+
+
 def ablations_of(recipes: Sequence[tuple[str, Recipe]]) -> Table:
     """Return what ``--list`` shows of ablations: which row of a table each is."""
-    found = table(f"{len(recipes)} ablations", ("recipe", "table", "top-1", "drop"))
+    found = table(f"{len(recipes)} ablations", ("recipe", "table", "worth, %", "drop"))
     found.columns[0].no_wrap = True
     for name, one in recipes:
         if (paper := one.published) is not None:
-            accuracy = f"{paper.baseline.accuracy:.2f} → {paper.compressed.accuracy:.2f}"
-            found.add_row(name, f"{one.method.upper()}, {paper.table}", accuracy, f"{paper.drop:.2f}")
+            found.add_row(name, f"{one.method.upper()}, {paper.table}", _worth(paper), f"{paper.drop:.2f}")
     return found
 
 
@@ -250,12 +259,10 @@ def comparison(made: Reproduction) -> Table:
     def add_original(name: str, unit: str, published: float | None, measured: float) -> None:
         found.add_row(name, "-" if published is None else f"{published:.2f}{unit}", f"{measured:.2f}{unit}")
 
-    decides = next(iter(base.metrics))
-    for key, name in (("accuracy", "top-1" if decides == "accuracy" else decides), ("accuracy_top5", "top-5")):
-        before, after = (getattr(one, key) for one in (paper.baseline, paper.compressed)) if paper else (None, None)
-        if key == "accuracy_top5" and before is None:
+    pairs = zip(paper.baseline.worth, paper.compressed.worth, strict=True) if paper else [(None, None)]
+    for (key, name), (before, after) in zip(percentages(base.metrics).items(), pairs, strict=False):
+        if before is None and found.row_count:
             continue
-        key = decides if key == "accuracy" else key
         whole = base.figures[key]
         lost = None if before is None or after is None else before - after
         add_original(f"{name}, original", " %", before, whole)

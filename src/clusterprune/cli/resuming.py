@@ -10,8 +10,8 @@ from typing import Any
 import typer
 
 from clusterprune import runs
+from clusterprune.cli.absolute import absolute
 from clusterprune.cli.command import NOTHING_WRITTEN, explain_stop
-from clusterprune.cli.opening import absolute
 from clusterprune.cli.presets import given
 from clusterprune.cli.trusting import trust_option, trust_option_of
 from clusterprune.errors import ArgumentError

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from clusterprune import data, runs
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
 from clusterprune.cli.command import command
 from clusterprune.cli.console import show, table
-from clusterprune.cli.opening import absolute, open_task, require
+from clusterprune.cli.opening import open_task, require
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.resuming import check_same, own_folder, will_go_on

@@ -11,11 +11,13 @@ import typer
 
 from clusterprune import data, models, runs, save
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute
+from clusterprune.cli.closing import single
 from clusterprune.cli.command import command
-from clusterprune.cli.console import duration, show, single
+from clusterprune.cli.console import duration, show
 from clusterprune.cli.inputs import at_size, first_of, settle_input
 from clusterprune.cli.locating import known_classes, locate
-from clusterprune.cli.opening import Subject, absolute, fit_classes, open_model, origin_of
+from clusterprune.cli.opening import Subject, fit_classes, open_model, origin_of
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
 from clusterprune.cli.reporting import leave_report
@@ -66,7 +68,7 @@ def train(
             min=0.0,
             max=0.9,
             metavar="SHARE",
-            help="Share of the training images held out to watch the accuracy on; 0 for none.",
+            help="Share of the training images held out to watch the training on; 0 for none.",
             rich_help_panel="Data",
         ),
     ] = 0.1,
@@ -208,7 +210,7 @@ def _run(
             progress=tell,
         )
     if test is None:
-        display.line(f"{wanted['data']} has no test images, so no accuracy was measured.", "yellow")
+        display.line(f"{wanted['data']} has no test images, so only costs were measured.", "yellow")
     result = {
         "command": "train",
         "trained": measured.to_dict(),

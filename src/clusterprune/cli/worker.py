@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from clusterprune.cli import options
+from clusterprune.cli.absolute import absolute_storage
 from clusterprune.cli.command import command, explain_stop
 from clusterprune.cli.console import duration, show
 from clusterprune.cli.job import Job
-from clusterprune.cli.opening import absolute_storage, open_task, require
+from clusterprune.cli.opening import open_task, require
 from clusterprune.cli.progress import Display
 from clusterprune.cli.settings import usual
 from clusterprune.cli.trusting import check_named

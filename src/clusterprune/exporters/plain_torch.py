@@ -69,8 +69,8 @@ class PlainTorch:
 _COUNT = itertools.count()
 _HEADER = '''"""{name}, compact: {parameters:,} parameters. Written by clusterprune; needs PyTorch alone.
 
-    model = load()          # the weights from {weights}, beside this file
-    logits = model(images)  # images of shape {shape}, normalised as the original's were
+    model = load()           # the weights from {weights}, beside this file
+    outputs = model(images)  # images of shape {shape}, normalised as the original's were
 """
 '''
 _LOADER = '''

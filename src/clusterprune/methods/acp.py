@@ -2,7 +2,7 @@
 
     C' ← clusters and noise points of the mean feature maps of every layer         (lines 1-2, Eq. 1)
     particles start around C' and move for a few cycles                            (lines 3-24, Eqs. 3, 5-7)
-        fitness: accuracy on held-out training images, after a few epochs          (Eq. 4)
+        fitness: its worth on held-out training images, after a few epochs         (Eq. 4)
     C* ← the best structure that any particle met
     train C* from random weights for as many multiply-adds as the original took    (:func:`retrain_epochs`)
 
@@ -56,8 +56,8 @@ class ACP(Method):
     sampler
         "swarm" as published; "tpe" or "random" search as many structures.
     fitness
-        "train": accuracy after a few epochs, as published, with no bound on a structure's size but `keep_macs`.
-        "merge": accuracy right after merging. More channels are then never worse, so structures are scaled to the
+        "train": its worth after a few epochs, as published, with no bound on a structure's size but `keep_macs`.
+        "merge": its worth right after merging. More channels are then never worse, so structures are scaled to the
         multiply-adds of C' or `keep_macs`; and C' itself, which no particle starts at, is looked at too.
     fitness_epochs
         How long a candidate is trained.

@@ -59,7 +59,7 @@ def _budget(run: Run) -> Check | None:
     return Check("good", f"The budget is met: {text}.")
 
 
-def _accuracy(run: Run) -> Check | None:
+def _worth(run: Run) -> Check | None:
     """C02: what the cut has cost."""
     pair = _worths(run)
     if pair is None:
@@ -126,7 +126,7 @@ def _narrow(run: Run) -> Check | None:
         return Check("good", "Every layer keeps a tenth of its channels or more.")
     return Check(
         "note", f"Less than a tenth is left of {few(thin, 3)}.",
-        "What passes through them is little: if accuracy was lost, try --set min_width=8 (one-shot), or keep more.",
+        "What passes through them is little: if the network got worse, try --set min_width=8 (one-shot), or keep more.",
     )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def _searched(run: Run) -> Check | None:
 
 
 CHECKS: tuple[Callable[[Run], Check | None], ...] = (
-    _budget, _accuracy, _images, _frozen, _narrow, _classes, _time, _noise, _rows_seen, _learnt, _searched,
+    _budget, _worth, _images, _frozen, _narrow, _classes, _time, _noise, _rows_seen, _learnt, _searched,
 )  # fmt: skip
 """In the order of their codes, which are theirs for good: a new one comes last."""
 

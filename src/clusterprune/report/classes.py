@@ -15,7 +15,7 @@ _SHOWN = 20
 
 
 class Classes(Display):
-    """Accuracy of every class before and after, those that lost the most first."""
+    """Percent right of every class before and after, those that lost the most first."""
 
     name: ClassVar[str] = "classes"
     title: ClassVar[str] = "Class by class"
@@ -66,13 +66,13 @@ class Classes(Display):
                     "hovertemplate": "%{y}: %{x:+.2f} points<extra></extra>", "showlegend": False,
                 }
             ],
-            height=110 + 24 * len(rows), xaxis={"title": "change of accuracy, points (lines: two standard errors)"},
+            height=110 + 24 * len(rows), xaxis={"title": "change, points (lines: two standard errors)"},
             yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
         )  # fmt: skip
 
 
 def spread(before: int, after: int, images: int) -> float:
-    """Return two standard errors of a change of accuracy, in points, as if the two had seen different images.
+    """Return two standard errors of a change of the percent right, in points, as if the two had seen different images.
 
     They have seen the same, so that chance does less than this; how much less, the hits alone do not say. Neither all
     nor none right is taken for certain (Agresti and Coull 1998).

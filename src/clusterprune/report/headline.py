@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Self
 from clusterprune.report._base import Display, Rows, single
 from clusterprune.report.run import Run, worth
 from clusterprune.tables import count
-
-_NAMES = {"accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy", "map50": "mAP 50", "map": "mAP"}
+from clusterprune.tasks import TITLES
 
 
 def metric_name(name: str, *, unit: bool = False) -> str:
     """Return what people call a metric, with its unit if asked for."""
-    return f"{_NAMES[name]}{', %' if unit else ''}" if name in _NAMES else name
+    return f"{TITLES[name]}{', %' if unit else ''}" if name in TITLES else name
 
 
 class Headline(Display):
@@ -32,7 +31,7 @@ class Headline(Display):
         first, last = next(iter(networks.values())), list(networks.values())[-1]
         rows: Rows = [_row("MACs", networks, "macs"), _row("parameters", networks, "params")]
         named = worth(last)
-        metrics = [name for name in last if name in _NAMES or (named is not None and name == named[0])]
+        metrics = [name for name in last if name in TITLES or (named is not None and name == named[0])]
         rows += [_row(metric_name(name, unit=True), networks, name) for name in metrics if last[name] is not None]
         if "latency_ms" in last:
             batch = last.get("latency_batch", 1)

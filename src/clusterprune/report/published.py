@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from clusterprune.report._base import Display, Rows, single
-from clusterprune.report.run import Run
+from clusterprune.report.headline import metric_name
+from clusterprune.report.run import Run, worth
 
 
 class Published(Display):
@@ -23,10 +24,12 @@ class Published(Display):
         result, paper = run.result, run.result.get("published") or {}
         whole, small, spread = result["baseline"], result["compressed"], result.get("deviation", {})
         told = {name: paper.get(name) or {} for name in ("baseline", "compressed")}
+        key, before = worth(whole) or ("accuracy", 0.0)
+        name, lost = metric_name(key), before - small[key]
         rows: Rows = [
-            _row("top-1, original, %", told["baseline"].get("accuracy"), whole["accuracy"], None),
-            _row("top-1, compact, %", told["compressed"].get("accuracy"), small["accuracy"], spread.get("accuracy")),
-            _row("top-1, points lost", paper.get("drop"), whole["accuracy"] - small["accuracy"], None),
+            _row(f"{name}, original, %", told["baseline"].get("accuracy"), before, None),
+            _row(f"{name}, compact, %", told["compressed"].get("accuracy"), small[key], spread.get(key)),
+            _row(f"{name}, points lost", paper.get("drop"), lost, None),
         ]
         for key, name in (("params", "parameters"), ("macs", "MACs")):
             published = told["baseline"].get(key)
@@ -35,7 +38,6 @@ class Published(Display):
                 _row(f"{name} removed, %", paper.get(f"{key}_removed"), 100 * (1 - small[key] / whole[key]), None)
             )
         trial = f" as a trial ({result['trial']}), which says nothing of the paper" if result.get("trial") else ""
-        lost = whole["accuracy"] - small["accuracy"]
         there = f", {paper['drop']:.2f} in the paper" if "drop" in paper else ""
         return cls(rows, f"The recipe {result['recipe'].get('name')} was run{trial}: {lost:.2f} points lost{there}.")
 

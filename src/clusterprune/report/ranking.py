@@ -2,22 +2,27 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from plotly.graph_objects import Figure
 
 from clusterprune.report._base import Display, Rows, single
 from clusterprune.report._style import BLUE, GREY, ORANGE, figure
+from clusterprune.report.headline import metric_name
 from clusterprune.report.run import Run
 from clusterprune.tables import plural
 
 
+@dataclass(frozen=True)
 class Ranking(Display):
-    """Accuracy of every contender after the cut and after training, the best first."""
+    """Worth of every contender after the cut and after training, the best first."""
 
     name: ClassVar[str] = "ranking"
     title: ClassVar[str] = "Who keeps the most"
     folded: ClassVar[bool] = False
+
+    metric: str
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Self | None:
@@ -39,6 +44,7 @@ class Ranking(Display):
             rows,
             f"{plural(len(rows), 'contender')} with {plural(seeds, 'seed')} each, original {whole['accuracy']:.2f}. "
             f"{best['contender']} keeps the most, {best['after training']:.2f}.{chance}",
+            whole.get("metric", "accuracy"),
         )
 
     def plot(self) -> Figure:
@@ -61,7 +67,7 @@ class Ranking(Display):
         note = {"text": "original", "x": original, "yref": "paper", "y": 1, "showarrow": False, "xanchor": "right"}
         return figure(
             traces, height=140 + 30 * len(names), shapes=[line], annotations=[note],
-            xaxis={"title": "top-1 accuracy, %"}, yaxis={"type": "category", "autorange": "reversed"},
+            xaxis={"title": metric_name(self.metric, unit=True)}, yaxis={"type": "category", "autorange": "reversed"},
         )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ def compared(runs: Sequence[Run]) -> Rows:
     rows: Rows = []
     for run in runs:
         if run.result.get("entries"):
+            metric = run.result["whole"].get("metric", "accuracy")
             rows += [
                 {"run": f"{run.name}: {one['contender']}, seed {one['seed']}", "method": one["contender"],
-                 "MACs": one["macs"], "parameters": one["params"], "accuracy": one["accuracy"], "latency, ms": None}
+                 "MACs": one["macs"], "parameters": one["params"], metric: one["accuracy"], "latency, ms": None}
                 for one in run.result["entries"]
             ]  # fmt: skip
             continue
@@ -98,7 +99,7 @@ class OverMacs(_Against):
     """Worth over multiply-adds."""
 
     name: ClassVar[str] = "over-macs"
-    title: ClassVar[str] = "Accuracy over MACs"
+    title: ClassVar[str] = "Worth over MACs"
     cost: ClassVar[str] = "MACs"
     unit: ClassVar[str] = ""
 
@@ -107,7 +108,7 @@ class OverLatency(_Against):
     """Worth over time."""
 
     name: ClassVar[str] = "over-latency"
-    title: ClassVar[str] = "Accuracy over time"
+    title: ClassVar[str] = "Worth over time"
     cost: ClassVar[str] = "latency, ms"
     unit: ClassVar[str] = " of a pass"
 

@@ -10,7 +10,7 @@ _WIDTHS = ("out_channels", "out_features")
 
 
 class HitsByClass:
-    """Counts, batch by batch, how many images of each class a classifier gets right.
+    """Counts, batch by batch, how many images of each class a network gets right.
 
     It is an `each` of :func:`clusterprune.evaluate.metrics`. Of outputs that are no scores of classes, or targets that
     are no class for each image, it counts nothing.

@@ -32,6 +32,11 @@ class Figures(BaseModel):
     params: Annotated[float | None, Field(gt=0)] = None
     macs: Annotated[float | None, Field(gt=0)] = None
 
+    @property
+    def worth(self) -> tuple[float, float | None]:
+        """The percentages, in the order of the task's metrics."""
+        return self.accuracy, self.accuracy_top5
+
 
 class Published(BaseModel):
     """A row of a table.

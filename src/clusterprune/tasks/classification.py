@@ -1,7 +1,7 @@
 """Classification: one class per image, cross entropy, top-1 and top-5 accuracy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class Classification(ImageTask):
     """
 
     name = "classification"
-    metrics = ("accuracy", "accuracy_top5")
+    titles: ClassVar[dict[str, str]] = {"accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy"}
+    metrics = tuple(titles)
 
     def __repr__(self) -> str:
         """Say how many classes there are."""

@@ -3,7 +3,7 @@
 """Detection: objects as boxes with classes, and mean average precision."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,10 @@ class Detection(ImageTask):
     """
 
     name = "detection"
-    metrics = ("map50", "map50_11point", "map")
+    titles: ClassVar[dict[str, str]] = {
+        "map50": "mAP50 (VOC)", "map50_11point": "mAP50 (VOC2007, 11 points)", "map": "mAP (COCO)",
+    }  # fmt: skip
+    metrics = tuple(titles)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Plain(ImageTask):
     """
 
     name = "plain"
-    metrics = ("agreement", "divergence")
+    titles: ClassVar[dict[str, str]] = {"agreement": "agreement"}
+    metrics = (*titles, "divergence")
 
     def __init__(
         self,
