@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples import examples
+from examples import every, examples
 from hypothesis import given, settings
 from network_blocks import BLOCKS, CHAIN
 from networks import (
@@ -177,13 +177,16 @@ def test_laws_hold_on_networks_drawn_anew_in_every_run(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
-    [
-        (name, key, value)
-        for name, (_, options) in BLOCKS.items()
-        for key, choices in options.items()
-        for value in (() if choices == CHAIN else choices[1:] if key != "form" else choices)
-        if key in ("form", "shortcut", "combine", "groups", "multiplier", "per_group", "padding_mode", "identity")
-    ],
+    every(
+        3,
+        (
+            (name, key, value)
+            for name, (_, options) in BLOCKS.items()
+            for key, choices in options.items()
+            for value in (() if choices == CHAIN else choices[1:] if key != "form" else choices)
+            if key in ("form", "shortcut", "combine", "groups", "multiplier", "per_group", "padding_mode", "identity")
+        ),
+    ),
 )
 def test_laws_hold_on_every_construct(name: str, key: str, value: Any) -> None:
     options = {k: () if choices == CHAIN else choices[0] for k, choices in BLOCKS[name][1].items()}

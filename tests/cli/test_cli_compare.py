@@ -36,7 +36,7 @@ def test_methods_are_ranked(tiny: str, trained: Path, cli: Cli):
     assert Path("run/l1:merging=refit/seed-1/compact").is_dir()
 
 
-@pytest.mark.parametrize("more", [(), ("--published",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--published",), marks=pytest.mark.slow)])
 def test_the_table_says_whose_settings_a_method_has(tiny: str, trained: Path, cli: Cli, more: tuple[str, ...]):
     done = cli(*arguments(tiny, trained, "cp,cp:preset=published,l1", *more))
 

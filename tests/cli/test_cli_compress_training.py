@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import Cli
+from examples import first
 from safetensors.torch import load_file
 
 from clusterprune.cli.watching import Watch
@@ -114,7 +115,9 @@ def test_the_config_repeats_the_run(trust: tuple[str, str], tiny: str, trained: 
     assert_same("run", "again")
 
 
-@pytest.mark.parametrize(("more", "phase"), [(ICP, "training after cut 2 of 2"), ("l1 --keep-macs 0.5", "train")])
+@pytest.mark.parametrize(
+    ("more", "phase"), first(1, [("l1 --keep-macs 0.5", "train"), (ICP, "training after cut 2 of 2")])
+)
 def test_control_c_says_how_to_go_on(
     tiny: str, trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, more: str, phase: str
 ):
@@ -150,7 +153,7 @@ def test_control_c_says_how_to_go_on(
     assert "lr=0.5 (the run has 0.02)" in cli.fails(*go_on[1:], "--lr", 0.5)
 
 
-@pytest.mark.parametrize("more", [f"{ACP} --epochs 1", "cp --set scratch=true --keep-macs 0.6 --epochs 1"])
+@pytest.mark.parametrize("more", first(1, ["cp --set scratch=true --keep-macs 0.6 --epochs 1", f"{ACP} --epochs 1"]))
 def test_a_compact_network_is_compressed_further(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli, more: str):
     assert cli(*arguments(tiny, trained, "l1 --keep-macs 0.7", out="first")).exit_code == 0
     done = cli(*arguments(tiny, Path("first"), more, out="second"))

@@ -136,6 +136,7 @@ def interrupted(process: subprocess.Popen[str], *pauses: float) -> str:
     return said
 
 
+@pytest.mark.slow
 @posix
 def test_ctrl_c_twice_inside_an_epoch_says_and_keeps_what_is_done(tiny: str, trust: tuple[str, str], cli: Cli):
     """And a third time after the resume: epochs are long, and checkpoints inside them are minutes apart."""

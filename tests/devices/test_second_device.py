@@ -42,17 +42,18 @@ def test_it_refuses_what_cuda_refuses() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_tracing_planning_and_cutting(tmp_path: Path) -> None:
-    check(tmp_path, "trace", "oneshot", "distil", "plan", "prune_by", "law_2", "disk", "measure")
-
-
-def test_training_and_methods_that_train(tmp_path: Path) -> None:
-    check(tmp_path, "fit", "icp", "acp", "cp_and_sfp")
+def test_tracing_planning_cutting_and_training(tmp_path: Path) -> None:
+    check(tmp_path, "trace", "oneshot", "law_2", "fit", "icp")
 
 
 @pytest.mark.slow
-def test_resuming_and_commands(tmp_path: Path) -> None:
-    check(tmp_path, "resume", "worker", "commands")
+@pytest.mark.parametrize(
+    "parts",
+    [("distil", "plan", "prune_by", "disk", "measure"), ("acp", "cp_and_sfp"), ("resume", "worker", "commands")],
+    ids=" ".join,
+)
+def test_everything_else(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    check(tmp_path, *parts)
 
 
 def test_a_step_that_is_recorded_waits_for_nothing() -> None:

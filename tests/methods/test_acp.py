@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import first
 from small_networks import Grouped, Plain, ready
 from torch import nn
 
@@ -152,8 +153,7 @@ def test_widths_of_grouped_convolutions_are_multiples() -> None:
         planner({name: 7})
 
 
-@pytest.mark.parametrize("usual", ["drop", "least_squares", "refit"])
-@pytest.mark.parametrize("merge", ["drop", "least_squares", "refit"])
+@pytest.mark.parametrize(("usual", "merge"), [("drop", "refit"), ("refit", "least_squares"), ("least_squares", "drop")])
 def test_one_planner_hands_over_in_any_way(usual: str, merge: str) -> None:
     """The same plan as of a planner made for that way, whatever the images were looked at for before."""
     _, graph, images = ready(Plain())
@@ -206,8 +206,9 @@ def test_a_search_without_training(graph: cp.ChannelGraph, digits: tuple[Split, 
     assert cp.Plan.load(tmp_path / "plan").notes["widths"] == result.best
 
 
-@pytest.mark.parametrize("given", [{}, {"eps": 0.2, "fitness": "train"}])
-@pytest.mark.parametrize("merge", ["drop", "least_squares"])
+@pytest.mark.parametrize(
+    ("given", "merge"), [({}, "least_squares"), ({"eps": 0.2, "fitness": "train"}, "drop")], ids=["target", "eps"]
+)
 def test_without_cycles_the_clustered_widths_are_taken_and_nothing_is_looked_at(
     graph: cp.ChannelGraph, images: torch.Tensor, digits: tuple[Split, Split], given: dict, merge: str,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
@@ -305,7 +306,7 @@ def test_equal_multiply_adds_by_hand() -> None:
         retrain_epochs(160, 100, 120)
 
 
-@pytest.mark.parametrize("inherit", [True, False])
+@pytest.mark.parametrize("inherit", first(1, [True, False]))
 def test_the_last_training(graph: cp.ChannelGraph, digits: tuple[Split, Split], inherit: bool, tmp_path: Path) -> None:
     training = FAST.model_copy(update={"epochs": 2})
     config = settings(cycles=0, retraining_inherits=inherit)

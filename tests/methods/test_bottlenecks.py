@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from examples import first
 from sklearn import cluster
 from small_networks import ready
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune import data
+from clusterprune import data, train
 from clusterprune.clustering import DBSCAN, KMeans
 from clusterprune.data import Split
 from clusterprune.methods import ClusterCut, Network, OneShotCut, Work
@@ -146,9 +147,8 @@ def test_a_pickled_graph_keeps_who_follows_whom(network: tuple) -> None:
     assert (again.leaders, again.links) == (part.leaders, part.links)
 
 
+@pytest.fixture(scope="module")
 def trained(digits: tuple[Split, Split]) -> nn.Module:
-    from clusterprune import train
-
     torch.manual_seed(0)
     model = Narrow(1)
     train.fit(model, Classification(digits[0], **GREY), FAST.model_copy(update={"epochs": 3}))
@@ -156,10 +156,11 @@ def trained(digits: tuple[Split, Split]) -> nn.Module:
 
 
 @pytest.mark.parametrize("cut", [ClusterCut(min_samples=2), OneShotCut(layers="inner")], ids=["clusters", "oneshot"])
-@pytest.mark.parametrize("cycles", [0, 1])
-def test_acp_searches_for_one_width_a_block(digits: tuple[Split, Split], cut: Any, cycles: int) -> None:
-    model = trained(digits)
-    graph = cp.trace(model, torch.zeros(1, 1, 8, 8))
+@pytest.mark.parametrize("cycles", first(1, [1, 0]))
+def test_acp_searches_for_one_width_a_block(
+    digits: tuple[Split, Split], trained: nn.Module, cut: Any, cycles: int
+) -> None:
+    model, graph = trained, cp.trace(trained, torch.zeros(1, 1, 8, 8))
     config = ACP(keep_macs=0.7, cut=cut, samples=32, particles=2, cycles=cycles, fitness="merge")
     made = config.run(Network(model, torch.zeros(1, 1, 8, 8)), Classification(*digits, **GREY), Work(training=FAST))
     blocks = one_width(made.plan, published_layers(graph))
@@ -170,13 +171,14 @@ def test_acp_searches_for_one_width_a_block(digits: tuple[Split, Split], cut: An
 
 
 @pytest.mark.parametrize("cut", [ClusterCut(min_samples=2), OneShotCut(layers="inner")], ids=["clusters", "oneshot"])
-def test_icp_cuts_to_one_width_a_block(digits: tuple[Split, Split], tmp_path: Path, cut: Any) -> None:
-    model = trained(digits)
+def test_icp_cuts_to_one_width_a_block(
+    digits: tuple[Split, Split], trained: nn.Module, tmp_path: Path, cut: Any
+) -> None:
     config = ICP(
         keep_macs=0.6, cut=cut, steps=2, epochs_between=1, samples=32,
         stages=("first", "second"),
     )  # fmt: skip
     task, example = Classification(*digits, **GREY), torch.zeros(1, 1, 8, 8)
-    made = config.run(Network(model, example), task, Work(tmp_path, FAST))
+    made = config.run(Network(trained, example), task, Work(tmp_path, FAST))
     for block in (made.model.first, made.model.second):
         assert block.conv1.out_channels == block.conv2.in_channels == block.conv2.out_channels

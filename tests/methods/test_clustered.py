@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import first
 from small_networks import Grouped, Plain, trained_statistics
 from torch import nn
 
@@ -130,7 +131,7 @@ def test_proportional_channels_are_added_with_their_factor() -> None:
     assert difference(cp.apply(model, cp.cluster(graph, X, merging="add", **settings), graph=graph), model) > 1e-2
 
 
-@pytest.mark.parametrize("merge", ["drop", "refit"])
+@pytest.mark.parametrize("merge", first(1, ["refit", "drop"]))
 @pytest.mark.parametrize(
     "clustering",
     [

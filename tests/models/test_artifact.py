@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import first
 from torch import nn
 
 import clusterprune as cp
@@ -36,7 +37,7 @@ def compact_of(name: str, folder: Path, classes: int = 4) -> tuple[nn.Module, to
     return small, images
 
 
-@pytest.mark.parametrize("name", ["resnet20", "torchvision:shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", first(1, ["resnet20", "torchvision:shufflenet_v2_x0_5"]))
 def test_a_folder_is_enough_in_another_process(name: str, tmp_path: Path) -> None:
     small, images = compact_of(name, tmp_path / "compact")
     with torch.no_grad():

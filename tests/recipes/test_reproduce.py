@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from examples import first
 from safetensors.torch import load_file
 
 from clusterprune import data, evaluate, models, studies, train
@@ -48,7 +49,7 @@ def shallow(name: str) -> studies.Recipe:
     return studies.read(name).model_copy(update={"model": "resnet20"})
 
 
-@pytest.mark.parametrize("name", ["icp-resnet56-cifar10-0.015", "cp-resnet56-cifar10-50"])
+@pytest.mark.parametrize("name", first(1, ["icp-resnet56-cifar10-0.015", "cp-resnet56-cifar10-50"]))
 def test_a_recipe_runs_from_end_to_end(ten: Path, tmp_path: Path, name: str):
     images = data.load(f"folder:{ten}")
     made = studies.reproduce(

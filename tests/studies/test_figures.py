@@ -31,6 +31,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "schedules": {"starts": ["trained"]},
 }
 """What makes them short; the others are short."""
+SLOW = {"min-samples", "grid", "metric", "swarm", "clusterings", "cluster-kinds", "schedules", "cluster-count"}
+"""Those that train much and have one like them among the others."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,9 @@ def subject(script: Callable[[Path], ModuleType]) -> Subject:
     return Subject(network, task, test, SHORT, images=32)
 
 
-@pytest.mark.parametrize("name", list(STUDIES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STUDIES]
+)
 def test_a_study_measures_draws_and_says_what_it_found(name: str, subject: Subject, tmp_path: Path) -> None:
     kind = STUDIES[name]
     study = kind.read(SETTINGS.get(name, {}))

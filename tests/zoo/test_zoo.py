@@ -18,8 +18,9 @@ BARE = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-FAST = ["resnet18", "shufflenet_v2_x1_0", "mobilenet_v2", "squeezenet1_0"]
+FAST = ["shufflenet_v2_x1_0", "squeezenet1_0"]
 SLOW = [
+    "resnet18", "mobilenet_v2",
     "resnet50", "vgg16_bn", "googlenet", "inception_v3", "densenet121", "mobilenet_v3_small", "mobilenet_v3_large",
     "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "mnasnet1_0",
 ]  # fmt: skip
