@@ -21,12 +21,7 @@ from clusterprune.methods import ClusterCut, Keep, Network, OneShotCut, Outcome,
 from clusterprune.methods import acp_search as module
 from clusterprune.methods.acp import ACP, retrain_epochs
 from clusterprune.methods.acp_search import Found, StructureFitness, find, widths_of
-from clusterprune.methods.acp_structures import (
-    WidthPlanner,
-    from_random,
-    macs_of,
-    plan_for_widths,
-)
+from clusterprune.methods.acp_structures import WidthPlanner, from_random, macs_of
 from clusterprune.methods.layers import inner_groups
 from clusterprune.models import ResNet
 from clusterprune.models.reinitialise import reinitialise_
@@ -47,6 +42,12 @@ class Small(ResNet):
     def __init__(self) -> None:
         super().__init__(1)
         self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+
+
+def plan_for_widths(
+    graph: cp.ChannelGraph, widths: dict[str, int], images: torch.Tensor | None = None, *, merge: str
+) -> cp.Plan:
+    return WidthPlanner(graph, images, merge=merge)(widths)
 
 
 @pytest.fixture(scope="module")

@@ -159,28 +159,6 @@ class WidthPlanner:
         return assemble(self.graph, kept, read_merging(merge), images, moments=known, generator=generator)
 
 
-def plan_for_widths(
-    graph: ChannelGraph,
-    widths: Mapping[str, int],
-    images: Images | None = None,
-    *,
-    merge: FreeMergingName = "least_squares",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Plan:
-    """Return a plan that keeps the given number of channels of each named group; see :class:`WidthPlanner`.
-
-    Examples
-    --------
-    >>> import torch, clusterprune as cp
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3)).eval()
-    >>> graph = cp.trace(net, torch.zeros(1, 3, 8, 8))
-    >>> cp.apply(net, plan_for_widths(graph, {"0": 5}, merge="drop"), graph=graph)[0].out_channels
-    5
-    """
-    return WidthPlanner(graph, images, merge=merge, seed=seed, progress=progress)(widths)
-
-
 def from_random(graph: ChannelGraph, plan: Plan, *, factory: Factory | None = None, seed: int = 0) -> nn.Module:
     """Return the structure of a plan with random weights: those of a new network, or drawn by its layers anew."""
     structure = replace(plan, merges=tuple(Merge(m.group, m.kept) for m in plan.merges), replaced={}, weights="")
