@@ -52,5 +52,25 @@ class Detector(nn.Sequential):
         return rows[0], rows[1]
 
 
+class Normed(nn.Module):
+    """A detector of the same outputs with batch norms, and layers inside that the papers cut."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, 8, 2), (8, 12, 2), (12, 12, 1), (12, 12, 1)):
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.locations, self.scores = nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(12, 4 * classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.body(x)
+        rows = [
+            part.permute(0, 2, 3, 1).reshape(len(x), len(DEFAULTS), -1) for part in (self.locations(x), self.scores(x))
+        ]
+        return rows[0], rows[1]
+
+
 def task(count: int = 120) -> Detection:
     return Detection(squares(count), squares(40, 1), head=MultiBox(DEFAULTS), **STATISTICS)

@@ -141,6 +141,10 @@ class Method:
         """Return how many of so many epochs in all are those of :attr:`Work.training`."""
         return epochs
 
+    def looking_at(self, images: int) -> Self:
+        """Return the same method, looking at no more images than there are."""
+        return replace(self, **{name: min(images, getattr(self, name)) for name in self.in_images})
+
     def check(self, *, approximate: bool = False, training: TrainConfig | None, validation: bool = True) -> None:
         """Check what can be checked before any work.
 

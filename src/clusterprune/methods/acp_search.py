@@ -17,7 +17,7 @@ from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName
 from clusterprune.methods.acp_structures import Factory, WidthPlanner, from_random, macs_of, scaled_to
-from clusterprune.methods.cuts import Cut, Keep
+from clusterprune.methods.cuts import Aim, Cut, Keep
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
@@ -144,10 +144,11 @@ def _noted(fitness: "StructureFitness", widths: Mapping[str, int], study: str) -
 
 
 def widths_of(
-    graph: ChannelGraph, images: Images, cut: Cut, keep: Keep, *, seed: int = 0, progress: Progress | None = None
-) -> dict[str, int]:
+    graph: ChannelGraph, images: Images, cut: Cut, keep: Keep, *, task: Aim | None = None, seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Return C': by group, as many channels as a cut keeps (Algorithm 1, line 2)."""
-    plan = cut.narrow().plan(graph, images, keep, seed=seed, progress=progress)
+    plan = cut.narrow().plan(graph, images, keep, task=task, seed=seed, progress=progress)
     kept = {merge.group: len(merge.kept) for merge in plan.merges}
     return {group.name: kept.get(group.name, group.width) for group in graph.prunable}
 
@@ -186,7 +187,7 @@ class StructureFitness:
         check_instance("training", training, TrainConfig, "write TrainConfig(epochs=10)")
         for name, split in (("train", task.train), ("validation", task.validation)):
             if split is None or not len(split):
-                raise ArgumentError(f"{name} must hold images with their targets; hold some out of the training images")
+                raise ArgumentError(f"{name} must hold images; hold some out of the training images")
         if config.samples > len(task.train):
             raise ArgumentError(f"samples={config.samples} images are to be compared, but train has {len(task.train)}")
         self.graph = config.cut.layers_of(graph.freeze(config.ignore))
@@ -198,7 +199,7 @@ class StructureFitness:
         self.images: Tensor = task.normalize(data.sample(task.train, config.samples, seed).load()[0]).to(device)
         keep = Keep(config.keep_macs)
         found: Mapping[str, int] = start or here().once(
-            lambda: widths_of(self.graph, self.images, config.cut, keep, seed=seed, progress=progress)
+            lambda: widths_of(self.graph, self.images, config.cut, keep, task=task, seed=seed, progress=progress)
         )
         self.start = {group: width for group, width in found.items() if group not in self.graph.leaders}
         self.limit = math.inf
@@ -207,7 +208,7 @@ class StructureFitness:
         elif config.fitness == "merge":
             self.limit = macs_of(self.graph, self.start)
         by = config.fitness_merging if config.fitness == "merge" and config.cycles else "drop"
-        self._planner = WidthPlanner(self.graph, self.images, merge=by, seed=seed, progress=progress)
+        self._planner = WidthPlanner(self.graph, self.images, merge=by, divergence=task, seed=seed, progress=progress)
 
     def repair(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the structure scaled to the multiply-adds it may have; without a limit, as it is."""

@@ -14,6 +14,7 @@ from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress, as_inputs, whole_batches
 from clusterprune.graph.put_back import seeded
 from clusterprune.merge import Drop, FreeMergingName, Kept, assemble, read_merging
+from clusterprune.merge.divergence import BY_KIND, Divergence
 from clusterprune.merge.elimination import RemovalOrder
 from clusterprune.merge.measured import Measured, measure, moments_of
 from clusterprune.merge.orders import kept_of, order_channels
@@ -84,7 +85,8 @@ class WidthPlanner:
     """Plans for given widths, over and over: what does not depend on the widths is done once.
 
     "drop" keeps the filters of largest ℓ1 norm, as the released code does. "least_squares" and "refit" keep the
-    channels from which the others can be rebuilt best, in the order of :func:`clusterprune.oneshot`.
+    channels from which the others can be rebuilt best, in the order of :func:`clusterprune.oneshot`, for which
+    `divergence` says how far two networks' outputs are apart.
     """
 
     def __init__(
@@ -93,10 +95,12 @@ class WidthPlanner:
         images: Images | None = None,
         *,
         merge: FreeMergingName = "least_squares",
+        divergence: Divergence | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.graph, self.seed = graph, seed
+        self._divergence = divergence or BY_KIND
         self.merge: FreeMergingName = merge
         self._images = () if images is None else as_inputs(images)
         self._progress = progress
@@ -119,7 +123,10 @@ class WidthPlanner:
         generator = torch.Generator().manual_seed(self.seed)
         images = whole_batches(self.graph, self._images)
         effort = replace(options.effort, n_folds=1)
-        measured = measure(self.graph, groups, images, effort, generator=generator, progress=self._progress)
+        measured = measure(
+            self.graph, groups, images, effort, divergence=self._divergence, generator=generator,
+            progress=self._progress,
+        )  # fmt: skip
         paths = order_channels(self.graph, groups, measured, damping=options.damping, progress=self._progress)
         return measured, paths
 

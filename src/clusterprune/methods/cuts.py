@@ -18,6 +18,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, Progress
 from clusterprune.merge import FreeMergingName, MergingName
+from clusterprune.merge.divergence import Divergence
 from clusterprune.methods._settings import BUDGET, fixed, option, read_clustering
 from clusterprune.methods.budget import Budget, read_budget
 from clusterprune.methods.clustered import cluster
@@ -72,6 +73,10 @@ class Keep:
         }  # fmt: skip
 
 
+class Aim(HasLoss, Divergence, Protocol):
+    """What a cut may know of a task: its loss, and how far two networks' outputs are apart."""
+
+
 class Cut(Protocol):
     """Chooses a plan for a network as it is; a frozen dataclass of settings."""
 
@@ -81,7 +86,7 @@ class Cut(Protocol):
 
     def plan(
         self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan.
 
@@ -90,8 +95,8 @@ class Cut(Protocol):
         images
             Normalised inputs, shape (images, channels, height, width); None where there are none.
         targets, task
-            What the images should give, from their positions, and the task whose loss is meant; of a criterion that
-            differentiates it.
+            What the images should give, from their positions; and what the network is for, which says how far outputs
+            are apart, and whose loss a criterion may differentiate.
         seed, progress
             As in :func:`clusterprune.oneshot`.
         """
@@ -99,7 +104,7 @@ class Cut(Protocol):
 
     def planner(
         self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for many budgets, having measured once whatever does not depend on them."""
         ...
@@ -198,7 +203,7 @@ class ClusterCut:
 
     def plan(
         self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of clusters and noise points."""
         del targets, task
@@ -211,7 +216,7 @@ class ClusterCut:
 
     def planner(
         self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for a budget; nothing is common to several."""
         return lambda keep: self.plan(graph, images, keep, targets=targets, task=task, seed=seed, progress=progress)
@@ -256,19 +261,20 @@ class OneShotCut(OneShot):
 
     def plan(
         self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of :func:`clusterprune.oneshot`."""
-        del targets, task
-        return oneshot(self.layers_of(graph), images, config=self, seed=seed, progress=progress, **keep.arguments())
+        del targets
+        common: dict[str, Any] = {"config": self, "seed": seed, "divergence": task, "progress": progress}
+        return oneshot(self.layers_of(graph), images, **common, **keep.arguments())
 
     def planner(
         self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return :meth:`clusterprune.Planner.plan` of a network that is measured here."""
-        del targets, task
-        made = measure(self.layers_of(graph), images, config=self, seed=seed, progress=progress)
+        del targets
+        made = measure(self.layers_of(graph), images, config=self, seed=seed, divergence=task, progress=progress)
         return lambda keep: made.plan(progress=progress, **keep.arguments())
 
     def foresee(
@@ -321,7 +327,7 @@ class CriterionCut:
 
     def plan(
         self, graph: ChannelGraph, images: Images | None, keep: Keep, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Plan:  # fmt: skip
         """Return the plan of :func:`clusterprune.prune_by`."""
         return prune_by(
@@ -331,7 +337,7 @@ class CriterionCut:
 
     def planner(
         self, graph: ChannelGraph, images: Images | None, *, targets: Targets | None = None,
-        task: HasLoss | None = None, seed: int = 0, progress: Progress | None = None,
+        task: Aim | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> Callable[[Keep], Plan]:  # fmt: skip
         """Return what plans for a budget; nothing is common to several."""
         return lambda keep: self.plan(graph, images, keep, targets=targets, task=task, seed=seed, progress=progress)

@@ -125,7 +125,7 @@ class ICP(Method):
         steps = Steps(work, teacher, task, guidance, self.steps, self.ignore, self.carry_momentum)
         student, momentum, records = teacher.model, {}, [steps.measured(teacher.model)]
         for number in range(1, self.steps + 1):
-            choose = functools.partial(self._choose, number, self._share(number, student, teacher), images, work)
+            choose = functools.partial(self._choose, number, self._share(number, student, teacher), images, task, work)
             student, momentum = steps.cut(number, student, momentum, choose)
             momentum, done = steps.train(number, student, momentum, self._training(number, work))
             records.append(done)
@@ -141,7 +141,7 @@ class ICP(Method):
         left = evaluate.macs(student, teacher.example) / evaluate.macs(teacher.model, teacher.example)
         return Keep(min(1.0, (self.keep_macs / left) ** (1 / (self.steps - number + 1))))
 
-    def _choose(self, number: int, keep: Keep, images: Tensor, work: Work, graph: ChannelGraph) -> Plan:
+    def _choose(self, number: int, keep: Keep, images: Tensor, task: Task, work: Work, graph: ChannelGraph) -> Plan:
         """Return the plan of one cut."""
 
         def tell(phase: str, done: int, total: int) -> None:
@@ -150,7 +150,7 @@ class ICP(Method):
         with warnings.catch_warnings():
             # What one cut leaves unused the next one gets; what counts is the end.
             warnings.simplefilter("ignore", BudgetWarning)
-            plan = self.cut.plan(graph, images, keep, seed=work.seed, progress=tell)
+            plan = self.cut.plan(graph, images, keep, task=task, seed=work.seed, progress=tell)
         if number == 1:
             work.record_cut(graph, plan, lambda: images)
         return plan

@@ -162,7 +162,7 @@ class CutOnce(Method):
             cut_alone, wanted = plan, duration_of(self.distil)
             plan = work.plan(
                 lambda: distil(
-                    graph, cut_alone, _needed(drawn()[0], "distil"), **wanted, seed=work.seed,
+                    graph, cut_alone, _needed(drawn()[0], "distil"), **wanted, seed=work.seed, divergence=task,
                     out=work.place / DISTILLED_NAME, progress=work.report,
                 )
             )  # fmt: skip

@@ -185,6 +185,7 @@ def compare(
     entries = []
     for seed in seeds:
         for contender, method, own in planned:
+            method = method.looking_at(len(task.train))
             folder = _folder(out, contender, seed)
             work = Work(folder, own, seed, resume=True, report=report or silent, watch=watch or unwatched)
             entry = _run(network, task, test, str(contender), method, work)

@@ -3,7 +3,7 @@
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ class _Run:
         task = task_on(spec, original, classes, *parts, whole=self.images)
         method = kind.read(recipe.settings)
         if self.limited:
-            method = replace(method, **{n: min(len(parts[0]), getattr(method, n)) for n in kind.in_images})
+            method = method.looking_at(len(parts[0]))
         training = None if recipe.training is None else self._training(recipe.training, seed)
         work = Work(folder, training, seed, resume=True, report=self.report or silent, watch=self.watch or unwatched)
         with self.timeline.phase(f"{recipe.method}, seed {seed}", announce=False):
