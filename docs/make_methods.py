@@ -37,7 +37,7 @@ def page() -> str:
             for kinds in find(each).parts.values():
                 parts |= {other: kind for other, kind in kinds.items() if kind not in parts.values()}
     for name, kind in parts.items():
-        title = "criterion" if once and name in once else name
+        title = "criterion" if kind.__name__ == "CriterionCut" else name
         lines += [f"## A cut: `{title}`", "", _text((kind.__doc__ or "").split("\n")[0]), "", *_table(kind)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -31,6 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "cp": {},
     "sfp": {},
     "slimming": {"sparse_epochs": 1},
+    "abcpruner": {"fitness": "merge", "samples": 64, "foods": 2, "cycles": 1},
 }
 """By method, what makes it quick; a method that is not here runs as it is."""
 ONE = FAST.model_copy(update={"epochs": 1})

@@ -176,7 +176,7 @@ def test_a_fitness_that_never_works_ends_the_search() -> None:
         ({"evaluations": 0}, "evaluations must be at least 1"),
         ({"directions": ("up",)}, "directions must each be"),
         ({"directions": ("maximize", "minimize")}, "use 'nsga2'"),
-        ({"sampler": "bees"}, "sampler must be .* but got sampler='bees'"),
+        ({"sampler": "ants"}, "sampler must be .* but got sampler='ants'"),
         ({"storage": "nosuchdatabase://here/x"}, "cannot be opened"),
         ({"storage": "sqlite:////proc/search.db"}, "cannot be opened"),
     ],

@@ -22,7 +22,7 @@ def order_channels(
     graph: ChannelGraph, groups: list[Group], measured: Measured, *, damping: float, progress: Progress | None
 ) -> dict[str, RemovalOrder]:
     """Return an order of removal for every group; `damping` is the ridge, relative to the mean power of the inputs."""
-    read = _LayerInputs(graph, measured)
+    read = LayerInputs(graph, measured)
     paths: dict[str, RemovalOrder] = {}
     for number, group in enumerate(groups):
         paths[group.name] = eliminate(
@@ -56,7 +56,7 @@ def with_losses(
         Multiply-adds that may be spent; large networks see fewer images.
     """
     state = {path: tensor.detach() for path, tensor in named_tensors(graph).items()}
-    read = _LayerInputs(graph, measured)
+    read = LayerInputs(graph, measured)
     groups = [group for group in graph.groups if group.name in paths]
     count = 6 if CostModel(graph).total("macs") / example_batch(graph) < 1e9 else 3
     total: dict[tuple[str, int], float] = {}
@@ -94,7 +94,7 @@ def with_losses(
     }
 
 
-class _LayerInputs:
+class LayerInputs:
     """What the consumers of a group read, by one estimate of its moments or another."""
 
     def __init__(self, graph: ChannelGraph, measured: Measured) -> None:
@@ -103,6 +103,7 @@ class _LayerInputs:
         self._kernels = {node: k.cpu() for node, k in computed_kernels(graph, named_tensors(graph)).items()}
 
     def of(self, group: Group, moments: Mapping[str, Tensor], rows: Mapping[str, int]) -> list[LayerInput]:
+        """Return an entry for each consumer; moments and their numbers of rows are by node name."""
         return [
             layer_input(
                 c,

@@ -18,10 +18,15 @@ _HOMES = {
     "cp": "cp:CP",
     "sfp": "soft_pruning:Soft",
     "slimming": "slimming:Slimming",
+    "lasso": "lasso:Lasso",
+    "abcpruner": "abcpruner:ABCPruner",
 }
-"""Module and class; ACP's is imported when it is asked for, because Optuna takes a while."""
+"""Module and class; they are imported when asked for, because Optuna takes a while."""
 
+_FOR_COMPARISON = {"wlp": "wlp:WLP"}
+"""Those that make no network smaller, and are here for the figures that they stand in."""
 METHODS = (*_HOMES, *criteria.names())
+COMPETITORS = (*METHODS, *_FOR_COMPARISON)
 COMPARED = "oneshot,icp,acp,cp,l1,fpgm,bn_scale,taylor"
 """Who competes where nobody says otherwise."""
 USUAL = "oneshot"
@@ -35,7 +40,7 @@ def find(name: str) -> type[Method]:
     Parameters
     ----------
     name
-        One of `METHODS`, or ``path/to/file.py:MyMethod``, a subclass of :class:`Method` in a file, which is run.
+        One of `COMPETITORS`, or ``path/to/file.py:MyMethod``, a subclass of :class:`Method` in a file, which is run.
 
     Raises
     ------
@@ -44,8 +49,9 @@ def find(name: str) -> type[Method]:
     ModelError
         If the file cannot be run.
     """
-    if name in _HOMES:
-        module, _, kind = _HOMES[name].partition(":")
+    homes = {**_HOMES, **_FOR_COMPARISON}
+    if name in homes:
+        module, _, kind = homes[name].partition(":")
         return getattr(import_module(f"clusterprune.methods.{module}"), kind)
     if name in METHODS:
         return by_criterion(name)  # type: ignore[arg-type]

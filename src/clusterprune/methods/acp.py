@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from optuna.samplers import BaseSampler
+
 from clusterprune import evaluate
 from clusterprune.errors import ArgumentError
 from clusterprune.graph import ChannelGraph
@@ -25,7 +27,7 @@ from clusterprune.methods.acp_search import FITNESS_TRAINING, StructureFitness, 
 from clusterprune.methods.acp_structures import from_random
 from clusterprune.methods.cuts import CUTS, ClusterCut, Cut, Keep
 from clusterprune.plan import Plan
-from clusterprune.search import Fitness, OnEvaluation, SearchResult
+from clusterprune.search import Fitness, OnEvaluation, ParticleSwarmSampler, SamplerName, SearchResult
 from clusterprune.search import work as join
 from clusterprune.surgery.apply import apply
 from clusterprune.tasks import Task
@@ -140,6 +142,14 @@ class ACP(Method):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ArgumentError(f"{name} must be one of {', '.join(known)}, but got {name}={getattr(self, name)!r}")
+
+    def sampling(self, start: Mapping[str, int], seed: int) -> tuple[SamplerName | BaseSampler, int]:
+        """Return what draws structures in a search that starts from C', and how many it draws."""
+        count = self.particles * (self.cycles + 1)
+        if self.sampler != "swarm":
+            return self.sampler, count
+        swarm = ParticleSwarmSampler(start, self.particles, self.cycles, velocity_max=self.velocity_max, seed=seed)
+        return swarm, count
 
     @property
     def joined_at(self) -> tuple[str | None, str]:

@@ -21,7 +21,7 @@ from clusterprune.methods.cuts import Aim, Cut, Keep
 from clusterprune.methods.layers import with_followers
 from clusterprune.methods.targets import check_plan
 from clusterprune.plan import Plan
-from clusterprune.search import Evaluation, Fitness, ParticleSwarmSampler, search
+from clusterprune.search import Evaluation, Fitness, search
 from clusterprune.surgery.apply import apply
 from clusterprune.tables import first_widths, plural
 from clusterprune.tasks import Task
@@ -109,17 +109,15 @@ def find(
         plan, start = _noted(fitness, start, config.study), with_followers(graph, start)
         return Found(plan, start, start, None, (), config.study, "")
     groups = {name: graph.by_name[name] for name in start}
-    sampler = ParticleSwarmSampler(
-        start, config.particles, config.cycles, velocity_max=config.velocity_max, seed=fitness.seed
-    )
+    sampler, evaluations = config.sampling(start, fitness.seed)
     found = search(
         {name: (group.n_blocks, group.width, group.n_blocks) for name, group in groups.items()},
         evaluate or fitness,
         start=start,
         storage=config.storage or storage,
         name=config.study,
-        sampler=sampler if config.sampler == "swarm" else config.sampler,
-        evaluations=config.particles * (config.cycles + 1),
+        sampler=sampler,
+        evaluations=evaluations,
         seed=fitness.seed,
         repair=fitness.repair,
         about=about,

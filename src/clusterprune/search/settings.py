@@ -1,9 +1,10 @@
 """What a search was begun with: checked, stored with the study, and compared when others join or it goes on."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -12,10 +13,15 @@ from optuna.storages import BaseStorage
 
 from clusterprune.errors import ArgumentError
 from clusterprune.files.credentials import hidden
+from clusterprune.search.bees import BeeColonySampler
 from clusterprune.search.storage import quiet
 from clusterprune.search.swarm import ParticleSwarmSampler
 
-SamplerName = Literal["swarm", "tpe", "nsga2", "random"]
+SamplerName = Literal["swarm", "bees", "tpe", "nsga2", "random"]
+_OURS: dict[str, type[ParticleSwarmSampler | BeeColonySampler]] = {
+    kind.__name__: kind for kind in (ParticleSwarmSampler, BeeColonySampler)
+}
+"""Samplers that follow one objective, and whose settings say all that a worker must know of them."""
 
 _SETTINGS = "clusterprune"
 """User attribute of a study: what a worker must know to join."""
@@ -53,18 +59,23 @@ def check_settings(
         raise ArgumentError(f"evaluations must be at least 1, but got evaluations={evaluations}")
     if not directions or not set(directions) <= {"maximize", "minimize"}:
         raise ArgumentError(f"directions must each be 'maximize' or 'minimize', but got directions={tuple(directions)}")
-    swarm = sampler == "swarm" or isinstance(sampler, ParticleSwarmSampler)
-    if swarm and len(directions) > 1:
-        raise ArgumentError(f"sampler='swarm' follows one objective, but directions has {len(directions)}; use 'nsga2'")
-    if not isinstance(sampler, BaseSampler) and sampler not in ("swarm", "tpe", "nsga2", "random"):
+    if not isinstance(sampler, BaseSampler) and sampler not in get_args(SamplerName):
         raise ArgumentError(
-            f"sampler must be 'swarm', 'tpe', 'nsga2', 'random' or an Optuna sampler, but got sampler={sampler!r}"
+            f"sampler must be one of {', '.join(map(repr, get_args(SamplerName)))}, or an Optuna sampler, but got "
+            f"sampler={sampler!r}"
         )
     if sampler == "swarm":
         sampler = ParticleSwarmSampler(dict(start), cycles=max(1, math.ceil(evaluations / 6) - 1), seed=seed)
+    elif sampler == "bees":
+        sampler = BeeColonySampler(seed=seed)
     about: dict[str, Any] = {"name": sampler if isinstance(sampler, str) else type(sampler).__name__}
-    if isinstance(sampler, ParticleSwarmSampler):
-        about |= asdict(sampler) | {"start": dict(sampler.start), "inertia": list(sampler.inertia)}
+    if isinstance(sampler, tuple(_OURS.values())):
+        if len(directions) > 1:
+            raise ArgumentError(
+                f"sampler={about['name']!r} follows one objective, but directions has {len(directions)}; use 'nsga2'"
+            )
+        # As JSON gives it back, so that it can be compared.
+        about |= json.loads(json.dumps(asdict(sampler)))
     return {
         "space": ranges,
         "start": {name: int(width) for name, width in start.items()},
@@ -135,10 +146,9 @@ def sampler_of_slot(
     about = settings["sampler"]
     if isinstance(sampler, BaseSampler):
         return lambda _: sampler
-    if "particles" in about:
-        options = {key: value for key, value in about.items() if key != "name"}
-        swarm = ParticleSwarmSampler(**{**options, "inertia": tuple(options["inertia"])})
-        return lambda _: swarm
+    if about["name"] in _OURS:
+        made = _OURS[about["name"]](**{key: value for key, value in about.items() if key != "name"})
+        return lambda _: made
     population = max(4, settings["evaluations"] // 6)
     makers: dict[str, Callable[[int], BaseSampler]] = {
         "tpe": lambda seed: TPESampler(seed=seed),

@@ -51,12 +51,13 @@ def search(
     name
         Of the study in the storage.
     sampler
-        "swarm" (6 particles as ACP moves them, as many cycles as the evaluations allow), "tpe", "nsga2", "random" or
-        any Optuna sampler. The named ones are seeded anew for each place; another one's memory is its own affair.
+        "swarm" (6 particles as ACP moves them, as many cycles as the evaluations allow), "bees" (a colony with 6 food
+        sources), "tpe", "nsga2", "random" or any Optuna sampler. The named ones are seeded anew for each place; another
+        one's memory is its own affair.
     evaluations
         Number of places, duplicates included: particles · (cycles + 1) for a whole swarm.
     directions
-        One per objective; "swarm" knows one objective only.
+        One per objective; "swarm" and "bees" know one objective only.
     repair
         Maps a sampled structure to the nearest permitted one, which is evaluated and reported in its place.
     about
@@ -140,7 +141,7 @@ def work(
     fitness, repair
         The same as the search's.
     sampler
-        The search's sampler, where it was none of the named ones and no :class:`ParticleSwarmSampler`.
+        The search's sampler, where it was none of the named ones and no swarm of ours.
 
     Raises
     ------

@@ -24,7 +24,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.search.trials import slots
 
 KEY = "swarm"
-"""System attribute of a trial: particle, cycle, position and velocity."""
+"""System attribute of a trial: particle, cycle, position and velocity; of a bee, where it looks."""
 
 
 def initial_position(start: float, particle: int, draw: int) -> float:
@@ -163,11 +163,7 @@ class ParticleSwarmSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the integer parameters of the finished trials; those of the first ones are sampled one by one."""
-        space: dict[str, BaseDistribution] = {}
-        for earlier in study.get_trials(deepcopy=False):
-            if earlier.number != trial.number and earlier.state.is_finished():
-                space |= {name: d for name, d in earlier.distributions.items() if _movable(d)}
-        return dict(sorted(space.items()))
+        return movable_of(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -233,7 +229,7 @@ class ParticleSwarmSampler(BaseSampler):
 
     def _move(self, name: str, distribution: BaseDistribution, seen: "_Seen") -> tuple[int, float]:
         """Return a particle's new position and velocity in one dimension (Algorithm 1, lines 4-5 or 12-13)."""
-        distribution = _integers(name, distribution)
+        distribution = integers(name, distribution)
         if seen.cycle == 0:
             return self._initial_position(name, distribution, seen.particle), self._initial_velocity(
                 name, distribution, seen.particle
@@ -271,7 +267,7 @@ class ParticleSwarmSampler(BaseSampler):
     def _initial_velocity(self, name: str, distribution: BaseDistribution, particle: int) -> float:
         generator = self._generator(particle, 0, name)
         generator.integers(-1, 2)  # the draw of the position comes first
-        limit = self._limit(_integers(name, distribution))
+        limit = self._limit(integers(name, distribution))
         return float(generator.uniform(-limit, limit))
 
     def _limit(self, distribution: IntDistribution) -> float:
@@ -317,14 +313,30 @@ def _positions(trial: FrozenTrial | None) -> Mapping[str, int]:
     return {} if trial is None else {**trial.system_attrs.get(KEY, {}).get("position", {}), **trial.params}
 
 
+def movable_of(study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    """Return the integer parameters, with more than one value, of the finished trials but this one."""
+    space: dict[str, BaseDistribution] = {}
+    for earlier in study.get_trials(deepcopy=False):
+        if earlier.number != trial.number and earlier.state.is_finished():
+            space |= {name: d for name, d in earlier.distributions.items() if _movable(d)}
+    return dict(sorted(space.items()))
+
+
 def _movable(distribution: BaseDistribution) -> bool:
     return isinstance(distribution, IntDistribution) and not distribution.single()
 
 
-def _integers(name: str, distribution: BaseDistribution) -> IntDistribution:
+def integers(name: str, distribution: BaseDistribution) -> IntDistribution:
+    """Return the distribution of a parameter that takes whole numbers.
+
+    Raises
+    ------
+    ArgumentError
+        If it takes others.
+    """
     if not isinstance(distribution, IntDistribution):
         raise ArgumentError(
-            f"a particle swarm moves through integers, but parameter {name!r} is a {type(distribution).__name__}; "
+            f"a swarm moves through integers, but parameter {name!r} is a {type(distribution).__name__}; "
             "use suggest_int, or another sampler"
         )
     return distribution

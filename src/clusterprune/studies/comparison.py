@@ -20,7 +20,7 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.reading import ReadError, parse_yaml
 from clusterprune.files.writing import read_record, write_json
 from clusterprune.methods._base import FINE_TUNING, Method
-from clusterprune.methods._registry import METHODS, find
+from clusterprune.methods._registry import COMPETITORS, find
 from clusterprune.methods._work import ASKED_NAME, Network, Outcome, Report, Watch, Work, silent, unwatched
 from clusterprune.surgery import compact
 from clusterprune.tasks import Task
@@ -62,9 +62,9 @@ class Contender:
         method, *changes = (part.strip() for part in text.split(":"))
         if method.endswith(".py") and changes:
             method = f"{method}:{changes.pop(0)}"
-        elif method not in METHODS:
+        elif method not in COMPETITORS:
             raise ArgumentError(
-                f"methods={text!r} names no method; choose from {', '.join(METHODS)}, or path/to/file.py:MyMethod"
+                f"methods={text!r} names no method; choose from {', '.join(COMPETITORS)}, or path/to/file.py:MyMethod"
             )
         pairs = [change.partition("=") for change in changes]
         if any(not (name and sign and value) for name, sign, value in pairs):
