@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -255,3 +256,32 @@ def test_defaults_are_those_of_the_library():
 
     assert len(shown) > 12
     assert shown == {name: settings[name] for name in shown}
+
+
+def test_tensorboard_gets_what_a_training_reports(
+    tiny: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert Path(folder) == tmp_path / "run" / "tensorboard"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    quick = ["--model", tiny, "--data", "digits", "--epochs", 2, "--limit", 200]
+    assert cli("train", *quick, "--out", tmp_path / "run", "--tensorboard").exit_code == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(value, step) for name, value, step in written if name == "train/loss"] == [
+        (record["loss"], record["epoch"]) for record in log
+    ]
+    assert {"train/validation_accuracy", "train/learning_rate"} <= {name for name, _, _ in written}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    told = cli.fails("train", *quick, "--out", tmp_path / "other", "--tensorboard")
+    assert "pip install 'clusterprune[tensorboard]'" in told
+    assert not (tmp_path / "other").exists()

@@ -27,7 +27,7 @@ from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import NOTHING_YET, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.settings import SHARES, read_options, settle_budget, several_budgets, with_settings
 from clusterprune.cli.trusting import check_code, note_code
-from clusterprune.cli.watching import Watch
+from clusterprune.cli.watching import Watch, tensorboard_asked
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import Method, Work, find
 from clusterprune.methods._registry import METHODS, USUAL
@@ -112,6 +112,7 @@ def compress(
     seed: options.Seed = 0,
     device: options.Device = None,
     latency_batch: options.LatencyBatch = 1,
+    tensorboard: options.TensorBoard = False,
     runtime: options.Runtime = None,
     config: options.Config = None,
     debug: options.Debug = False,
@@ -131,6 +132,7 @@ def compress(
     else:
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
+    tensorboard_asked(folder, wanted)
     asked = [Request.read(wanted | budget) for budget in several or [{}]]
     join(asked[0].training or TrainConfig(device=wanted["device"]))
     if dry_run:
@@ -285,7 +287,7 @@ def _compress(
     memory
         What runs at several budgets have in common, where this is one of them.
     """
-    processes, watch = here(), Watch(display)
+    processes, watch = here(), Watch(display, log=tensorboard_asked(folder, wanted))
     work = Work(
         folder, asked.training, wanted["seed"], resume=True, images=opened.images, report=display, watch=watch,
         tell=lambda text: display.line(text, "yellow"), about=_about(wanted, asked, opened), memory=memory,

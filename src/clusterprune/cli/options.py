@@ -213,6 +213,14 @@ Device = Annotated[
         show_default="cuda if there is one, else cpu",
     ),
 ]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Also write what trainings report for TensorBoard, into tensorboard/ of the run's folder.",
+        rich_help_panel="Run",
+    ),
+]
 LatencyBatch = Annotated[
     int,
     typer.Option("--latency-batch", min=1, metavar="N", help="Images in a timed pass.", rich_help_panel="Run"),

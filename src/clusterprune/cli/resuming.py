@@ -23,7 +23,7 @@ from clusterprune.runs import CONFIG_NAME, RESULT_NAME, read_config
 from clusterprune.train import checkpoint, here
 
 # Beside what fit() lets go: a moved folder of images is the same data, or its fingerprint will tell.
-MAY_CHANGE = frozenset({"data", "device", "latency_batch", "memory_limit", "runtime"})
+MAY_CHANGE = frozenset({"data", "device", "latency_batch", "memory_limit", "runtime", "tensorboard"})
 
 
 NOTHING_YET = frozenset({CONFIG_NAME, ASKED_NAME})

@@ -23,7 +23,7 @@ from clusterprune.cli.progress import Display
 from clusterprune.cli.reporting import leave_report
 from clusterprune.cli.resuming import MAY_CHANGE, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.trusting import check_code, note_code
-from clusterprune.cli.watching import Watch
+from clusterprune.cli.watching import Watch, tensorboard_asked
 from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError
 from clusterprune.models.artifact import Origin
@@ -145,6 +145,7 @@ def train(
         ),
     ] = 10.0,
     latency_batch: options.LatencyBatch = 1,
+    tensorboard: options.TensorBoard = False,
     resume: options.Resume = False,
     config: options.Config = None,
     debug: options.Debug = False,
@@ -163,6 +164,7 @@ def train(
     else:
         runs.check_out(out)
     check_code(context, wanted, trust, resume=resume)
+    tensorboard_asked(folder, wanted)
     with own_folder(out, resume=resume), Display() as display:
         will_go_on("train", folder, functools.partial(epochs_on_disk, folder))
         result = _run(folder, wanted, settings, processes, display, resume=resume)
@@ -192,7 +194,8 @@ def _run(
         task = task_on(subject.spec, subject.model, wanted["num_classes"], *parts, name=wanted["task"])
     if not resume and processes.is_main:
         runs.write_config(folder, "train", absolute(wanted) | note_code(wanted))
-    trained = _fit(folder, settings, subject, task, display, resume=resume)
+    watch = Watch(display, log=tensorboard_asked(folder, wanted))
+    trained = _fit(folder, settings, subject, task, watch, resume=resume)
     timeline.seconds["train"] = round(trained.seconds, 3)
     if not processes.is_main:
         return None
@@ -250,12 +253,11 @@ def _fit(
     settings: TrainConfig,
     subject: Subject,
     task: Task,
-    display: Display,
+    watch: Watch,
     *,
     resume: bool,
 ) -> TrainResult:
 
-    watch = Watch(display)
     return fit(
         subject.model,
         task,
