@@ -99,6 +99,19 @@ def test_a_check_says_what_is_wrong_and_what_to_do(
     assert bool(found["advice"]) == (state != "good")
 
 
+def test_of_a_network_that_was_trained_alone_classes_are_shown_from_the_worst(tmp_path: Path) -> None:
+    classes = {"names": ["cat", "dog"], "images": [100, 50], "hits": {"trained": [90, 30]}}
+    details = {"networks": ["trained"], "widths": {"conv1": [16]}, "classes": classes}
+    (tmp_path / "result.json").write_text(json.dumps({"command": "train", "trained": BASELINE}))
+    (tmp_path / "details.json").write_text(json.dumps(details))
+    found = {display.name: display for display in displays([Run(tmp_path)])}
+    assert [row["right, %"] for row in found["classes"].frame()] == [60.0, 90.0]
+    assert found["classes"].statement.startswith("dog is recognised least often, in 60.0 %")
+    assert found["classes"].plot() is not None
+    assert "widths" not in found
+    assert "C06" not in {row["code"] for row in found["checks"].frame()}
+
+
 def test_a_comparison_ranks_by_the_mean_over_seeds_and_tells_chance(tmp_path: Path) -> None:
     ranking = DISPLAYS["ranking"].of([Run(comparison(tmp_path / "run"))])
     assert ranking is not None

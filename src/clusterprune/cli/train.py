@@ -203,6 +203,7 @@ def _run(
     will_go_on("train", folder, lambda: "The training is done, but not its test.")
     _save(folder, subject, origin)
     test = dataset.splits.get("test")
+    counted = runs.HitsByClass()
     with timeline.phase("test") as tell:
         measured = runs.measure(
             subject.model,
@@ -211,6 +212,7 @@ def _run(
             task,
             latency_batch=wanted["latency_batch"],
             progress=tell,
+            each=counted,
         )
     if test is None:
         display.line(f"{wanted['data']} has no test images, so only costs were measured.", "yellow")
@@ -223,6 +225,8 @@ def _run(
         "seed": wanted["seed"],
         **runs.environment(subject.example.device),
     }
+    names = () if test is None else test.classes
+    runs.write_details(folder, runs.details({"trained": subject.model}, {"trained": counted}, names))
     runs.write_result(folder, result)
     leave_report(folder, display.line)
     return result

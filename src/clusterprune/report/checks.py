@@ -133,7 +133,7 @@ def _narrow(run: Run) -> Check | None:
 def _classes(run: Run) -> Check | None:
     """C06: no class pays for the others."""
     found = Classes.of([run])
-    if found is None:
+    if found is None or "change, points" not in found.rows[0]:
         return None
     rows = found.rows
     mean = sum(row["change, points"] for row in rows) / len(rows)

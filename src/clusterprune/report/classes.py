@@ -1,8 +1,8 @@
-"""Which classes a network has become better or worse at."""
+"""Which classes a network is good at, or has become better or worse at."""
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from plotly.graph_objects import Figure
 
@@ -15,7 +15,7 @@ _SHOWN = 20
 
 
 class Classes(Display):
-    """Percent right of every class before and after, those that lost the most first."""
+    """Percent right of every class before and after, those that lost most first; of one network, the worst first."""
 
     name: ClassVar[str] = "classes"
     title: ClassVar[str] = "Class by class"
@@ -25,6 +25,8 @@ class Classes(Display):
         """Read ``details.json``."""
         run = single(runs)
         found = {} if run is None else run.details.get("classes", {})
+        if len(found.get("hits", ())) == 1:
+            return cls._of_one(found)
         if len(found.get("hits", ())) < 2:
             return None
         before, after = found["hits"].values()
@@ -48,12 +50,35 @@ class Classes(Display):
             f"{best['class']} ({best['change, points']:+.1f}). {told} of {len(rows)} lost more than chance explains.",
         )
 
+    @classmethod
+    def _of_one(cls, found: Mapping[str, Any]) -> Self | None:
+        """Read the hits of a network that nothing is compared with."""
+        (hits,) = found["hits"].values()
+        rows: Rows = [
+            {"class": name, "images": images, "right, %": 100 * right / images, "two standard errors": error}
+            for name, images, right in zip(found["names"], found["images"], hits, strict=True)
+            if images
+            for error in [spread(right, right, images) / math.sqrt(2)]
+        ]
+        rows.sort(key=lambda row: row["right, %"])
+        if not rows:
+            return None
+        worst, best = rows[0], rows[-1]
+        return cls(
+            rows,
+            f"{worst['class']} is recognised least often, in {worst['right, %']:.1f} % of its images, "
+            f"{best['class']} most often, in {best['right, %']:.1f} %.",
+        )
+
     def plot(self) -> Figure:
         """Draw a bar for each class, with what chance may do to it."""
         rows = self.rows
         if len(rows) > _SHOWN:
             rows = [*rows[: _SHOWN // 2], *rows[-(_SHOWN // 2) :]]
-        changes = [row["change, points"] for row in rows]
+        shown, unit, title = ("change, points", " points", "change, points")
+        if shown not in rows[0]:
+            shown, unit, title = ("right, %", " %", "right, %")
+        changes = [row[shown] for row in rows]
         return figure(
             [
                 {
@@ -63,10 +88,10 @@ class Classes(Display):
                         "pattern": {"shape": ["/" if change < 0 else "" for change in changes]},
                     },
                     "error_x": {"array": [row["two standard errors"] for row in rows], "thickness": 1, "color": GREY},
-                    "hovertemplate": "%{y}: %{x:+.2f} points<extra></extra>", "showlegend": False,
+                    "hovertemplate": f"%{{y}}: %{{x:+.2f}}{unit}<extra></extra>", "showlegend": False,
                 }
             ],
-            height=110 + 24 * len(rows), xaxis={"title": "change, points (lines: two standard errors)"},
+            height=110 + 24 * len(rows), xaxis={"title": f"{title} (lines: two standard errors)"},
             yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
         )  # fmt: skip
 
