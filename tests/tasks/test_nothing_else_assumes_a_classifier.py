@@ -20,6 +20,7 @@ ALLOWED = {
     "methods/icp_steps.py": {"accuracy", "accuracy_cut"},
     "methods/once.py": {"accuracy_cut"},
     "methods/slimming.py": {"accuracy_cut", "label_smoothing"},
+    "methods/wlp.py": {"accuracy_cut"},
     "cli/compare.py": {"accuracy", "accuracy_cut"},
     "report/published.py": {"accuracy"},
     "report/ranking.py": {"accuracy", "accuracy_cut"},

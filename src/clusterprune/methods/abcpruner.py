@@ -3,7 +3,7 @@
 n structures ← each layer as wide as chance has it
 repeat for a few cycles
     employed bees and onlookers look near them, scouts elsewhere            (clusterprune.search.BeeColonySampler)
-        fitness: accuracy on held-out training images, after a few epochs with weights of the original
+        fitness: how good it is on held-out images, after a few epochs with weights of the original
 train the best structure, from weights of the original
 
 It is ACP with other insects: all but where structures come from is ACP's (:mod:`clusterprune.methods.acp`). The paper
@@ -38,7 +38,7 @@ class ABCPruner(ACP):
     cycles
         Of the colony, each of which looks at twice as many structures as there are foods.
     fitness
-        "train": accuracy after a few epochs, as published. "merge": accuracy right after merging.
+        "train": how good a structure is after a few epochs, as published. "merge": right after merging.
     merging
         What the kept channels of the best structure take over: nothing, as published, or what "least_squares" or
         "refit" finds.
