@@ -121,6 +121,7 @@ def test_a_model_that_was_never_cut(tmp_path: Path):
     assert history.stages(loaded) == ()
 
 
+@pytest.mark.slow
 def test_a_new_process_computes_the_same(tmp_path: Path):
     torch.manual_seed(0)
     pairs = {"module": cut(models.build("resnet20")), "rewired": cut(HardCoded())}

@@ -39,22 +39,27 @@ def test_there_is_a_page_for_every_seam_of_which_there_are_many() -> None:
     assert [page.stem for page in PAGES] == ["clustering", "criterion", "method", "operator"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_newcomer_is_one_file_its_registry_line_and_its_conformance_entry(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pages", [PAGES, *(pytest.param([page], marks=pytest.mark.slow) for page in PAGES)])
+def test_a_newcomer_is_one_file_its_registry_line_and_its_conformance_entry(pages: list[Path], tmp_path: Path) -> None:
+    """All of them in one process; each alone in the run of the slow tests."""
     for name in ("src", "tests", "docs", "recipes"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
-    touched = apply_page(page, tmp_path)
-
-    assert list(touched.values()) == ["python", "diff", "diff"]
-    new, registry, suite = touched
-    assert Path(new).parent == Path(registry).parent
-    assert suite.startswith("tests/")
-    check = CHECK.search(page.read_text())
-    assert check is not None
+    suites: dict[str, str] = {}
+    for page in pages:
+        touched = apply_page(page, tmp_path)
+        assert list(touched.values()) == ["python", "diff", "diff"]
+        new, registry, suite = touched
+        assert Path(new).parent == Path(registry).parent
+        assert suite.startswith("tests/")
+        check = CHECK.search(page.read_text())
+        assert check is not None
+        file, *more = shlex.split(check["arguments"])
+        suites[file] = more[-1] if more else Path(file).stem
+    chosen = " or ".join(f"({words})" for words in suites.values())
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shlex.split(check["arguments"])],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, "-k", chosen],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,

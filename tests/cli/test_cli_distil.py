@@ -31,6 +31,7 @@ def test_a_distilled_run_leaves_its_files(tiny: str, trained: Path, cli: Cli):
     assert cp.Plan.load("run/plan").notes["distil"]["steps"] == 30
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_goes_on(trust: tuple[str, str], tiny: str, trained: Path, cli: Cli):
     process = cli.start(*arguments(tiny, trained, "--data", "digits", "--images", 200, "--distil", "600"))
     reached = Path("run/distil.safetensors")

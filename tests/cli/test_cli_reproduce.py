@@ -101,6 +101,7 @@ def test_ctrl_c_says_how_to_go_on(trust: tuple[str, str], own: Path, cli: Cli, m
     assert "baseline:" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_a_killed_run_ends_like_one_that_was_not(trust: tuple[str, str], own: Path, tiny: str, cli: Cli):
     own.write_text(RECIPE.format(model=tiny, epochs=40))

@@ -39,6 +39,7 @@ def wait_until_resumed(process: subprocess.Popen[str]) -> str:
     pytest.fail("it did not say that it goes on")
 
 
+@pytest.mark.slow
 @posix
 def test_two_runs_do_not_share_a_folder(tiny: str, trust: tuple[str, str], cli: Cli):
     first = cli.start("train", "--model", tiny, "--data", "digits", *LONG, "--out", "run")

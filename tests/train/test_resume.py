@@ -67,6 +67,7 @@ def let_it_begin(process: subprocess.Popen[str]) -> None:
     assert any(line == "step\n" for line in process.stdout)
 
 
+@pytest.mark.slow
 @posix
 def test_kill_9_at_random_moments_changes_nothing(
     tmp_path: Path, worker: ModuleType, fit: Fit, finished: dict[str, Tensor], same: Callable
