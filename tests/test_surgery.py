@@ -178,7 +178,7 @@ def test_laws_hold_on_networks_drawn_anew_in_every_run(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     every(
-        3,
+        4,
         (
             (name, key, value)
             for name, (_, options) in BLOCKS.items()

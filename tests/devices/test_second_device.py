@@ -56,6 +56,7 @@ def test_everything_else(tmp_path: Path, parts: tuple[str, ...]) -> None:
     check(tmp_path, *parts)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_recorded_waits_for_nothing() -> None:
     done = run(HERE / "captured_step.py")
     assert done.returncode == 0, done.stderr[-6000:]

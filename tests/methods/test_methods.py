@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import clusterprune
-from clusterprune import evaluate
+from clusterprune import criteria, evaluate
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.methods import METHODS, CutOnce, Network, Outcome, Work, find, once
 from clusterprune.methods._settings import descriptions, settings_of
@@ -76,7 +76,11 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALIKE = set(criteria.names()) - {"l1", "taylor"}
+"""Methods that differ in their scores alone, but for one that looks at weights and one that differentiates the loss."""
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow) if m in ALIKE else m for m in METHODS])
 def test_every_method_keeps_its_promises(task: tuple[Network, Task], method: str, tmp_path: Path) -> None:
     network, _ = task
     before = weights(network.model)

@@ -45,6 +45,18 @@ def test_a_display_shows_data_a_figure_and_a_statement_of_runs_that_have_what_it
         assert figure is None or (isinstance(figure, Figure) and figure.data)
 
 
+def test_a_reproduction_of_a_detector_says_what_decides_there(tmp_path: Path) -> None:
+    file = reproduction(tmp_path / "run") / "result.json"
+    content = json.loads(file.read_text())
+    for network in ("baseline", "compressed"):
+        content[network]["map50"] = content[network].pop("accuracy")
+        content[network].pop("accuracy_top5", None)
+    file.write_text(json.dumps(content))
+    shown = DISPLAYS["published"].of([Run.open(file.parent)])
+    assert shown is not None
+    assert [row["quantity"] for row in shown.frame()][:2] == ["mAP50 (VOC), original, %", "mAP50 (VOC), compact, %"]
+
+
 def test_a_run_without_files_leaves_every_display_out(tmp_path: Path) -> None:
     assert displays([Run(tmp_path)]) == []
     assert "say nothing yet" in render([Run(tmp_path)])

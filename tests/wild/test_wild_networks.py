@@ -128,7 +128,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("name", every(2, FOUND))
+@pytest.mark.parametrize("name", every(4, FOUND))
 def test_what_was_found_once_holds(name: str) -> None:
     result = check(FOUND[name])
     assert result.outcome == "cut", result.detail
