@@ -91,7 +91,7 @@ class Classes(Display):
                     "hovertemplate": f"%{{y}}: %{{x:+.2f}}{unit}<extra></extra>", "showlegend": False,
                 }
             ],
-            height=110 + 24 * len(rows), xaxis={"title": f"{title} (lines: two standard errors)"},
+            height=110 + 24 * len(rows), xaxis={"title": f"{title} (± 2 s. e.)"},
             yaxis={"type": "category", "autorange": "reversed", "showgrid": False},
         )  # fmt: skip
 

@@ -74,4 +74,6 @@ class LossCurves(Display):
                     "hovertemplate": "%{customdata} channels less<br>%{x:.3s} MACs, loss %{y:.3g}",
                 }
             )  # fmt: skip
-        return figure(traces, height=420, xaxis={"title": "MACs saved"}, yaxis={"title": "loss, nats", "type": "log"})
+        # A number at each power of ten, as it is written elsewhere on the page.
+        decades = {"type": "log", "dtick": 1, "exponentformat": "none"}
+        return figure(traces, height=420, xaxis={"title": "MACs saved"}, yaxis={"title": "loss, nats"} | decades)

@@ -96,7 +96,9 @@ class Competitors(Study):
         method, own = method_of(Contender.read(point["method"]), point["keep_macs"], training)
         work = Work(folder / "run", own, subject.seed, resume=True, watch=subject.watch)
         made = method.run(subject.network, subject.task, work)
-        whole = subject.worth(subject.network.model)
+        if "whole" not in subject.memory:
+            subject.memory["whole"] = subject.worth(subject.network.model)
+        whole = subject.memory["whole"]
         # What is unstructured makes nothing smaller; it is drawn where it would be if zeros were free.
         found = subject.worth(made.model) | made.record.get("if_zeros_were_free", {})
         found["macs_removed"] = 100 * (1 - found["macs"] / whole["macs"])
