@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from clusterprune.clustering import DBSCAN
@@ -21,6 +22,7 @@ from clusterprune.studies.figures.drawing import Drawing
 from clusterprune.surgery.apply import apply
 
 EPS = (0.002, 0.004, 0.006, 0.008, 0.010, 0.015, 0.020, 0.030, 0.040, 0.050)
+QUANTITIES = {"params": "parameters", "macs": "MACs", "channels": "channels"}
 DISTANCES = ("cosine", "euclidean", "manhattan", "chebyshev")
 
 
@@ -119,8 +121,8 @@ class Eps(_Clustered):
         """Draw what is left over ε, and the widths of the layers."""
         removed, accuracy, layers = drawing.axes(1, 3)
         x = [row["eps"] for row in rows]
-        for number, name in enumerate(("params_removed", "macs_removed", "channels_removed")):
-            drawing.line(removed, x, [row[name] for row in rows], name.removesuffix("_removed"), number)
+        for number, (name, label) in enumerate(QUANTITIES.items()):
+            drawing.line(removed, x, [row[f"{name}_removed"] for row in rows], label, number)
         drawing.finish(removed, "ε", "removed (%)")
         for number, (name, label) in enumerate(
             (("accuracy_untrained", "merged, not trained"), ("accuracy", "trained"))
@@ -205,7 +207,7 @@ class Grid(_Clustered):
     def draw(self, rows: Sequence[Row], drawing: Drawing) -> None:
         """Draw three maps of what is removed."""
         by_pair = {(row["eps"], row["min_samples"]): row for row in rows}
-        for axes, name in zip(drawing.axes(1, 3), ("params", "macs", "channels"), strict=True):
+        for axes, (name, label) in zip(drawing.axes(1, 3), QUANTITIES.items(), strict=True):
             table = [[by_pair[eps, number][f"{name}_removed"] for number in self.min_samples] for eps in self.eps]
             axes.imshow(table, cmap="cividis", aspect="auto", vmin=0, vmax=100)
             for i, line in enumerate(table):
@@ -213,7 +215,7 @@ class Grid(_Clustered):
                     axes.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black")
             axes.set_xticks(range(len(self.min_samples)), self.min_samples)
             axes.set_yticks(range(len(self.eps)), self.eps)
-            axes.set(xlabel="MinPts", ylabel="ε", title=f"{name} removed (%)")
+            axes.set(xlabel="MinPts", ylabel="ε", title=f"{label} removed (%)")
 
     def verdict(self, rows: Sequence[Row]) -> str:
         """Say where the most is removed."""
@@ -269,3 +271,21 @@ class Metrics(_Clustered):
                 drawing.line(right, [row["macs_removed"] for row in mine], [row[name] for row in mine], metric, number)
         drawing.finish(left, "ε, as a quantile of the distances", "MACs removed (%)")
         drawing.finish(right, "MACs removed (%)", "accuracy (%)")
+
+    def verdict(self, rows: Sequence[Row]) -> str:
+        """Say what each distance keeps where as much is removed by all."""
+        name = "accuracy" if all("accuracy" in row for row in rows) else "accuracy_untrained"
+        if not all(name in row for row in rows):
+            return ""
+        lines = {
+            metric: sorted((row["macs_removed"], row[name]) for row in rows if row["metric"] == metric)
+            for metric in self.metrics
+        }
+        low, high = max(line[0][0] for line in lines.values()), min(line[-1][0] for line in lines.values())
+        if low > high:
+            return "No share of the MACs is removed by all of the distances here."
+        middle = (low + high) / 2
+        kept = {metric: float(np.interp(middle, *zip(*line, strict=True))) for metric, line in lines.items()}
+        said = ", ".join(f"{metric} {value:.1f}" for metric, value in kept.items())
+        best = max(kept, key=lambda metric: kept[metric])
+        return f"Where {middle:.0f} % of the MACs are removed, {best} keeps the most accuracy here ({said})."

@@ -35,9 +35,9 @@ class Drawing:
         self.figure: Any = figures.Figure(layout="constrained", dpi=150)
         self.title = title
 
-    def axes(self, rows: int = 1, columns: int = 1) -> list[Any]:
-        """Return axes of a grid, row by row."""
-        self.figure.set_size_inches(1 + 4.6 * columns, 0.6 + 3.2 * rows)
+    def axes(self, rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (4.6, 3.2)) -> list[Any]:
+        """Return axes of a grid, row by row, each of a width and height in inches."""
+        self.figure.set_size_inches(1 + size[0] * columns, 0.6 + size[1] * rows)
         with self._style():
             return list(self.figure.subplots(rows, columns, squeeze=False).flat)
 

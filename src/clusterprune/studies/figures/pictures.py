@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_samples
 
 from clusterprune.clustering import KMeans
 from clusterprune.errors import ArgumentError
@@ -40,7 +41,7 @@ class _OfLayer(Study):
 
 @dataclass(frozen=True)
 class SimilarMaps(_OfLayer):
-    """The pairs of a layer's mean feature maps that are most alike, as pictures for one image (CP, Fig. 1a)."""
+    """The pairs of a layer's feature maps of one image that are most alike, as pictures (CP, Fig. 1a)."""
 
     name: ClassVar[str] = "similar-maps"
     shows: ClassVar[str] = "CP, Fig. 1a: feature maps that are alike"
@@ -53,13 +54,12 @@ class SimilarMaps(_OfLayer):
         del folder
         graph = subject.network.graph()
         group = layer_of(graph, point["layer"])
-        inputs = subject.inputs()
-        gathered = FeatureMaps().points(graph, [group], inputs)[group.name]
-        # Compared are means over all images, as everywhere; a picture is of one, of which something can be seen.
-        shown = FeatureMaps().points(graph, [group], inputs[:1])[group.name].vectors
+        # Of one image, of which something can be seen; means over many are grey, and alike for that.
+        shown = FeatureMaps().points(graph, [group], subject.inputs()[:1])[group.name].vectors
         if shown is None:
             return []
-        distances = gathered.distances.clone().fill_diagonal_(float("inf"))
+        distances = 1 - torch.corrcoef(shown.double()).nan_to_num(-1.0)
+        distances.fill_diagonal_(float("inf"))
         side = round(shown.shape[1] ** 0.5)
         if side * side != shown.shape[1]:
             raise ArgumentError(f"layer={group.name!r} has maps that are not square; choose another")
@@ -74,18 +74,22 @@ class SimilarMaps(_OfLayer):
 
     def draw(self, rows: Sequence[Row], drawing: Drawing) -> None:
         """Draw the pairs below one another."""
-        axes = drawing.axes(2, len(rows))
+        axes = drawing.axes(2, len(rows), size=(1.1, 1.3))
         for column, row in enumerate(rows):
             for line, picture in enumerate(row["maps"]):
                 place = axes[line * len(rows) + column]
                 place.imshow(picture, cmap="gray")
                 place.set_axis_off()
-                place.set_title(f"channel {row['pair'][line]}", fontsize=7)
+                place.set_title(f"channel {row['pair'][line]}", fontsize=6)
 
     def verdict(self, rows: Sequence[Row]) -> str:
         """Say how near the nearest are."""
-        said = ", ".join(f"{row['distance']:.4f}" for row in rows)
-        return f"Cosine distances of the nearest pairs of {rows[0]['group']}: {said}." if rows else ""
+        said = ", ".join(f"{1 - row['distance']:.2f}" for row in rows)
+        return (
+            f"Correlations of the nearest pairs of {rows[0]['group']}, no channel in two of them: {said}."
+            if rows
+            else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,15 @@ class FilterClusters(_OfLayer):
         if vectors is None:
             return []
         labels = KMeans(min(self.clusters, len(vectors)), seed=subject.seed).fit(vectors=vectors).labels
-        places = PCA(2, random_state=0).fit_transform(vectors.to(torch.float64).numpy())
+        filters = vectors.to(torch.float64).numpy()
+        places = PCA(2, random_state=0).fit_transform(filters)
+        told = 1 < len(set(labels)) < len(filters)
+        apart = silhouette_samples(filters, labels) if told else [0.0] * len(filters)
         return [
-            {"group": group.name, "filter": number, "cluster": int(label), "x": float(x), "y": float(y)}
-            for number, (label, (x, y)) in enumerate(zip(labels, places, strict=True))
-        ]
+            {"group": group.name, "filter": number, "cluster": int(label), "x": float(x), "y": float(y),
+             "silhouette": float(silhouette)}
+            for number, (label, (x, y), silhouette) in enumerate(zip(labels, places, apart, strict=True))
+        ]  # fmt: skip
 
     def draw(self, rows: Sequence[Row], drawing: Drawing) -> None:
         """Draw a point for every filter."""
@@ -121,3 +129,12 @@ class FilterClusters(_OfLayer):
             colour = COLOURS[cluster % len(COLOURS)]
             axes.scatter([r["x"] for r in mine], [r["y"] for r in mine], color=colour, s=18, label=f"cluster {cluster}")
         drawing.finish(axes, "first principal axis", "second")
+        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    def verdict(self, rows: Sequence[Row]) -> str:
+        """Say how far the clusters are apart, in all dimensions of the filters."""
+        if not rows:
+            return ""
+        mean = sum(row["silhouette"] for row in rows) / len(rows)
+        said = "stand apart" if mean > 0.5 else "stand somewhat apart" if mean > 0.25 else "run into one another"
+        return f"The clusters of {rows[0]['group']} {said}: their mean silhouette is {mean:.2f} (1 is the most)."

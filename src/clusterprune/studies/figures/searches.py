@@ -1,7 +1,7 @@
 """What ACP's swarm adds to its clustering, and how it does beside other methods (ACP, Table IX and Fig. 9)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,6 +85,8 @@ class Competitors(Study):
         "oneshot", "icp", "acp", "cp", "l1", "fpgm", "hrank", "taylor", "sfp", "slimming", "lasso", "abcpruner", "wlp",
     )  # fmt: skip
     keep_macs: tuple[float, ...] = (0.75, 0.5, 0.25)
+    panels: tuple[str, ...] = ("macs", "params", "papers")
+    """What is drawn: accuracy over the MACs removed, over the parameters removed, and what papers say."""
 
     def points(self) -> list[Row]:
         """Return every method at every budget."""
@@ -94,8 +96,9 @@ class Competitors(Study):
         """Run one method at one budget."""
         training = seeded(subject.needed(self.name), subject.seed)
         method, own = method_of(Contender.read(point["method"]), point["keep_macs"], training)
+        few = {name: min(len(subject.task.train), getattr(method, name)) for name in method.in_images}
         work = Work(folder / "run", own, subject.seed, resume=True, watch=subject.watch)
-        made = method.run(subject.network, subject.task, work)
+        made = replace(method, **few).run(subject.network, subject.task, work)
         if "whole" not in subject.memory:
             subject.memory["whole"] = subject.worth(subject.network.model)
         whole = subject.memory["whole"]
@@ -107,22 +110,30 @@ class Competitors(Study):
 
     def draw(self, rows: Sequence[Row], drawing: Drawing) -> None:
         """Draw accuracy over MACs and over parameters removed, and beside them what papers say."""
-        *ours, papers = drawing.axes(1, 3)
-        for axes, cost in zip(ours, ("macs", "params"), strict=True):
-            for number, name in enumerate(self.methods):
-                mine: list[Any] = [row for row in rows if row["method"] == name and "accuracy" in row]
-                removed, kept = [row[f"{cost}_removed"] for row in mine], [row["accuracy"] for row in mine]
-                drawing.line(axes, removed, kept, name, number)
-            if rows and "whole" in rows[0]:
-                axes.axhline(rows[0]["whole"], color="0.5", linewidth=0.8, linestyle=":")
-            drawing.finish(axes, f"{'MACs' if cost == 'macs' else 'parameters'} removed (%)", "accuracy (%)")
+        for axes, panel in zip(drawing.axes(1, len(self.panels)), self.panels, strict=True):
+            if panel == "papers":
+                self._draw_papers(axes, drawing)
+            else:
+                self._draw_ours(axes, rows, panel, drawing)
+
+    def _draw_ours(self, axes: Any, rows: Sequence[Row], cost: str, drawing: Drawing) -> None:
+        for number, name in enumerate(self.methods):
+            mine: list[Any] = [row for row in rows if row["method"] == name and "accuracy" in row]
+            removed, kept = [row[f"{cost}_removed"] for row in mine], [row["accuracy"] for row in mine]
+            label = f"{name} (if zeros were free)" if name == "wlp" else name
+            drawing.line(axes, removed, kept, label, number)
+        if rows and "whole" in rows[0]:
+            axes.axhline(rows[0]["whole"], color="0.5", linewidth=0.8, linestyle=":")
+        drawing.finish(axes, f"{'MACs' if cost == 'macs' else 'parameters'} removed (%)", "accuracy (%)")
+
+    def _draw_papers(self, axes: Any, drawing: Drawing) -> None:
         for number, name in enumerate(self.methods):
             said = sorted((removed, change) for method, removed, change in QUOTED if method == name)
             if said:
-                drawing.line(papers, [removed for removed, _ in said], [change for _, change in said], name, number)
-        papers.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
-        papers.set_title("quoted from papers: ResNet-56, CIFAR-10", fontsize=8)
-        drawing.finish(papers, "MACs removed (%)", "change of accuracy (points)", legend=False)
+                drawing.line(axes, [removed for removed, _ in said], [change for _, change in said], name, number)
+        axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+        axes.set_title("quoted from papers: ResNet-56, CIFAR-10", fontsize=8)
+        drawing.finish(axes, "MACs removed (%)", "change of accuracy (points)", legend=False)
 
     def verdict(self, rows: Sequence[Row]) -> str:
         """Say who leads at each budget."""
