@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import clusterprune as cp
 from clusterprune import models
@@ -23,15 +23,25 @@ def images() -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+class Fixed(nn.Module):
+    """A network whose own code does not fit once it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.first(x)).relu().view(-1, 12, 196).mean(2))
+
+
 @pytest.fixture(scope="module", params=["of its own class", "rebuilt"])
 def compact(request: pytest.FixtureRequest, images: torch.Tensor) -> nn.Module:
-    network = (
-        models.build("resnet20", num_classes=10, seed=0)
-        if request.param == "of its own class"
-        else models.build("torchvision:shufflenet_v2_x0_5", num_classes=10, seed=0)
-    ).eval()
+    torch.manual_seed(0)
+    network = (models.ResNet(1) if request.param == "of its own class" else Fixed()).eval()
     graph = cp.trace(network, images[:1])
-    return cp.apply(network, cp.prune_by(graph, "l1", keep_macs=0.6), graph=graph)
+    small = cp.apply(network, cp.prune_by(graph, "l1", keep_macs=0.6), graph=graph)
+    assert isinstance(small, fx.GraphModule) == (request.param == "rebuilt")
+    return small
 
 
 def path_of(folder: Path, name: str) -> Path:
