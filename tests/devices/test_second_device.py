@@ -43,13 +43,17 @@ def test_it_refuses_what_cuda_refuses() -> None:
 
 
 def test_tracing_planning_cutting_and_training(tmp_path: Path) -> None:
-    check(tmp_path, "trace", "oneshot", "law_2", "fit", "icp")
+    check(tmp_path, "trace", "oneshot", "fit")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
-    [("distil", "plan", "prune_by", "disk", "measure"), ("acp", "cp_and_sfp"), ("resume", "worker", "commands")],
+    [
+        ("distil", "plan", "prune_by", "law_2", "disk", "measure"),
+        ("icp", "acp", "cp_and_sfp"),
+        ("resume", "worker", "commands"),
+    ],
     ids=" ".join,
 )
 def test_everything_else(tmp_path: Path, parts: tuple[str, ...]) -> None:

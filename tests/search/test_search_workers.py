@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 
 from clusterprune.search import search, work, workers
 from clusterprune.search.trials import FIRST, WORKER
-from clusterprune.search.workers import PATIENCE, Watch, Worker
+from clusterprune.search.workers import PATIENCE, Heartbeats, Worker
 
 
 def lines(log: Path) -> list[str]:
@@ -170,7 +170,7 @@ def trial_of(token: dict | None, **more: object) -> optuna.trial.FrozenTrial:
 
 
 def test_who_is_alive_on_this_machine() -> None:
-    watch, here = Watch(), Worker()
+    watch, here = Heartbeats(), Worker()
     assert watch.alive(trial_of(here.token))
     assert watch.alive(trial_of(None))
     here.leave()
@@ -189,7 +189,7 @@ def test_who_is_alive_on_this_machine() -> None:
 def test_who_is_alive_elsewhere() -> None:
     """A heartbeat that stands still, on the observer's clock, for longer than patience lasts."""
     now = 0.0
-    watch = Watch(clock=lambda: now)
+    watch = Heartbeats(clock=lambda: now)
     token = {"machine": "elsewhere", "pid": 1, "started": "1", "id": "x"}
     assert watch.alive(trial_of(token))
     now = PATIENCE - 1

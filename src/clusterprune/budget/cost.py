@@ -42,7 +42,7 @@ class CostModel:
         for index, group in enumerate(graph.groups):
             owner[group.labels] = index
         self._owner = owner
-        reader = Reader(graph)
+        reader = LengthReader(graph)
         self.tables: dict[Quantity, Table] = {
             "macs": Table.of(reader.macs(), owner, self.widths),
             "params": Table.of(reader.params(), owner, self.widths),
@@ -155,7 +155,7 @@ class Table:
         return self.multiples.T @ by_factor
 
 
-class Reader:
+class LengthReader:
     """Reads terms off a graph: the lengths of its values' dimensions, as channels."""
 
     def __init__(self, graph: ChannelGraph) -> None:

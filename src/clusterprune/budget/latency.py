@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import Tensor, fx
 
-from clusterprune.budget.cost import Reader
+from clusterprune.budget.cost import LengthReader
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.ops import Extent, Term, named_arguments, op_of
 from clusterprune.runtimes.layer_times import LatencyTable, LayerShape
@@ -64,12 +64,12 @@ def timed_layers(graph: ChannelGraph, batch: int | None = None) -> list[TimedLay
     batch
         Images in a pass; None for those of the traced example.
     """
-    reader = Reader(graph)
+    reader = LengthReader(graph)
     found = [_layer(graph, reader, call, batch) for call in graph.calls]
     return [layer for layer in found if layer is not None]
 
 
-def _layer(graph: ChannelGraph, reader: Reader, call: LayerCall, batch: int | None) -> TimedLayer | None:
+def _layer(graph: ChannelGraph, reader: LengthReader, call: LayerCall, batch: int | None) -> TimedLayer | None:
     node = graph.nodes[call.node]
     a = named_arguments(node)
     source = a.get("input")
@@ -191,7 +191,7 @@ def _terms(layer: TimedLayer, fitted: np.ndarray) -> list[Term]:
 
 def _between(graph: ChannelGraph, ms: float) -> list[Term]:
     """Share a time among the operations that are no layers, by the sizes of what they make."""
-    reader = Reader(graph)
+    reader = LengthReader(graph)
     layers = {call.node for call in graph.calls}
     sizes: list[Term] = []
     for node in graph.fx.nodes:

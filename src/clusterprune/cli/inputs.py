@@ -16,7 +16,7 @@ from clusterprune.models import ModelSpec
 from clusterprune.models.spec import usual_statistics
 
 Shape = tuple[int, int, int]
-Images = TypeVar("Images", Split, Dataset)
+SplitOrDataset = TypeVar("SplitOrDataset", Split, Dataset)
 
 
 def settle_input(
@@ -71,7 +71,7 @@ def first_of(dataset: Dataset) -> Split:
     return next(iter(dataset.splits.values()))
 
 
-def at_size(images: Images, spec: ModelSpec) -> Images:
+def at_size(images: SplitOrDataset, spec: ModelSpec) -> SplitOrDataset:
     """Return images as a model reads them."""
     size = square_size(spec)
     return images if size is None else images.resized(size)

@@ -23,7 +23,7 @@ from clusterprune.files.reading import MAX_PIXELS, open_regular
 
 EXTENSIONS = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-Progress = Callable[[int, int], None]
+OnRead = Callable[[int, int], None]
 
 #: Files per task: a small image takes a fraction of a millisecond, less than a task costs.
 _CHUNK = 32
@@ -228,7 +228,7 @@ def decode_into(
     rows: Sequence[int],
     out: Tensor,
     size: int | None,
-    progress: Progress | None = None,
+    progress: OnRead | None = None,
     crops: Tensor | None = None,
     *,
     whole: bool = False,

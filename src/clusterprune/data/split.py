@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clusterprune.data.boxes import NO_BOXES, Boxes
 from clusterprune.data.crops import DRAWS
-from clusterprune.data.decode import Progress
+from clusterprune.data.decode import OnRead
 from clusterprune.data.resize import check_size
 from clusterprune.data.store import Damage, ImageStore, MemoryStore, all_damaged
 from clusterprune.errors import ArgumentError, DataError
@@ -172,7 +172,7 @@ class Split:
         indices: Indices | None = None,
         *,
         size: int | None = None,
-        progress: Progress | None = None,
+        progress: OnRead | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Readable images and their labels: ``uint8`` (m, c, h, w) and int64 (m,), m <= n.
 
@@ -194,7 +194,7 @@ class Split:
         indices: Indices | None = None,
         *,
         size: int | None = None,
-        progress: Progress | None = None,
+        progress: OnRead | None = None,
     ) -> Tensor:
         """Images ``uint8`` (n, c, h, w), one row per index and in step with ``labels[indices]``.
 
@@ -316,7 +316,7 @@ class Split:
         return positions.to(torch.int64)
 
     def _read(
-        self, positions: Tensor, size: int | None, progress: Progress | None, crops: Tensor | None = None
+        self, positions: Tensor, size: int | None, progress: OnRead | None, crops: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images, labels and which rows are good, before any complaint about the others."""
         numbers = self._numbers[positions]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.data.crops import resized_crop
-from clusterprune.data.decode import MixedSizesError, Progress, decode, decode_into, explain, shape_of
+from clusterprune.data.decode import MixedSizesError, OnRead, decode, decode_into, explain, shape_of
 from clusterprune.data.resize import empty_images, resize_batch
 from clusterprune.errors import DataError
 
@@ -48,7 +48,7 @@ class ImageStore(Protocol):
         ...
 
     def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+        self, numbers: Tensor, size: int | None, progress: OnRead | None = None, crops: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Images ``uint8`` (n, c, h, w) and which rows are good (bool, None when all are).
 
@@ -80,7 +80,7 @@ class MemoryStore:
         return self.shape(None)
 
     def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+        self, numbers: Tensor, size: int | None, progress: OnRead | None = None, crops: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Copy the images asked for; see :class:`ImageStore`."""
         images = self._images[numbers]
@@ -142,7 +142,7 @@ class FileStore:
         return found.pop() if found else None
 
     def read(
-        self, numbers: Tensor, size: int | None, progress: Progress | None = None, crops: Tensor | None = None
+        self, numbers: Tensor, size: int | None, progress: OnRead | None = None, crops: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Decode the images asked for, or fetch those kept; see :class:`ImageStore`."""
         shape = self.shape(size)
@@ -168,7 +168,7 @@ class FileStore:
         wanted: list[tuple[int, int]],
         out: Tensor,
         size: int | None,
-        progress: Progress | None,
+        progress: OnRead | None,
         crops: Tensor | None = None,
     ) -> None:
         """Decode file ``number`` into row ``row`` of ``out`` for every (row, number) wanted."""

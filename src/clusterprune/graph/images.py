@@ -14,7 +14,11 @@ from clusterprune.graph.inputs import gather
 Images = Tensor | tuple[Tensor, ...]
 """A network's inputs: one tensor, or one for each of them; the first dimension counts images."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is; 0 says that this is not known."""
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 def as_inputs(images: Images) -> tuple[Tensor, ...]:

@@ -16,8 +16,9 @@ from clusterprune.errors import ArgumentError
 from clusterprune.files.locking import alone
 from clusterprune.files.writing import run_folder
 from clusterprune.graph.arguments import check_model
+from clusterprune.graph.images import silent
 from clusterprune.methods._settings import read_settings
-from clusterprune.methods._work import Network, Outcome, Work, silent, untold, unwatched
+from clusterprune.methods._work import Network, Outcome, Work, untold, unwatched
 from clusterprune.methods.foresight import Foresight
 from clusterprune.plan import digest_of
 from clusterprune.tasks import Task

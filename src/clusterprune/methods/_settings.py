@@ -7,7 +7,7 @@ A setting is written down once: as a field of a frozen dataclass, with its defau
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -19,7 +19,6 @@ from clusterprune.clustering import Clustering
 from clusterprune.errors import ArgumentError
 
 Settings = TypeVar("Settings")
-Reader = Callable[[Any], Any]
 
 PRESET = "preset"
 """Stands for several settings, by a name that the method's class gives them."""

@@ -14,7 +14,7 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError, OutputError
 from clusterprune.files.writing import begun_with, read_record, write_json
 from clusterprune.graph import ChannelGraph, trace
-from clusterprune.graph.images import Images
+from clusterprune.graph.images import Images, silent
 from clusterprune.graph.images import Progress as Report
 from clusterprune.graph.put_back import seeded
 from clusterprune.methods._cut_record import record_cut
@@ -76,10 +76,6 @@ def score(task: Task, model: nn.Module) -> float | None:
     if held_out is None:
         return None
     return here().once(lambda: evaluate.metrics(model, task, held_out).deciding)
-
-
-def silent(phase: str, done: int, total: int) -> None:
-    """Report no progress."""
 
 
 def unwatched(phase: str, event: train.Progress) -> None:

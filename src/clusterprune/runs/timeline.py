@@ -6,12 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(phase, done, total)``; total 0 says that the length of the phase is not known."""
-
-
-def silent(phase: str, done: int, total: int) -> None:
-    """Report no progress."""
+from clusterprune.graph.images import Progress, silent
 
 
 class Timeline:

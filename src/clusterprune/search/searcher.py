@@ -38,7 +38,7 @@ from clusterprune.search.trials import (
     front,
     slots,
 )
-from clusterprune.search.workers import Watch, Worker
+from clusterprune.search.workers import Heartbeats, Worker
 
 Fitness = Callable[[dict[str, int]], float | tuple[float, ...]]
 Repair = Callable[[dict[str, int]], dict[str, int]]
@@ -90,7 +90,7 @@ class Searcher:
         self.total: int = settings["evaluations"]
         self.objectives = len(settings["directions"])
         self.sampler_for, self.fitness, self.progress = sampler_for, fitness, progress
-        self.watch = Watch()
+        self.watch = Heartbeats()
         self.pending: list[_Pending] = []
 
     def run(self) -> None:

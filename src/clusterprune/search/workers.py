@@ -66,7 +66,7 @@ class Worker:
             thread.join()
 
 
-class Watch:
+class Heartbeats:
     """Tells whether the workers of running trials are alive."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

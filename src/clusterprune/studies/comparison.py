@@ -19,9 +19,10 @@ from clusterprune.data import Split
 from clusterprune.errors import ArgumentError
 from clusterprune.files.reading import ReadError, parse_yaml
 from clusterprune.files.writing import read_record, write_json
+from clusterprune.graph.images import silent
 from clusterprune.methods._base import FINE_TUNING, Method
 from clusterprune.methods._registry import COMPETITORS, find
-from clusterprune.methods._work import ASKED_NAME, Network, Outcome, Report, Watch, Work, silent, unwatched
+from clusterprune.methods._work import ASKED_NAME, Network, Outcome, Report, Watch, Work, unwatched
 from clusterprune.surgery import compact
 from clusterprune.tasks import Task
 from clusterprune.train import TrainConfig, here

@@ -16,11 +16,11 @@ from clusterprune.data import Dataset
 from clusterprune.files.writing import atomic_folder
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph import trace as trace_model
+from clusterprune.graph.images import silent
 from clusterprune.methods import oneshot
 from clusterprune.models import ModelSpec
 from clusterprune.models.artifact import save
 from clusterprune.plan import Merge, Plan
-from clusterprune.runs.timeline import silent
 from clusterprune.surgery.apply import apply
 
 MODEL = "resnet20"

@@ -16,8 +16,9 @@ from clusterprune.errors import ArgumentError, DataError, OutputError
 from clusterprune.files.locking import alone
 from clusterprune.files.reading import ReadError, sha256_of
 from clusterprune.files.writing import begun_with, read_record, write_json
+from clusterprune.graph.images import silent
 from clusterprune.methods._registry import find
-from clusterprune.methods._work import Network, Report, Watch, Work, silent, unwatched
+from clusterprune.methods._work import Network, Report, Watch, Work, unwatched
 from clusterprune.models import ModelSpec, code
 from clusterprune.models.purpose import classes_of, task_on
 from clusterprune.runs import Measurement

@@ -13,7 +13,7 @@ from clusterprune.data.augment import Augmentation, augment, augmented, draw
 from clusterprune.errors import ArgumentError
 from clusterprune.merge.divergence import ByKind
 
-Images = Split | tuple[Tensor, Tensor]
+SplitLike = Split | tuple[Tensor, Tensor]
 
 
 class ImageTask(ByKind):
@@ -36,12 +36,12 @@ class ImageTask(ByKind):
 
     def __init__(
         self,
-        train: Images,
-        validation: Images | None = None,
+        train: SplitLike,
+        validation: SplitLike | None = None,
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        whole: Images | None = None,
+        whole: SplitLike | None = None,
     ) -> None:
         self.mean, self.std = check_statistics(mean, std)
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
@@ -56,7 +56,7 @@ class ImageTask(ByKind):
         """None: no image is simply right or wrong."""
         return None
 
-    def on(self, train: Images, validation: Images | None = None) -> Self:
+    def on(self, train: SplitLike, validation: SplitLike | None = None) -> Self:
         """Return the same task on other images."""
         other = copy.copy(self)
         other._set(train, validation, None)
@@ -99,12 +99,12 @@ class ImageTask(ByKind):
         """Change the images by what was drawn; the targets stay."""
         return augmented(images, kind, draws), targets
 
-    def _set(self, train: Images, validation: Images | None, whole: Images | None) -> None:
+    def _set(self, train: SplitLike, validation: SplitLike | None, whole: SplitLike | None) -> None:
         self.train = self._checked(train, "train")
         self.validation = None if validation is None else self._checked(validation, "validation")
         self.whole = None if whole is None else self._checked(whole, "whole")
 
-    def _checked(self, images: Images, name: str) -> Split:
+    def _checked(self, images: SplitLike, name: str) -> Split:
         split = _as_split(images, name)
         if not len(split):
             raise ArgumentError(f"{name} holds no images")
@@ -115,7 +115,7 @@ class ImageTask(ByKind):
         return split
 
 
-def _as_split(images: Images, name: str) -> Split:
+def _as_split(images: SplitLike, name: str) -> Split:
     if isinstance(images, Split):
         return images
     try:

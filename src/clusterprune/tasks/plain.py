@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.merge.divergence import distillation, is_logits, relative
-from clusterprune.tasks._images import Images, ImageTask
+from clusterprune.tasks._images import ImageTask, SplitLike
 from clusterprune.tasks.reference import Reference
 
 
@@ -42,13 +42,13 @@ class Plain(ImageTask):
 
     def __init__(
         self,
-        train: Images,
-        validation: Images | None = None,
+        train: SplitLike,
+        validation: SplitLike | None = None,
         *,
         mean: Sequence[float],
         std: Sequence[float],
         reference: nn.Module,
-        whole: Images | None = None,
+        whole: SplitLike | None = None,
     ) -> None:
         super().__init__(train, validation, mean=mean, std=std, whole=whole)
         self._reference = Reference(reference)
