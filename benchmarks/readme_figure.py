@@ -1,9 +1,10 @@
-"""Draw the README's figure from results that are there: one shot beside its peers, ResNet-20, no training.
+"""Draw the README's figures from results that are there: one shot beside its peers, and all methods; ResNet-20.
 
     python benchmarks/readme_figure.py
 
-Reads benchmarks/results/oneshot_accuracy.json and writes docs/images/oneshot.svg. Means over the seeds that were
-measured; of Torch-Pruning, the criterion that keeps the most at each budget.
+Reads benchmarks/results/oneshot_accuracy.json and writes docs/images/oneshot.svg: no training, means over the seeds
+that were measured; of Torch-Pruning, the criterion that keeps the most at each budget. Reads competitors.json, a study
+with the same short training for all, and writes docs/images/methods.svg.
 """
 
 import json
@@ -11,6 +12,7 @@ import statistics
 from pathlib import Path
 
 from clusterprune.studies.figures.drawing import Drawing
+from clusterprune.studies.figures.searches import Competitors
 
 HERE = Path(__file__).parent
 NETWORK = "resnet20"
@@ -25,7 +27,22 @@ PEERS = {
 
 
 def main() -> None:
-    """Draw."""
+    """Draw both."""
+    one_shot()
+    methods()
+
+
+def methods() -> None:
+    """Draw all methods after the same training."""
+    found = json.loads((HERE / "results" / "competitors.json").read_text())
+    study = Competitors.read(found["settings"] | {"panels": ["macs"]})
+    drawing = Drawing(found["title"])
+    study.draw(found["rows"], drawing)
+    save(drawing, "methods")
+
+
+def one_shot() -> None:
+    """Draw one shot beside its peers."""
     cells = json.loads((HERE / "results" / "oneshot_accuracy.json").read_text())["cells"]
     found: dict[float, dict[tuple[str, str, str], list[float]]] = {}
     whole = 0.0
@@ -49,11 +66,16 @@ def main() -> None:
     axes.axhline(whole, color="0.5", linewidth=0.8, linestyle=":")
     axes.set_xlim(45, 80)
     drawing.finish(axes, "MACs kept (%)", "top-1 on all 10,000 test images (%)")
+    save(drawing, "oneshot")
+
+
+def save(drawing: Drawing, name: str) -> None:
+    """Write a figure into the folder of the documentation's pictures."""
     folder = HERE.parent / "docs" / "images"
     folder.mkdir(exist_ok=True)
     drawing.save(folder)
-    (folder / "figure.svg").replace(folder / "oneshot.svg")
-    (folder / "figure.png").replace(folder / "oneshot.png")
+    for kind in ("svg", "png"):
+        (folder / f"figure.{kind}").replace(folder / f"{name}.{kind}")
 
 
 if __name__ == "__main__":

@@ -285,7 +285,10 @@ class Metrics(_Clustered):
         if low > high:
             return "No share of the MACs is removed by all of the distances here."
         middle = (low + high) / 2
-        kept = {metric: float(np.interp(middle, *zip(*line, strict=True))) for metric, line in lines.items()}
+        kept = {
+            metric: float(np.interp(middle, [x for x, _ in line], [y for _, y in line]))
+            for metric, line in lines.items()
+        }
         said = ", ".join(f"{metric} {value:.1f}" for metric, value in kept.items())
         best = max(kept, key=lambda metric: kept[metric])
         return f"Where {middle:.0f} % of the MACs are removed, {best} keeps the most accuracy here ({said})."

@@ -64,11 +64,17 @@ class Drawing:
             range(len(names)), names, rotation=90 if len(names) > 8 else 0, fontsize=6 if len(names) > 20 else 8
         )
 
+    def shares(self, axes: Any, values: Sequence[float]) -> None:
+        """Let an axis of percentages begin at 0, or where all are within twenty points of each other, shortly below."""
+        least, most = min(values), max(values)
+        axes.set_ylim(max(0, least - 5) if most - least < 20 else 0, 100)
+
     def finish(self, axes: Any, x: str, y: str, *, legend: bool = True) -> None:
         """Name the axes."""
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(visible=True, alpha=0.3, linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         if legend and axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=7, frameon=False)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sklearn.decomposition import PCA
@@ -111,10 +111,10 @@ class FilterClusters(_OfLayer):
         if vectors is None:
             return []
         labels = KMeans(min(self.clusters, len(vectors)), seed=subject.seed).fit(vectors=vectors).labels
-        filters = vectors.to(torch.float64).numpy()
-        places = PCA(2, random_state=0).fit_transform(filters)
+        filters: Any = vectors.to(torch.float64).numpy()
+        places: Any = PCA(2, random_state=0).fit_transform(filters)
         told = 1 < len(set(labels)) < len(filters)
-        apart = silhouette_samples(filters, labels) if told else [0.0] * len(filters)
+        apart: Any = silhouette_samples(filters, labels) if told else [0.0] * len(filters)
         return [
             {"group": group.name, "filter": number, "cluster": int(label), "x": float(x), "y": float(y),
              "silhouette": float(silhouette)}

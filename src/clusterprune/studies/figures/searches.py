@@ -45,7 +45,7 @@ class Swarm(Study):
         if all("accuracy" in row for row in rows):
             of = {swarm: [row["accuracy"] for row in rows if row["swarm"] == swarm] for swarm in (False, True)}
             drawing.bars(axes, names, {"clustering alone": of[False], "with the swarm": of[True]})
-            axes.set_ylim(max(0, min(row["accuracy"] for row in rows) - 5), 100)
+            drawing.shares(axes, [row["accuracy"] for row in rows])
         drawing.finish(axes, "", "accuracy (%)")
 
     def verdict(self, rows: Sequence[Row]) -> str:

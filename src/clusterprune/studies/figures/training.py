@@ -169,8 +169,7 @@ class _Bars(_OfCP):
         names = [row["choice"] for row in rows]
         if all("accuracy" in row for row in rows):
             drawing.bars(left, names, {"accuracy": [row["accuracy"] for row in rows]})
-            low = min(row["accuracy"] for row in rows)
-            left.set_ylim(max(0, low - 5), 100)
+            drawing.shares(left, [row["accuracy"] for row in rows])
         drawing.finish(left, "", "accuracy (%)", legend=False)
         drawing.bars(right, names, {"MACs": [row["macs"] / 1e6 for row in rows]})
         drawing.finish(right, "", "MACs (M)", legend=False)
@@ -179,9 +178,10 @@ class _Bars(_OfCP):
         """Say which ends best."""
         if not all("accuracy" in row for row in rows):
             return ""
-        best = max(rows, key=lambda row: row["accuracy"])
+        most = max(row["accuracy"] for row in rows)
+        best = " and ".join(row["choice"] for row in rows if row["accuracy"] == most)
         said = ", ".join(f"{row['choice']} {row['accuracy']:.2f}" for row in rows)
-        return f"{best['choice'].capitalize()} ends best here ({said})."
+        return f"Best here: {best} ({said})."
 
 
 @dataclass(frozen=True)
