@@ -261,7 +261,7 @@ def test_a_network_of_computed_kernels_can_be_compressed(kind: Callable[..., nn.
     for inputs in (images, None):
         plan = cp.oneshot(graph, inputs, keep_macs=0.5, round_to=1)
         small = cp.apply(model, plan, graph=graph)
-        assert {"a", "b", "c"} <= {merge.group for merge in plan.merges}
+        assert {"b", "c"} <= {merge.group for merge in plan.merges}  # whose kernels are computed
         assert small(images).shape == (32, 4)
 
 
