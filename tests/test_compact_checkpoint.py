@@ -1,5 +1,7 @@
+import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,12 +67,20 @@ def cut(model: nn.Module, every: int = 2, *, offsets: bool = False) -> nn.Module
     return cp.apply(model, cp.Plan.of(graph, tuple(merges)), graph=graph)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
+@pytest.fixture(scope="module")
+def once_saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
     torch.manual_seed(0)
     small = cut(models.build("resnet20", seed=0))
-    cp.save(small, tmp_path / "small")
-    return small, tmp_path / "small"
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    cp.save(small, folder)
+    return small, folder
+
+
+@pytest.fixture
+def saved(once_saved: tuple[nn.Module, Path], tmp_path: Path) -> tuple[nn.Module, Path]:
+    """Return a cut network and a folder of it that may be damaged."""
+    small, folder = once_saved
+    return copy.deepcopy(small), shutil.copytree(folder, tmp_path / "small")
 
 
 def tamper(folder: Path, change) -> None:

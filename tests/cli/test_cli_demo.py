@@ -12,6 +12,7 @@ from clusterprune.studies.demo import drop_by_norm
 
 def test_the_short_demo_runs_to_its_table(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "IMAGES", 48)
+    monkeypatch.setattr(demo, "LATENCY_BATCH", 4)
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/mine.txt").write_text("keep me")
 
