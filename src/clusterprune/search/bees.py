@@ -135,14 +135,14 @@ class BeeColonySampler(BaseSampler):
     def _decide(self, slot: int, known: Mapping[int, "_Source"]) -> dict[str, Any]:
         """Return which source a place looks near, and which other source it looks at; no source for a scout."""
         draws = self._generator(slot, "")
-        turn = (slot - self.foods) % (2 * self.foods)
-        food = slot if slot < self.foods else turn
-        if slot >= self.foods <= turn and known:
+        food, begins = slot % self.foods, slot < self.foods
+        onlooks = not begins and (slot // self.foods) % 2 == 0
+        if onlooks and known:
             numbers = sorted(known)
             food = int(draws.choice(numbers, p=attraction([known[number].value for number in numbers])))
         others = [number for number in sorted(known) if number != food]
-        if slot < self.foods or food not in known or known[food].failures >= self.limit or not others:
-            return {"food": food % self.foods, "source": None, "other": {}}
+        if begins or food not in known or known[food].failures >= self.limit or not others:
+            return {"food": food, "source": None, "other": {}}
         other = known[int(draws.choice(others))].place
         return {"food": food, "source": dict(known[food].place), "other": dict(other)}
 
