@@ -25,6 +25,8 @@ class Swarm(Study):
     """ε"""
     cycles: int = 5
     fitness: str = "merge"
+    inherits: bool = False
+    """Whether the last training begins with the original's weights; as published, from random ones, it takes long."""
 
     def points(self) -> list[Row]:
         """Return every ε twice."""
@@ -33,7 +35,8 @@ class Swarm(Study):
     def measure(self, subject: Subject, point: Row, folder: Path) -> list[Row]:
         """Run ACP."""
         cycles = self.cycles if point["swarm"] else 0
-        method = find("acp").read({"eps": point["eps"], "cycles": cycles, "fitness": self.fitness, "equal_macs": False})
+        settings = {"fitness": self.fitness, "retraining_inherits": self.inherits, "equal_macs": False}
+        method = find("acp").read({"eps": point["eps"], "cycles": cycles, **settings})
         training = seeded(subject.needed(self.name), subject.seed)
         work = Work(folder / "run", training, subject.seed, resume=True, watch=subject.watch)
         return [subject.worth(method.run(subject.network, subject.task, work).model)]
