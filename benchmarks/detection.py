@@ -47,7 +47,7 @@ SIZE, WIDTH = 160, 0.25
 SCALES = (0.07, 0.16, 0.3, 0.5, 0.7, 0.9)
 BACKBONE_MACS = 0.08
 IMAGES = 256
-ONESHOT = ("ours", "same share", "by kind of output", "l1")
+ONESHOT = ("ours", "same share", "l1", "by kind of output")
 """Without training: ours; ours with the same share of every layer; ours that takes locations and scores for numbers
 with noise; and a criterion, with nothing handed over."""
 CONTENDERS = "oneshot:round_to=1,icp,acp:particles=3:cycles=2,cp,l1:round_to=1,taylor:round_to=1"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_line import Cli
 from PIL import Image
+from safetensors.torch import save_file
 
 import clusterprune as cp
 from clusterprune.models import SSD
@@ -90,6 +92,16 @@ def write(file: Path, content: str) -> str:
     return f"{file}:build"
 
 
+def sheet_sides(run: Path) -> tuple[int, int]:
+    """Take the sheet of a run away, having seen that it has columns for the objects, the original and the compact."""
+    sheet = Image.open(run / "sheet.png")
+    assert sheet.width == 3 * (256 + 4)
+    colours = {colour for _, colour in sheet.getcolors(1 << 20) or []}
+    assert {(0, 114, 178), (213, 94, 0)} <= colours  # those of the first two classes
+    (run / "sheet.png").unlink()
+    return sheet.size
+
+
 def test_a_detector_is_trained_compressed_and_measured(squares: str, tmp_path: Path, cli: Cli) -> None:
     model = write(tmp_path / "ssd.py", SSD_FILE)
     said = ran(cli, "train", "--model", model, "--data", squares, *SHORT, "--out", "base")
@@ -107,15 +119,47 @@ def test_a_detector_is_trained_compressed_and_measured(squares: str, tmp_path: P
     assert made["compressed"]["macs"] < 0.75 * base["macs"]
     small = cp.load("small/compact", trust=tmp_path / "ssd.py")
     assert isinstance(small, SSD)
+    sides = sheet_sides(Path("small"))
     again = json.loads(cli("evaluate", "small", "--model", model, "--json").stdout)
+    assert sheet_sides(Path("small")) == sides
     assert again["map50"] == made["compressed"]["map50"]
     assert again["macs"] == made["compressed"]["macs"]
 
 
-def test_a_detector_of_other_classes_is_refused(squares: str, tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("command", ["train", "compress", "compare", "evaluate"])
+def test_a_detector_of_other_classes_is_refused(command: str, squares: str, tmp_path: Path, cli: Cli) -> None:
     model = write(tmp_path / "ssd.py", SSD_FILE)
-    told = cli.fails("train", "--model", model, "--data", squares, "--num-classes", 5, *SHORT, "--out", "base")
+    more: tuple[object, ...] = ("--num-classes", 5, "--out", "run")
+    if command == "evaluate":
+        save_file(SSD(5, width=0.02, size=64, batch_norm=True).state_dict(), "five.safetensors")
+        more = ()
+    options: dict[str, tuple[object, ...]] = {"compress": ("--keep-macs", 0.5), "evaluate": ("five.safetensors",)}
+    told = cli.fails(command, *options.get(command, ()), "--model", model, "--data", squares, *more)
     assert "the data have 2 classes, but the model scores 4 and the background" in told
+
+
+def test_methods_compete_on_a_detector(squares: str, tmp_path: Path, cli: Cli) -> None:
+    model = write(tmp_path / "ssd.py", SSD_FILE)
+    options = ("--model", model, "--data", squares, "--task", "detection", "--keep-macs", 0.7, "--methods", "l1")
+    said = ran(cli, "compare", *options, "--epochs", 1, "--batch-size", 6, "--out", "run")
+    assert "mAP50 (VOC) in percent" in " ".join(said.split())
+    found = json.loads(Path("run/result.json").read_text())
+    assert found["whole"]["metric"] == "map50"
+
+
+def test_a_row_of_voc_is_reproduced(squares: str, tmp_path: Path, cli: Cli) -> None:
+    """Of VOC's twenty classes there are two here, which the figures are of."""
+    model = write(tmp_path / "ssd.py", SSD_FILE)
+    Path(squares.partition(":")[2], "classes.txt").write_text("\n".join(["red", "green", *map(str, range(18))]))
+    recipe = {
+        "model": model, "data": "voc", "method": "icp", "knob": "ε = 0.2",
+        "settings": {"eps": 0.2, "min_samples": 2, "samples": 12, "steps": 1},
+        "training": {"epochs": 1, "batch_size": 6, "lr": 0.01}, "baseline": {"epochs": 1, "batch_size": 6, "lr": 0.01},
+    }  # fmt: skip
+    Path("row.yaml").write_text(yaml.safe_dump(recipe))
+    said = ran(cli, "reproduce", "row.yaml", "--data", squares, "--trust", tmp_path / "ssd.py", "--out", "run")
+    assert "mAP50 (VOC), compact" in said
+    assert "map50" in json.loads(Path("run/result.json").read_text())["compressed"]
 
 
 def test_a_detector_of_ones_own_brings_what_its_outputs_mean(squares: str, tmp_path: Path, cli: Cli) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import googlenet
 
 from clusterprune import models
-from clusterprune.errors import ModelError
+from clusterprune.errors import ArgumentError, ModelError
 
 
 def parameters(model: nn.Module) -> int:
@@ -95,9 +95,25 @@ class TestTorchvision:
         with pytest.raises(ModelError, match=r"no usable model 'resnet51'. Did you mean .*resnet50"):
             models.resolve("torchvision:resnet51")
 
-    def test_detectors_need_a_factory(self):
-        with pytest.raises(ModelError, match=r"neither .* path/to/file.py:factory"):
-            models.resolve("torchvision:ssd300_vgg16")
+    def test_detectors_of_boxes_come_as_their_tensor_part(self, tmp_path: Path):
+        spec = models.resolve("torchvision:ssdlite320_mobilenet_v3_large")
+        assert (spec.input_shape, spec.mean, spec.num_classes) == ((3, 320, 320), (0.5,) * 3, 91)
+        part = spec.build(4, seed=0)
+        assert spec.head is not None
+        with torch.no_grad():
+            spec.head(part).check(part(spec.example()), spec.example(), 3)
+        # Weights are published by the detector's own names.
+        save_file(
+            {name.removeprefix("detector."): t for name, t in part.state_dict().items()}, tmp_path / "w.safetensors"
+        )
+        again = models.build(spec, num_classes=4, weights=tmp_path / "w.safetensors", seed=1)
+        assert all(torch.equal(t, again.state_dict()[name]) for name, t in part.state_dict().items())
+        with pytest.raises(ArgumentError, match="nobody says what the outputs of model=RetinaNet mean"):
+            models.heads.head_of(models.build("torchvision:retinanet_resnet50_fpn", num_classes=4))
+
+    def test_detectors_of_more_than_boxes_need_a_factory(self):
+        with pytest.raises(ModelError, match=r"no image classifier.*path/to/file.py:factory"):
+            models.resolve("torchvision:maskrcnn_resnet50_fpn")
 
 
 class TestTimm:

@@ -1,20 +1,26 @@
 """Detectors of torchvision, cut in place; of a tiny backbone, since what matters is how they are put together."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from networks import difference, masked_reference
+from safetensors.torch import save_file
 from torch import nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, maskrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import clusterprune as cp
-from clusterprune import evaluate
+from clusterprune import evaluate, models
 from clusterprune.errors import ModelError
 from clusterprune.models.tensor_part import TensorPart
 
 SIZE = 64
+PLACE = {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part), "OMP_NUM_THREADS": "1"}
 
 
 def backbone() -> nn.Module:
@@ -37,7 +43,7 @@ def detector(kind: type[nn.Module]) -> nn.Module:
 def test_the_part_is_cut_and_the_detector_stays_whole(kind: type[nn.Module], tmp_path: Path) -> None:
     part, images = TensorPart(detector(kind)), torch.rand(2, 3, SIZE, SIZE)
     graph = cp.trace(part, images[:1])
-    plan = cp.prune_by(graph, "l1", keep_macs=0.6)
+    plan = cp.oneshot(graph, torch.rand(16, 3, SIZE, SIZE), keep_macs=0.6, round_to=1)
     small = cp.apply(part, plan, graph=graph)
     assert isinstance(small, TensorPart)
     assert type(small.detector) is kind
@@ -59,3 +65,83 @@ def test_the_part_is_cut_and_the_detector_stays_whole(kind: type[nn.Module], tmp
 def test_other_modules_are_refused() -> None:
     with pytest.raises(ModelError, match="has no backbone with a head"):
         TensorPart(nn.Sequential(nn.Conv2d(3, 8, 3)))
+
+
+def test_detectors_that_find_more_than_boxes_are_refused() -> None:
+    with pytest.raises(ModelError, match="MaskRCNN finds more than boxes"):
+        TensorPart(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None))
+
+
+FIVE = (
+    "ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+)  # fmt: skip
+PIXELS = 160
+"""Of the images of all but VGG's SSD, whose maps would shrink to nothing."""
+
+
+def built(name: str) -> TensorPart:
+    """A detector by its name, with scores that differ, and none too low to be told."""
+    torch.manual_seed(0)
+    part = models.build(f"torchvision:{name}", num_classes=5)
+    assert isinstance(part, TensorPart)
+    whole: Any = part.detector
+    if whole.transform.fixed_size is None:
+        whole.transform.min_size, whole.transform.max_size = (PIXELS,), PIXELS
+    last = whole.roi_heads if hasattr(whole, "roi_heads") else whole
+    last.score_thresh, last.detections_per_img = 0.0, 20
+    for module in part.modules():  # as training would leave them: signals of a size, and statistics that fit
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    return part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIVE)
+def test_torchvision_s_detectors_detect_what_the_masked_ones_do(name: str, tmp_path: Path) -> None:
+    """One shot with 16 images, and the whole detector afterwards; also from disk, in another process."""
+    part = built(name)
+    size = 300 if name == "ssd300_vgg16" else PIXELS
+    images = torch.rand(16, 3, size, size)
+    part.train()
+    with torch.no_grad():
+        for _ in range(2):
+            part(images[:4])
+    part.eval().double()
+    images = images.double()
+    graph = cp.trace(part, images[:1])
+    plan = cp.oneshot(graph, images, keep_macs=0.6, config=cp.OneShot(macs_to_spend=1e11))
+    small = cp.apply(part, plan, graph=graph)
+    assert isinstance(small, TensorPart)
+    assert evaluate.macs(small, images[:1]) / evaluate.macs(part, images[:1]) == pytest.approx(0.6, abs=0.012)
+    masked = masked_reference(part, graph, plan)
+    assert isinstance(masked, TensorPart)
+    detected = small.detector(list(images[:2]))
+    for found, expected in zip(detected, masked.detector(list(images[:2])), strict=True):
+        assert len(found["scores"]) > 5
+        assert torch.equal(found["labels"], expected["labels"])
+        torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-5, rtol=0)
+    cp.save(small, tmp_path / "small")
+    save_file({"images": images[:2], **{f"{at}": one["boxes"] for at, one in enumerate(detected)}}, tmp_path / "told")
+    program = f"""
+import sys, torch, clusterprune as cp
+from safetensors.torch import load_file
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_tensor_part import built
+told = load_file("told")
+small = cp.load("small", lambda: built({name!r}).double())
+for at, found in enumerate(small.detector(list(told["images"]))):
+    assert torch.equal(found["boxes"], told[str(at)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | PLACE,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

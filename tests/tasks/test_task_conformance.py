@@ -221,3 +221,10 @@ def test_one_shot_and_distillation_go_by_the_divergence_of_the_task(
 def test_the_usual_divergence_is_by_kind_of_output() -> None:
     one, other = torch.randn(4, 5), torch.randn(4, 5)
     assert torch.equal(CASES["plain"].task().divergence([one], [other]), ByKind().divergence([one], [other]))
+
+
+def test_a_sheet_is_a_picture_or_nothing(case: Case, task: Task) -> None:
+    images = task.train.images(torch.arange(3))
+    targets = task.targets(task.train)(torch.arange(3))
+    sheet = task.sheet(images, targets, {"one": case.network()(task.normalize(images))})
+    assert sheet is None or (sheet.dtype == torch.uint8 and sheet.ndim == 3 and sheet.shape[0] == 3)

@@ -64,6 +64,7 @@ def compare(
     approximate: options.Approximate = False,
     data: options.Data,
     classes: options.ClassNames = None,
+    task: options.TaskName = None,
     validation: Annotated[
         float,
         typer.Option(

@@ -23,7 +23,7 @@ from clusterprune.cli.measuring import measure_both, runtime_of
 from clusterprune.cli.opening import Opened, check_weights, open_task
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
-from clusterprune.cli.reporting import leave_report
+from clusterprune.cli.reporting import leave_report, leave_sheet
 from clusterprune.cli.resuming import NOTHING_YET, check_same, epochs_on_disk, own_folder, will_go_on
 from clusterprune.cli.settings import SHARES, read_options, settle_budget, several_budgets, with_settings
 from clusterprune.cli.trusting import check_code, note_code
@@ -315,6 +315,8 @@ def _compress(
             runs.write_log(folder, [*before, *timeline.events])
             runs.write_details(folder, details)
             runs.write_result(folder, result)
+            both = {"original": lambda: opened.subject.model, "compact": lambda: made.model}
+            leave_sheet(folder, both, opened.task, test, display.line)
             leave_report(folder, display.line)
             return result
 

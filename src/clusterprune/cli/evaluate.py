@@ -13,8 +13,9 @@ from clusterprune.cli.closing import single
 from clusterprune.cli.command import command
 from clusterprune.cli.console import show
 from clusterprune.cli.measuring import runtime_of
-from clusterprune.cli.opening import open_path
+from clusterprune.cli.opening import open_path, original_of
 from clusterprune.cli.progress import Display
+from clusterprune.cli.reporting import leave_sheet
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -58,8 +59,9 @@ def evaluate(
     }  # fmt: skip
     with Display() as display:
         timeline = runs.Timeline(display)
+        place = runs.pick_device(device)
         with timeline.phase("open data and model"):
-            found = open_path(path, given, trust, runs.pick_device(device), display.line)
+            found = open_path(path, given, trust, place, display.line)
         subject, test = found.subject, found.data.splits.get("test") if found.data is not None else None
         if test is None:
             display.line("There are no test images, so only costs are measured; name them by --data.", "yellow")
@@ -73,5 +75,8 @@ def evaluate(
                 runtime=runtime,
                 progress=tell,
             ).to_dict()
+        if (folder := found.located.run) is not None:
+            seen = {"original": lambda: original_of(found, place), folder.resolve().name: lambda: subject.model}
+            leave_sheet(folder, seen, found.task, test, display.line)
     measured |= runtime_of(runtime)
     show(measured, single(f"{path}, input {subject.input_text}", measured))

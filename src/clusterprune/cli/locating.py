@@ -42,6 +42,12 @@ class Located:
     config_file: Path | None = None
     origin: Origin | None = None
 
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that made it; None where it has none, or has left it."""
+        file = self.config_file
+        return file.parent if file is not None and file.name == runs.CONFIG_NAME else None
+
 
 def locate(path: Path) -> Located:
     """Find the model in a path: a weights file, a compact folder, or a run folder.

@@ -226,6 +226,15 @@ def open_path(
     return Found(subject, located, fitted, aim)
 
 
+def original_of(found: Found, device: torch.device) -> nn.Module | None:
+    """Return the network that a compact one was cut from, where its weights still are where its run says."""
+    weights = found.located.config.get("weights")
+    if not found.located.compact or weights is None or not exists(Path(weights)):
+        return None
+    located, spec = locate(Path(weights)), found.subject.spec
+    return open_model(spec, located, num_classes=known_classes(spec, found.located, None), device=device).model
+
+
 def open_task(
     wanted: dict[str, Any], device: torch.device, *, trains: bool = True, tell: Callable[[str], None] = untold
 ) -> Opened:

@@ -1,23 +1,24 @@
 """What the outputs of the detectors that we know mean."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from clusterprune.errors import ArgumentError
-from clusterprune.models.ssd import SSD
 from clusterprune.tasks import Head, MultiBox
 
 
 def head_of(model: nn.Module) -> Head:
-    """Return what the outputs of a detector mean.
+    """Return what the outputs of a detector mean: of one with `default_boxes`, what SSD's do.
 
     Raises
     ------
     ArgumentError
         It is none that says so.
     """
-    if isinstance(model, SSD):
-        return MultiBox(model.default_boxes)
+    boxes = getattr(model, "default_boxes", None)
+    if isinstance(boxes, Tensor):
+        return MultiBox(boxes)
+    name = type(getattr(model, "detector", model)).__name__
     raise ArgumentError(
-        f"nobody says what the outputs of model={type(model).__name__} mean: write decode(outputs), and loss(outputs, "
+        f"nobody says what the outputs of model={name} mean: write decode(outputs), and loss(outputs, "
         "targets) if it is to be trained, beside its factory; or give --task plain, which compares outputs as they are"
     )

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -14,11 +14,15 @@ from clusterprune.errors import ModelError
 from clusterprune.models.code import importable, run_file
 from clusterprune.models.heads import head_of
 from clusterprune.models.spec import IMAGENET_SHAPE, ModelSpec, usual_statistics
+from clusterprune.models.tensor_part import TensorPart
 from clusterprune.tasks import Head, OwnHead
 
 # torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
 # inside forward (transform_input); built without that step, they read it directly.
 INCEPTION_STATISTICS = (0.5, 0.5, 0.5)
+
+_MORE_THAN_BOXES = ("maskrcnn", "keypointrcnn")
+"""Whose further heads no :class:`TensorPart` runs."""
 
 STATED = {"input_shape": "INPUT_SHAPE", "mean": "MEAN", "std": "STD"}
 """What a model's file may state of its input, by the name that a :class:`ModelSpec` has for it."""
@@ -43,22 +47,26 @@ def _torchvision() -> ModuleType:
 
 
 def from_torchvision(spec: str) -> ModelSpec:
-    """Resolve ``torchvision:NAME``: image classifiers and semantic segmentation, random weights.
+    """Resolve ``torchvision:NAME``: image classifiers, semantic segmentation and detectors of boxes, random weights.
 
     Input size and statistics are those of the first weights that torchvision published for the
-    network. Auxiliary heads are left out.
+    network. Auxiliary heads are left out. A detector comes as its
+    :class:`clusterprune.models.tensor_part.TensorPart`.
     """
     models, name = _torchvision(), spec.partition(":")[2]
     classifiers = models.list_models(module=models)
     segmenters = models.list_models(module=models.segmentation)
+    detectors = [one for one in models.list_models(module=models.detection) if not one.startswith(_MORE_THAN_BOXES)]
+    if name in detectors:
+        return _detector(spec, name)
     if name not in (*classifiers, *segmenters):
         if name in models.list_models():
             remedy = (
-                "It is neither an image classifier nor a segmentation network: write a factory for "
-                "it in a file of yours and name that, path/to/file.py:factory."
+                "It is no image classifier, segmentation network or detector of boxes: write a factory for it in a "
+                "file of yours and name that, path/to/file.py:factory."
             )
         else:
-            close = suggestion(name, [*classifiers, *segmenters])
+            close = suggestion(name, [*classifiers, *segmenters, *detectors])
             remedy = f"{close}torchvision.models.list_models() lists the names."
         msg = f"model={spec!r}: torchvision has no usable model {name!r}. {remedy}"
         raise ModelError(msg)
@@ -83,6 +91,21 @@ def from_torchvision(spec: str) -> ModelSpec:
         return models.get_model(name, num_classes=num_classes, **options)
 
     return ModelSpec(spec, factory, (3, size, size), mean, std, default)
+
+
+def _detector(spec: str, name: str) -> ModelSpec:
+    models = _torchvision()
+    build = functools.partial(models.get_model, name, weights=None, weights_backbone=None)
+    reads = cast("Any", build(num_classes=2)).transform  # says what it reads; its weights' transforms do not
+    size = reads.min_size[0]
+    default = len(next(iter(models.get_model_weights(name))).meta["categories"])
+
+    def factory(num_classes: int = default) -> nn.Module:
+        return TensorPart(build(num_classes=num_classes))
+
+    return ModelSpec(
+        spec, factory, (3, size, size), tuple(reads.image_mean), tuple(reads.image_std), default, head=head_of
+    )
 
 
 def from_timm(spec: str) -> ModelSpec:

@@ -49,6 +49,14 @@ class TensorPart(nn.Module):
                 f"detector={type(detector).__name__} has no backbone with a head, nor with rpn and roi_heads, as "
                 "torchvision's have; wrap its tensor part in a module of your own"
             )
+        if any(
+            name.startswith(("mask", "keypoint")) and part
+            for name, part in parts.get("roi_heads", self).named_children()
+        ):
+            raise ModelError(
+                f"detector={type(detector).__name__} finds more than boxes, by heads that would read what is cut; wrap "
+                "its tensor part in a module of your own"
+            )
         self.detector = detector
         self._stages = 1 if "head" in parts else 2
         self.train(detector.training)
@@ -67,6 +75,22 @@ class TensorPart(nn.Module):
         scores, locations = detector.roi_heads.box_predictor(detector.roi_heads.box_head(torch.cat(pooled)))
         regions = [part.reshape(len(pooled), len(images), -1).transpose(0, 1) for part in (scores, locations)]
         return (*objectness, *offsets, *regions)
+
+    @property
+    def default_boxes(self) -> Tensor | None:
+        """Centre and size of an SSD's default boxes as fractions of the image, (boxes, 4); None of other detectors."""
+        from torchvision.models.detection.image_list import ImageList
+        from torchvision.ops import box_convert
+
+        detector = cast("Any", self.detector)
+        size = getattr(detector.transform, "fixed_size", None)
+        if size is None:
+            return None
+        image = torch.zeros(1, 3, *size).to(next(self.parameters()))
+        with torch.no_grad():
+            features = detector.backbone(image)
+            corners = detector.anchor_generator(ImageList(image, [size]), list(features.values()))[0]
+        return box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([*size[::-1], *size[::-1]])
 
     @property
     def _regions(self) -> int:

@@ -21,6 +21,8 @@ NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net", "weights")
 MAX_NESTING = 8
 # What DataParallel, torch.compile, Lightning and home-made wrappers put before every name.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# What a TensorPart puts before the names of its detector, whose weights were published without.
+PART_PREFIX = "detector."
 # Heads that torchvision's GoogLeNet (aux1, aux2) and Inception v3 (AuxLogits) only train with.
 AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 
@@ -228,13 +230,15 @@ def _has_tensors(content: Mapping[object, object]) -> bool:
 
 
 def _strip_wrappers(found: dict[str, Tensor], target: Iterable[str]) -> dict[str, Tensor]:
-    """Remove the prefixes that every name of the file has and no name of the model has."""
+    """Remove the prefixes that every name of the file has and no name of the model has; add the tensor part's."""
     names = list(target)
     foreign = [p for p in WRAPPER_PREFIXES if not any(name.startswith(p) for name in names)]
     for _ in foreign:  # wrappers nest in any order
         for prefix in foreign:
             if all(name.startswith(prefix) for name in found):
                 found = {name.removeprefix(prefix): value for name, value in found.items()}
+    if all(name.startswith(PART_PREFIX) for name in names) and not any(name.startswith(PART_PREFIX) for name in found):
+        found = {f"{PART_PREFIX}{name}": value for name, value in found.items()}
     return found
 
 

@@ -23,6 +23,7 @@ from clusterprune.runs.folder import (
     write_weights,
 )
 from clusterprune.runs.measurement import Measurement, measure, time_in_turns
+from clusterprune.runs.sheet import SHEET_NAME, write_sheet
 from clusterprune.runs.timeline import Progress, Timeline
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "LOG_NAME",
     "PLAN_NAME",
     "RESULT_NAME",
+    "SHEET_NAME",
     "WEIGHTS_NAME",
     "HitsByClass",
     "Measurement",
@@ -52,5 +54,6 @@ __all__ = [
     "write_details",
     "write_log",
     "write_result",
+    "write_sheet",
     "write_weights",
 ]

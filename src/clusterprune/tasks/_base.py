@@ -1,6 +1,6 @@
 """The protocol that every task fulfils."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 import torch
@@ -152,4 +152,21 @@ class Task(Divergence, Protocol):
 
     def summarise(self, rows: Tensor) -> dict[str, float | None]:
         """Return the metrics, in the order of `metrics`, of all that was observed; None for one that does not exist."""
+        ...
+
+    def sheet(self, images: Tensor, targets: Any, outputs: Mapping[str, Any]) -> Tensor | None:
+        """Draw images beside what networks make of them, for people to look at.
+
+        Parameters
+        ----------
+        images
+            As a split has them, uint8 (n, c, h, w).
+        outputs
+            Of each network, by its name.
+
+        Returns
+        -------
+        Tensor
+            A picture, uint8 (3, height, width); None where there is nothing to be drawn.
+        """
         ...

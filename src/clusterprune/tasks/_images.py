@@ -1,7 +1,7 @@
 """What tasks on images have in common: the data and its checks."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -98,6 +98,10 @@ class ImageTask(ByKind):
     ) -> tuple[Tensor, Any]:
         """Change the images by what was drawn; the targets stay."""
         return augmented(images, kind, draws), targets
+
+    def sheet(self, images: Tensor, targets: Any, outputs: Mapping[str, Any]) -> Tensor | None:
+        """None: nothing is drawn."""
+        del images, targets, outputs
 
     def _set(self, train: SplitLike, validation: SplitLike | None, whole: SplitLike | None) -> None:
         self.train = self._checked(train, "train")

@@ -2,7 +2,7 @@
 # pyright: reportMissingTypeStubs=false
 """Detection: objects as boxes with classes, and mean average precision."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from clusterprune.data.augment import Augmentation, augment, augmented, draw, pa
 from clusterprune.errors import ArgumentError
 from clusterprune.tasks._images import ImageTask
 from clusterprune.tasks.average_precision import COLUMNS, coco_precision, voc_precision
+from clusterprune.tasks.box_sheet import draw_boxes
 from clusterprune.tasks.multibox import Head, Target
 
 
@@ -205,6 +206,11 @@ class Detection(ImageTask):
                 columns = [target["image"].expand(len(labels)), labels, scores, difficult]
                 rows.append(torch.cat([torch.stack([c.float() for c in columns], 1), boxes.float()], 1))
         return torch.cat(rows)
+
+    def sheet(self, images: Tensor, targets: list[Target], outputs: Mapping[str, Any]) -> Tensor:
+        """Draw a row an image: its objects, then what each network has found."""
+        heads = {name: self._head.detections(found, images) for name, found in outputs.items()}
+        return draw_boxes(images, {"objects": targets, **heads}, self.train.classes)
 
     def summarise(self, rows: Tensor) -> dict[str, float | None]:
         """Return the mean average precisions over the classes that there are objects of, in percent."""
