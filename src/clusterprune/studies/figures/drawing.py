@@ -65,9 +65,9 @@ class Drawing:
         )
 
     def shares(self, axes: Any, values: Sequence[float]) -> None:
-        """Let an axis of percentages begin at 0, or where all are within twenty points of each other, shortly below."""
+        """Let an axis of percentages begin at 0, or where all are within ten points of each other, shortly below."""
         least, most = min(values), max(values)
-        axes.set_ylim(max(0, least - 5) if most - least < 20 else 0, 100)
+        axes.set_ylim(max(0, least - 5) if most - least < 10 else 0, 100)
 
     def finish(self, axes: Any, x: str, y: str, *, legend: bool = True) -> None:
         """Name the axes."""
