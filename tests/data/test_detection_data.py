@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
+from pictures import picture
 from torch import Tensor
 
 from clusterprune import data
