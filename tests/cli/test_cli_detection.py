@@ -8,9 +8,10 @@ import torch
 import yaml
 from command_line import Cli
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import clusterprune as cp
+from clusterprune import models
 from clusterprune.models import SSD
 
 SSD_FILE = """
@@ -22,41 +23,9 @@ INPUT_SHAPE = (3, 64, 64)
 def build(num_classes=3):
     return SSD(num_classes, width=0.02, size=64, batch_norm=True)
 """
-OWN_FILE = """
-import torch
-from torch import nn
-from torch.nn import functional
-
-INPUT_SHAPE = (3, 64, 64)
-
-
-class Yolo(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 4, 1), nn.ReLU())
-        self.head = nn.Conv2d(8, 7, 1)
-
-    def forward(self, x):
-        return {"map": self.head(self.body(x)), "sides": [x.shape[2], x.shape[3]]}
-
-
-def build():
-    return Yolo()
-
-
-def decode(outputs):
-    found = []
-    for one in outputs["map"].flatten(2).transpose(1, 2):
-        sides = one[:, 2:4].exp() * 16
-        corners = one[:, :2].sigmoid() * 48
-        scores, labels = one[:, 5:].sigmoid().max(1)
-        found.append({"boxes": torch.cat([corners, corners + sides], 1), "scores": scores, "labels": labels + 1})
-    return found
-
-
-def loss(outputs, targets):
-    return functional.mse_loss(outputs["map"], torch.ones_like(outputs["map"]))
-"""
+DOCS = (Path(__file__).parents[2] / "docs/detection.md").read_text()
+OWN_FILE = DOCS.partition("```python\n")[2].partition("```")[0]
+"""The documentation's own detector."""
 SHORT = ("--epochs", 1, "--batch-size", 6, "--lr", 0.01, "--latency-batch", 1)
 
 
@@ -147,6 +116,27 @@ def test_methods_compete_on_a_detector(squares: str, tmp_path: Path, cli: Cli) -
     assert found["whole"]["metric"] == "map50"
 
 
+@pytest.mark.slow
+def test_a_compact_classifier_is_a_detector_s_backbone(squares: str, cli: Cli) -> None:
+    """As the papers do: prune VGG-16 on CIFAR-10, and build SSD on what is left."""
+    vgg = models.build("vgg16", seed=0)
+    graph = cp.trace(vgg, torch.zeros(1, 3, 32, 32))
+    small = cp.apply(vgg, cp.prune_by(graph, "l1", keep_macs=0.01, round_to=1), graph=graph)
+    cp.save(small, "vgg", cp.Origin.of(models.resolve("vgg16")))
+    options = ("--model", "ssd300_bn", "--data", squares, "--latency-batch", 1)
+    train = ("--epochs", 1, "--batch-size", 4, "--lr", 0.001, "--limit", 4, "--validation", 0)
+    ran(cli, "train", *options, *train, "--weights", "vgg", "--out", "base")
+    said = yaml.safe_load(Path("base/config.yaml").read_text())
+    assert said["model"] == f"ssd300_bn@{Path('vgg').resolve()}"
+    trained, built = load_file("base/model.safetensors"), models.build(said["model"], num_classes=3)
+    assert {name: t.shape for name, t in trained.items()} == {name: t.shape for name, t in built.state_dict().items()}
+    assert torch.equal(built.state_dict()["features.0.weight"], small.state_dict()["features.0.weight"])
+    known = ("--weights", "base", "--keep-macs", 0.8, "--method", "l1", "--no-evaluate")
+    ran(cli, "compress", *options, *known, "--out", "small")
+    assert isinstance(cp.load("small/compact"), SSD)
+    assert "is no compact classifier" in cli.fails("train", *options, *train, "--model", "ssd300@base", "--out", "x")
+
+
 def test_a_row_of_voc_is_reproduced(squares: str, tmp_path: Path, cli: Cli) -> None:
     """Of VOC's twenty classes there are two here, which the figures are of."""
     model = write(tmp_path / "ssd.py", SSD_FILE)
@@ -181,3 +171,4 @@ def test_a_detector_that_says_nothing_is_compared_as_it_is(squares: str, tmp_pat
     made = json.loads(Path("second/result.json").read_text())
     assert made["baseline"]["agreement"] == 100
     assert 20 < made["compressed"]["agreement"] <= 100
+    assert made["compressed"]["divergence"] > 0

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from clusterprune.data.outputs import IMAGENET
+from clusterprune.models.registry import DETECTORS, ON
 
 
 def absolute_model(name: str) -> str:
     """Return a model's name such that it means the same from every folder."""
     path, colon, factory = name.rpartition(":")
-    return f"{Path(path).expanduser().resolve()}:{factory}" if colon and path.endswith(".py") else name
+    if colon and path.endswith(".py"):
+        return f"{Path(path).expanduser().resolve()}:{factory}"
+    detector, on, folder = name.partition(ON)
+    return f"{detector}{on}{Path(folder).expanduser().resolve()}" if on and detector in DETECTORS else name
 
 
 def _absolute_method(text: str) -> str:

@@ -12,6 +12,7 @@ from clusterprune.errors import DataError, WeightsError
 from clusterprune.files.reading import exists, is_folder
 from clusterprune.models import ModelSpec, artifact
 from clusterprune.models.artifact import Origin, read_origin
+from clusterprune.models.registry import DETECTORS, ON
 from clusterprune.models.weights import classes_in
 
 STRUCTURE_NAME = "structure.json"
@@ -112,6 +113,19 @@ def as_options(origin: Origin) -> dict[str, Any]:
 def as_text(numbers: tuple[float, ...]) -> str:
     """Return numbers as an option has them."""
     return ",".join(map(repr, numbers))
+
+
+def is_backbone(model: str, located: Located) -> bool:
+    """Tell whether weights are a compact classifier, for a built-in detector to be built on as the papers do."""
+    if model not in DETECTORS or not located.compact or located.origin is None:
+        return False
+    return located.origin.model.partition(ON)[0] not in DETECTORS
+
+
+def built_on(model: str, located: Located | None) -> str:
+    """Return a model's name: of a built-in detector with the backbone that it was trained on, as its run says."""
+    stated = "" if located is None else str(located.config.get("model", ""))
+    return stated if model in DETECTORS and stated.startswith(f"{model}{ON}") else model
 
 
 def known_classes(spec: ModelSpec, located: Located | None, asked: int | None) -> int | None:

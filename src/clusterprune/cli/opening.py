@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clusterprune import data, load, models
 from clusterprune.cli.inputs import at_size, first_of, settle_input, square_size
-from clusterprune.cli.locating import Located, known_classes, locate
+from clusterprune.cli.locating import Located, built_on, known_classes, locate
 from clusterprune.cli.trusting import check_named
 from clusterprune.data import Dataset, Split
 from clusterprune.data.outputs import for_outputs
@@ -260,10 +260,11 @@ def open_task(
         If model, weights and data do not go together.
     """
     check_weights(wanted)
+    located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    wanted["model"] = built_on(wanted["model"], located)
     spec = models.resolve(wanted["model"])
     dataset = None if wanted["data"] is None else data.load(wanted["data"])
     calibration = None if wanted.get("calibration") is None else data.unlabelled(wanted["calibration"])
-    located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
     spec = settle_input(spec, wanted, located, calibration if dataset is None else first_of(dataset), tell)
     classes = wanted["num_classes"] = known_classes(spec, located, wanted["num_classes"])
     subject = open_model(spec, located, num_classes=classes, device=device, seed=0)

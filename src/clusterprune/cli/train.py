@@ -16,7 +16,7 @@ from clusterprune.cli.closing import single
 from clusterprune.cli.command import command
 from clusterprune.cli.console import duration, show
 from clusterprune.cli.inputs import at_size, first_of, settle_input
-from clusterprune.cli.locating import known_classes, locate
+from clusterprune.cli.locating import built_on, is_backbone, known_classes, locate
 from clusterprune.cli.opening import Subject, fit_classes, open_model, origin_of
 from clusterprune.cli.presets import chosen
 from clusterprune.cli.progress import Display
@@ -28,6 +28,7 @@ from clusterprune.data import Dataset, Split
 from clusterprune.errors import ArgumentError
 from clusterprune.models.artifact import Origin
 from clusterprune.models.purpose import classes_of, task_on
+from clusterprune.models.registry import ON
 from clusterprune.surgery.history import stages
 from clusterprune.tasks import Task
 from clusterprune.train import Processes, TrainConfig, TrainResult, fit
@@ -235,9 +236,13 @@ def _run(
 def _open(wanted: dict[str, Any], settings: TrainConfig, display: Display) -> tuple[Subject, Dataset, Origin]:
 
     _, device = join(settings)
-    spec = models.resolve(wanted["model"])
     dataset = data.load(wanted["data"])
     located = locate(Path(wanted["weights"])) if wanted["weights"] is not None else None
+    if located is not None and is_backbone(wanted["model"], located):
+        # Noted as the model's name, so that the run's folder is enough to build it again.
+        wanted["model"], wanted["weights"], located = f"{wanted['model']}{ON}{located.path.resolve()}", None, None
+    wanted["model"] = built_on(wanted["model"], located)
+    spec = models.resolve(wanted["model"])
     spec = settle_input(spec, wanted, located, first_of(dataset), display.line)
     classes = known_classes(spec, located, wanted["num_classes"])
     if located is None:

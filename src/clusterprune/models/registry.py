@@ -1,16 +1,21 @@
 """From what a user writes after ``--model`` to a network."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 
 from torch import nn
 
 from clusterprune.errors import ArgumentError, ModelError
 from clusterprune.models import googlenet, resnet, ssd, vgg
+from clusterprune.models.code import file_of
 from clusterprune.models.heads import head_of
+from clusterprune.models.origin import read_origin
 from clusterprune.models.sources import from_file, from_timm, from_torchvision, in_torchvision, suggestion
 from clusterprune.models.spec import CIFAR_MEAN, CIFAR_SHAPE, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 from clusterprune.models.weights import load_weights
+from clusterprune.surgery import compact
 
 BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg.vgg16,
@@ -24,6 +29,8 @@ BUILTIN: dict[str, Callable[..., nn.Module]] = {
 }
 DETECTORS: dict[str, Callable[..., nn.Module]] = {"ssd300": ssd.ssd300, "ssd300_bn": ssd.ssd300_bn}
 """Of 300 pixels, by default for the 20 classes of VOC and the background."""
+ON = "@"
+"""Between the name of one of these and the folder of a compact classifier that it is built on."""
 
 
 def names() -> list[str]:
@@ -38,7 +45,8 @@ def resolve(spec: str) -> ModelSpec:
     ----------
     spec
         A built-in name (:func:`names`), ``torchvision:NAME``, ``timm:NAME`` or
-        ``path/to/file.py:factory``. The last runs that file.
+        ``path/to/file.py:factory``. The last runs that file. A built-in detector may be built on the features of a
+        compact classifier: ``ssd300_bn@FOLDER``.
 
     Raises
     ------
@@ -54,6 +62,8 @@ def resolve(spec: str) -> ModelSpec:
         return ModelSpec(spec, BUILTIN[spec], CIFAR_SHAPE, CIFAR_MEAN, CIFAR_STD, 10)
     if spec in DETECTORS:
         return ModelSpec(spec, DETECTORS[spec], (3, 300, 300), IMAGENET_MEAN, IMAGENET_STD, 21, head=head_of)
+    if spec.partition(ON)[0] in DETECTORS:
+        return _on_backbone(spec)
     if spec.startswith("torchvision:"):
         return from_torchvision(spec)
     if spec.startswith("timm:"):
@@ -101,6 +111,28 @@ def build(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def _on_backbone(spec: str) -> ModelSpec:
+    """Resolve ``NAME@FOLDER``; the network reads what the classifier reads."""
+    name, _, folder = spec.partition(ON)
+    origin = read_origin(folder)
+    if origin is None or file_of(origin.model) is not None:
+        raise ModelError(
+            f"model={spec!r}: {folder!r} is no compact classifier of a network that clusterprune knows; give the "
+            "folder that 'clusterprune compress' calls compact/, or build the detector in a file of yours"
+        )
+    classifier = compact.load(folder, functools.partial(resolve(origin.model).build, origin.num_classes))
+    if not isinstance(features := getattr(classifier, "features", None), nn.Sequential):
+        raise ModelError(
+            f"model={spec!r}: {origin.model} has no features to build a detector on; give a compact VGG-16"
+        )
+    whole = resolve(name)
+
+    def factory(num_classes: int = whole.num_classes) -> nn.Module:
+        return whole.factory(num_classes, features=features)
+
+    return replace(whole, name=spec, factory=factory, mean=origin.mean, std=origin.std)
 
 
 def _near(spec: str) -> str:

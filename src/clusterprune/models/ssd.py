@@ -143,14 +143,14 @@ class SSD(nn.Module):
         return torch.cat(locations, 1), torch.cat(scores, 1)
 
 
-def ssd300(num_classes: int = 21) -> SSD:
+def ssd300(num_classes: int = 21, *, features: nn.Sequential | None = None) -> SSD:
     """Build SSD300 as in the paper, without batch norm: 26.29 M parameters and 31.37 G MACs at 21 classes."""
-    return SSD(num_classes)
+    return SSD(num_classes, features=features)
 
 
-def ssd300_bn(num_classes: int = 21) -> SSD:
+def ssd300_bn(num_classes: int = 21, *, features: nn.Sequential | None = None) -> SSD:
     """Build SSD300 with batch norm behind each convolution, as the backbones of CIFAR are built."""
-    return SSD(num_classes, batch_norm=True)
+    return SSD(num_classes, batch_norm=True, features=features)
 
 
 def default_boxes(sides: Sequence[int], scales: Sequence[float]) -> Tensor:
