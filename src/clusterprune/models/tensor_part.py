@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterprune.errors import ModelError
+from clusterprune.tasks.torchvision_ops import ops
 
 POOLED = 7
 """Side of the regions that a two-stage detector's second stage reads."""
@@ -80,7 +81,6 @@ class TensorPart(nn.Module):
     def default_boxes(self) -> Tensor | None:
         """Centre and size of an SSD's default boxes as fractions of the image, (boxes, 4); None of other detectors."""
         from torchvision.models.detection.image_list import ImageList
-        from torchvision.ops import box_convert
 
         detector = cast("Any", self.detector)
         size = getattr(detector.transform, "fixed_size", None)
@@ -90,7 +90,7 @@ class TensorPart(nn.Module):
         with torch.no_grad():
             features = detector.backbone(image)
             corners = detector.anchor_generator(ImageList(image, [size]), list(features.values()))[0]
-        return box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([*size[::-1], *size[::-1]])
+        return ops().box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([*size[::-1], *size[::-1]])
 
     @property
     def _regions(self) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clusterprune.tasks.torchvision_ops import ops
+
 COLUMNS = ("image", "label", "score", "difficult", "left", "top", "right", "bottom")
 """Of a row (8,) that says what is in an image, with a score of -1, or what was found there."""
 
@@ -45,8 +47,6 @@ def _of_class(detections: Tensor, truths: Tensor, overlap: float, eleven_points:
     count = int((truths[:, 3] == 0).sum())
     if not count:
         return None
-    from torchvision.ops import box_iou  # whose import takes seconds, and which classifiers do not need
-
     right = torch.zeros(len(detections), dtype=torch.bool)
     counts = torch.ones(len(detections), dtype=torch.bool)
     for image in truths[:, 0].unique().tolist():
@@ -54,7 +54,7 @@ def _of_class(detections: Tensor, truths: Tensor, overlap: float, eleven_points:
         those = truths[truths[:, 0] == image]
         if not len(here):
             continue
-        best, which = box_iou(detections[here, 4:], those[:, 4:]).max(1)
+        best, which = ops().box_iou(detections[here, 4:], those[:, 4:]).max(1)
         hits = best >= overlap
         difficult = those[which, 3] > 0
         counts[here[hits & difficult]] = False

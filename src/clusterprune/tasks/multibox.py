@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterprune.errors import ArgumentError, ModelError
+from clusterprune.tasks.torchvision_ops import ops
 
 Target = dict[str, Tensor]
 """Of one image: `boxes` (k, 4), left, top, right and bottom in pixels; `labels` (k,), from 1 on; `difficult` (k,)."""
@@ -134,8 +135,6 @@ class MultiBox:
 
     def detections(self, outputs: Any, images: Tensor) -> list[Detections]:
         """Return what each image shows: boxes of every class but the background, suppressed by better ones."""
-        from torchvision.ops import batched_nms  # whose import takes seconds, and which classifiers do not need
-
         height, width = images.shape[2:]
         found: list[Detections] = []
         for offsets, logits in zip(*(part.detach().float() for part in _pair(outputs)), strict=True):
@@ -145,7 +144,7 @@ class MultiBox:
             best = scores.topk(min(len(scores), 20 * self._most)).indices
             rows, columns, scores = rows[best], columns[best], scores[best]
             corners = self._corners(offsets)[rows] * torch.tensor([width, height, width, height], device=logits.device)
-            kept = batched_nms(corners, scores, columns, self._overlap)[: self._most]
+            kept = ops().batched_nms(corners, scores, columns, self._overlap)[: self._most]
             found.append({"boxes": corners[kept], "scores": scores[kept], "labels": columns[kept] + 1})
         return found
 
@@ -194,18 +193,16 @@ class MultiBox:
 
     def _match(self, corners: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each default box is to say of an image's objects: offset (boxes, 4) and class, 0 for none."""
-        from torchvision.ops import box_convert, box_iou
-
         boxes = self._boxes.to(corners.device)
         if not len(corners):
             return torch.zeros_like(boxes), torch.zeros(len(boxes), dtype=torch.int64, device=corners.device)
-        overlaps = box_iou(box_convert(boxes, "cxcywh", "xyxy"), corners)
+        overlaps = ops().box_iou(ops().box_convert(boxes, "cxcywh", "xyxy"), corners)
         best, which = overlaps.max(1)
         # Every object has its best box to itself; of two with the same one, the later.
         nearest = overlaps.argmax(0)
         which[nearest] = torch.arange(len(corners), device=corners.device)
         best[nearest] = 1.0
-        goals = box_convert(corners, "xyxy", "cxcywh")[which]
+        goals = ops().box_convert(corners, "xyxy", "cxcywh")[which]
         offsets = torch.cat(
             [(goals[:, :2] - boxes[:, :2]) / boxes[:, 2:], (goals[:, 2:] / boxes[:, 2:]).clamp_min(1e-6).log()], 1
         )
