@@ -57,12 +57,13 @@ def _drawn(pixels: Tensor, one: Mapping[str, Tensor], times: int, classes: Seque
     boxes, labels = (one[name].cpu()[kept] for name in ("boxes", "labels"))
     height, width = pixels.shape[1:]
     boxes = (times * boxes.float()).clamp_min(0).minimum(torch.tensor([width, height, width, height]).float())
-    names = [classes[label - 1] for label in labels.tolist()]
+    numbers = [int(label) for label in labels]
+    names = [classes[number - 1] for number in numbers]
     if scores is not None:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.cpu()[kept].tolist(), strict=True)]
+        names = [f"{name} {float(score):.2f}" for name, score in zip(names, scores.cpu()[kept], strict=True)]
     if not names:
         return pixels
-    colours = [_COLOURS[(label - 1) % len(_COLOURS)] for label in labels.tolist()]
+    colours: list[str | tuple[int, int, int]] = [_COLOURS[(number - 1) % len(_COLOURS)] for number in numbers]
     return draw_bounding_boxes(pixels, boxes, names, colours, width=2)
 
 
