@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--oneshot-keep", type=float, nargs="+", default=[0.75, 0.5])
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.35])
     parser.add_argument("--contenders", default=CONTENDERS)
-    parser.add_argument("--short-epochs", type=int, default=5)
+    parser.add_argument("--short-epochs", type=int, default=3)
     parser.add_argument("--short-lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
