@@ -116,7 +116,7 @@ def as_text(numbers: tuple[float, ...]) -> str:
 
 
 def is_backbone(model: str, located: Located) -> bool:
-    """Tell whether weights are a compact classifier, for a built-in detector to be built on as the papers do."""
+    """Tell whether weights are a compact network that a built-in detector is to be built on, as the papers do."""
     if model not in DETECTORS or not located.compact or located.origin is None:
         return False
     return located.origin.model.partition(ON)[0] not in DETECTORS
