@@ -153,13 +153,16 @@ def test_a_row_of_voc_is_reproduced(squares: str, tmp_path: Path, cli: Cli) -> N
 
 
 def test_a_detector_of_ones_own_brings_what_its_outputs_mean(squares: str, tmp_path: Path, cli: Cli) -> None:
-    model = write(tmp_path / "own.py", OWN_FILE)
+    metric = "\n\ndef metric(outputs, targets):\n    return torch.tensor([7.0 for _ in targets])\n"
+    model = write(tmp_path / "own.py", OWN_FILE + metric)
     said = ran(cli, "train", "--model", model, "--data", squares, *SHORT, "--out", "own")
     assert "mAP50 (VOC)" in said
     options = ("--weights", "own", "--data", squares, "--keep-macs", "0.7,0.6", "--images", 8)
     said = ran(cli, "compress", "--model", model, *options, "--out", "small")
-    assert "map50" in json.loads(Path("small/keep-macs-0.6/result.json").read_text())["compressed"]
-    assert "mAP50 (VOC)" in said.partition("(whole)")[0].rpartition("folder")[2]
+    figures = json.loads(Path("small/keep-macs-0.6/result.json").read_text())["compressed"]
+    assert figures["metric"] == 7
+    assert "map50" in figures
+    assert "own metric" in said.partition("(whole)")[0].rpartition("folder")[2]
 
 
 def test_a_detector_that_says_nothing_is_compared_as_it_is(squares: str, tmp_path: Path, cli: Cli) -> None:

@@ -155,8 +155,8 @@ def from_file(spec: str) -> ModelSpec:
 
     The file may state ``INPUT_SHAPE`` (channels, height, width), ``MEAN``, ``STD`` and
     ``NUM_CLASSES``; without them an input of (3, 224, 224) with ImageNet's statistics is assumed, which the spec's
-    `assumed` says. It may import the files beside it. Of a detector it may have functions ``decode(outputs)`` and
-    ``loss(outputs, targets)``, see :class:`clusterprune.tasks.OwnHead`.
+    `assumed` says. It may import the files beside it. Of a detector it may have functions ``decode(outputs)``,
+    ``loss(outputs, targets)`` and ``metric(outputs, targets)``, see :class:`clusterprune.tasks.OwnHead`.
     """
     path, _, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     file = Path(path).expanduser().resolve()
@@ -193,7 +193,7 @@ def _head(module: ModuleType) -> Callable[[Any], Head]:
     decode = getattr(module, "decode", None)
     if callable(decode):
         # What it returns is looked at when it is called.
-        own = OwnHead(decode, getattr(module, "loss", None))  # pyright: ignore[reportArgumentType]
+        own = OwnHead(decode, getattr(module, "loss", None), getattr(module, "metric", None))  # pyright: ignore[reportArgumentType]
         return lambda _: own
     return head_of
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clusterprune.data import Split
 from clusterprune.data.augment import Augmentation, augment, augmented, draw, padding_for
@@ -15,6 +16,9 @@ from clusterprune.tasks._images import ImageTask
 from clusterprune.tasks.average_precision import COLUMNS, coco_precision, voc_precision
 from clusterprune.tasks.box_sheet import draw_boxes
 from clusterprune.tasks.multibox import Head, Target
+
+OWN = "metric"
+"""The name of a head's own."""
 
 
 class Detection(ImageTask):
@@ -34,7 +38,8 @@ class Detection(ImageTask):
     head
         What the network's outputs mean, such as ``MultiBox(network.default_boxes)``.
 
-    See :class:`clusterprune.tasks._images.ImageTask` for the others.
+    See :class:`clusterprune.tasks._images.ImageTask` for the others. A head may have a metric of its own, which then
+    decides: its mean over the images, `metric`.
     """
 
     name = "detection"
@@ -42,6 +47,7 @@ class Detection(ImageTask):
         "map50": "mAP50 (VOC)", "map50_11point": "mAP50 (VOC2007, 11 points)", "map": "mAP (COCO)",
     }  # fmt: skip
     metrics = tuple(titles)
+    titles[OWN] = "own metric"
 
     def __init__(
         self,
@@ -55,6 +61,8 @@ class Detection(ImageTask):
     ) -> None:
         super().__init__(train, validation, mean=mean, std=std, whole=whole)
         self._head = head
+        if head.has_metric:
+            self.metrics = (OWN, *Detection.metrics)
 
     def __repr__(self) -> str:
         """Say how many classes there are, and what the outputs mean."""
@@ -205,6 +213,10 @@ class Detection(ImageTask):
             ):
                 columns = [target["image"].expand(len(labels)), labels, scores, difficult]
                 rows.append(torch.cat([torch.stack([c.float() for c in columns], 1), boxes.float()], 1))
+        if self._head.has_metric:
+            # As a find of the background, which nothing else is.
+            figures = self._head.metric(outputs, targets)
+            rows.append(functional.pad(figures[:, None], (2, len(COLUMNS) - 3)).to(rows[0]))
         return torch.cat(rows)
 
     def sheet(self, images: Tensor, targets: list[Target], outputs: Mapping[str, Any]) -> Tensor:
@@ -217,8 +229,10 @@ class Detection(ImageTask):
         if not len(rows):
             return dict.fromkeys(self.metrics)
         rows = rows.reshape(-1, len(COLUMNS))
+        own, rows = rows[rows[:, 1] == 0], rows[rows[:, 1] > 0]
         found = (voc_precision(rows), voc_precision(rows, eleven_points=True), coco_precision(rows))
-        return dict(zip(self.metrics, found, strict=True))
+        figures = dict(zip(Detection.metrics, found, strict=True))
+        return ({OWN: float(own[:, 2].double().mean())} if self._head.has_metric else {}) | figures
 
 
 def _rest(sample: Any) -> list[Tensor]:

@@ -28,6 +28,15 @@ Detections = dict[str, Tensor]
 class Head(Protocol):
     """What a detector's outputs mean; `outputs` is what the network returned, in whatever form."""
 
+    @property
+    def has_metric(self) -> bool:
+        """Whether there is a figure beside average precision."""
+        ...
+
+    def metric(self, outputs: Any, targets: Sequence[Target]) -> Tensor:
+        """Return it of each image, (n,): more is better; asked only where there is one."""
+        ...
+
     def check(self, outputs: Any, images: Tensor, classes: int) -> None:
         """Raise an ArgumentError or a ModelError where the outputs are none of `classes` classes and a background."""
         ...
@@ -97,6 +106,12 @@ class MultiBox:
     def __repr__(self) -> str:
         """Say how many boxes there are."""
         return f"MultiBox({len(self._boxes)} default boxes)"
+
+    has_metric = False
+
+    def metric(self, outputs: Any, targets: Sequence[Target]) -> Tensor:
+        """Fail: there is none."""
+        raise NotImplementedError
 
     def check(self, outputs: Any, images: Tensor, classes: int) -> None:
         """Check the number of default boxes and of classes."""

@@ -22,21 +22,43 @@ class OwnHead(ByKind):
     loss
         From the outputs of a batch and the targets of its images, dictionaries of `boxes` and `labels` likewise, to the
         value to minimise, a scalar. None cannot be trained but by imitating another network.
+    metric
+        From the same to a figure for each image, (n,), of which more is better; its mean decides, in place of average
+        precision.
     """
 
     def __init__(
         self,
         decode: Callable[[Any], Sequence[Detections]],
         loss: Callable[[Any, Sequence[Target]], Tensor] | None = None,
+        metric: Callable[[Any, Sequence[Target]], Tensor] | None = None,
     ) -> None:
-        self._decode, self._loss = decode, loss
+        self._decode, self._loss, self._metric = decode, loss, metric
 
     def __repr__(self) -> str:
         """Name the functions."""
         names = [
-            getattr(one, "__qualname__", type(one).__name__) for one in (self._decode, self._loss) if one is not None
+            getattr(one, "__qualname__", type(one).__name__)
+            for one in (self._decode, self._loss, self._metric)
+            if one is not None
         ]
         return f"OwnHead({', '.join(names)})"
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether the user has one."""
+        return self._metric is not None
+
+    def metric(self, outputs: Any, targets: Sequence[Target]) -> Tensor:
+        """Return what the user's `metric` does, checked."""
+        if self._metric is None:
+            raise NotImplementedError
+        found = self._metric(outputs, targets)
+        if tuple(found.shape) != (len(targets),):
+            raise ModelError(
+                f"metric must return a figure for each of the {len(targets)} images, but returned {tuple(found.shape)}"
+            )
+        return found.detach().float()
 
     def check(self, outputs: Any, images: Tensor, classes: int) -> None:
         """Check what `decode` returns."""
