@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, maskrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 import clusterprune as cp
 from clusterprune import evaluate, models
@@ -60,6 +62,21 @@ def test_the_part_is_cut_and_the_detector_stays_whole(kind: type[nn.Module], tmp
     again = cp.load(tmp_path / "small", lambda: TensorPart(detector(kind)))
     for found, expected in zip(again.detector(list(images)), small.detector(list(images)), strict=True):
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_regions_of_several_levels_are_priced_image_by_image() -> None:
+    """One shot once took sixteen regions of four images for sixteen images."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 12, 3, 4, 1), nn.ReLU())
+    body = nn.Sequential(OrderedDict(a=first, b=nn.Sequential(nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU())))
+    levels = BackboneWithFPN(body, {"a": "0", "b": "1"}, [12, 16], 24)
+    anchors = AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3)
+    part = TensorPart(FasterRCNN(levels, 3, rpn_anchor_generator=anchors, min_size=SIZE, max_size=SIZE).eval())
+    part.detector.roi_heads.box_roi_pool.featmap_names = ["0", "1"]  # pyright: ignore
+    images = torch.rand(8, 3, SIZE, SIZE)
+    graph = cp.trace(part, images[:1])
+    small = cp.apply(part, cp.oneshot(graph, images, keep_macs=0.6, round_to=1), graph=graph)
+    assert small(images)[-1].shape == (8, 2, 12)
 
 
 def test_other_modules_are_refused() -> None:

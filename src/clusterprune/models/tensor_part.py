@@ -73,8 +73,9 @@ class TensorPart(nn.Module):
             return tuple(found[name] for name in [*names, *(name for name in found if name not in names)])
         objectness, offsets = detector.rpn.head(maps)
         pooled = [functional.adaptive_avg_pool2d(one, POOLED) for one in maps[: self._regions]]
-        scores, locations = detector.roi_heads.box_predictor(detector.roi_heads.box_head(torch.cat(pooled)))
-        regions = [part.reshape(len(pooled), len(images), -1).transpose(0, 1) for part in (scores, locations)]
+        # Level by level, lest a batch hold more regions than images, which prices are counted by.
+        found = [detector.roi_heads.box_predictor(detector.roi_heads.box_head(one)) for one in pooled]
+        regions = [torch.stack(parts, 1) for parts in zip(*found, strict=True)]
         return (*objectness, *offsets, *regions)
 
     @property
