@@ -27,9 +27,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a run of the slow tests draw all examples; ``-m "slow or hypothesis"`` has the laws among them."""
+    """Let a run of the slow tests draw all examples, and images be made of norms in an eighth of the usual steps.
+
+    ``-m "slow or hypothesis"`` has the laws among the slow. Fewer steps where a test states none make images that can
+    be worked with; they are set before any test file is read, for some make settings there and compare them later.
+    """
     if config.option.markexpr.startswith("slow"):
         os.environ[MANY] = "1"
+    make = FromNorms.__init__
+    usual = zip(fields(FromNorms), make.__defaults__ or (), strict=True)
+    make.__defaults__ = tuple(25 if field.name == "steps" else value for field, value in usual)
 
 
 @dataclass(frozen=True)
@@ -42,18 +49,6 @@ class Size:
     params: int
     macs: int
     macs_with_batch_norm: int
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_steps() -> Iterator[None]:
-    """Let images be made of norms in an eighth of the steps where a test states none: enough to be worked with."""
-    make = FromNorms.__init__
-    before = make.__defaults__ or ()
-    make.__defaults__ = tuple(
-        25 if field.name == "steps" else usual for field, usual in zip(fields(FromNorms), before, strict=True)
-    )
-    yield
-    make.__defaults__ = before
 
 
 @pytest.fixture(scope="session")
