@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 
 from clusterprune.errors import ArgumentError
 from clusterprune.search import ParticleSwarmSampler
-from clusterprune.search.swarm import inertia_weight, initial_position, next_position, next_velocity, to_allowed
+from clusterprune.search.integers import to_allowed
+from clusterprune.search.swarm import inertia_weight, initial_position, next_position, next_velocity
 from clusterprune.search.trials import FIRST, HISTORY, slots
 
 START = {"x": 20, "y": 8}

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from clusterprune.errors import ArgumentError
-from clusterprune.search.swarm import KEY, integers, movable_of, to_allowed
+from clusterprune.search.integers import KEY, integers, movable_of, sign_of, to_allowed
 from clusterprune.search.trials import slots
 
 
@@ -117,17 +117,13 @@ class BeeColonySampler(BaseSampler):
 
     def _turn(self, study: Study, trial: FrozenTrial) -> "_Turn":
         """Return whose turn a trial is, and where it looks; decided once, when its first parameter is drawn."""
-        if len(study.directions) != 1:
-            raise ArgumentError(
-                f"a bee colony follows one objective, but the study has {len(study.directions)}; use NSGA-II for "
-                "several"
-            )
+        sign = sign_of(study, "a bee colony")
         trials = study.get_trials(deepcopy=False)
         slot = slots(trials)
         mine = slot[trial.number]
         noted = next(t for t in trials if t.number == trial.number).system_attrs.get(KEY)
         if noted is None:
-            noted = self._decide(mine, self._known(trials, slot, 1 if _maximised(study) else -1))
+            noted = self._decide(mine, self._known(trials, slot, sign))
             # As Optuna's own samplers do: there is no public way to write an attribute of a frozen trial.
             study._storage.set_trial_system_attr(trial._trial_id, KEY, noted)
         return _Turn(mine, noted["source"], noted["other"])
@@ -180,7 +176,3 @@ class _Turn:
     slot: int
     source: Mapping[str, Any] | None
     other: Mapping[str, Any]
-
-
-def _maximised(study: Study) -> bool:
-    return study.direction == StudyDirection.MAXIMIZE

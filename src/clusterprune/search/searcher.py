@@ -23,7 +23,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from clusterprune.errors import ArgumentError, ClusterpruneError
-from clusterprune.search.swarm import KEY, ParticleSwarmSampler
+from clusterprune.search.integers import KEY
+from clusterprune.search.swarm import ParticleSwarmSampler
 from clusterprune.search.trials import (
     DUPLICATE,
     FAILURE,

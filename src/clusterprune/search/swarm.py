@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from clusterprune.errors import ArgumentError
+from clusterprune.search.integers import KEY, integers, movable, movable_of, sign_of, to_allowed
 from clusterprune.search.trials import slots
-
-KEY = "swarm"
-"""System attribute of a trial: particle, cycle, position and velocity; of a bee, where it looks."""
 
 
 def initial_position(start: float, particle: int, draw: int) -> float:
@@ -83,12 +81,6 @@ def next_velocity(
 def next_position(position: float, velocity: float, rate: float) -> float:
     """Return c = c + r·v (Eq. 7), with the velocity of this cycle, before rounding."""
     return position + rate * velocity
-
-
-def to_allowed(position: float, distribution: IntDistribution) -> int:
-    """Round to the nearest value that a distribution allows, its ends included."""
-    low, high, step = distribution.low, distribution.high, distribution.step
-    return int(np.clip(low + step * round((position - low) / step), low, high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,24 +190,19 @@ class ParticleSwarmSampler(BaseSampler):
         moves = {
             name: (value, known.get(name, self._initial_velocity(name, trial.distributions[name], seen.particle)))
             for name, value in trial.params.items()
-            if _movable(trial.distributions[name])
+            if movable(trial.distributions[name])
         }
         self._remember(study, trial, seen, moves)
 
     def _look(self, study: Study, trial: FrozenTrial) -> "_Seen":
         """Read from the study what a particle knows when it moves."""
-        if len(study.directions) != 1:
-            raise ArgumentError(
-                f"a particle swarm follows one objective, but the study has {len(study.directions)}; "
-                "use NSGA-II for several"
-            )
+        sign = sign_of(study, "a particle swarm")
         trials = study.get_trials(deepcopy=False)
         slot = slots(trials)
         cycle, index = divmod(slot[trial.number], self.particles)
         mine = [t for t in trials if slot[t.number] % self.particles == index]
         complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: slot[t.number])
         own = [t for t in complete if slot[t.number] % self.particles == index]
-        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
         return _Seen(
             particle=index + 1,
             cycle=cycle,
@@ -311,32 +298,3 @@ def _best(trials: Sequence[FrozenTrial], sign: int) -> FrozenTrial | None:
 def _positions(trial: FrozenTrial | None) -> Mapping[str, int]:
     """Return where a trial was: its parameters, or before those are set, what its record says."""
     return {} if trial is None else {**trial.system_attrs.get(KEY, {}).get("position", {}), **trial.params}
-
-
-def movable_of(study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-    """Return the integer parameters, with more than one value, of the finished trials but this one."""
-    space: dict[str, BaseDistribution] = {}
-    for earlier in study.get_trials(deepcopy=False):
-        if earlier.number != trial.number and earlier.state.is_finished():
-            space |= {name: d for name, d in earlier.distributions.items() if _movable(d)}
-    return dict(sorted(space.items()))
-
-
-def _movable(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, IntDistribution) and not distribution.single()
-
-
-def integers(name: str, distribution: BaseDistribution) -> IntDistribution:
-    """Return the distribution of a parameter that takes whole numbers.
-
-    Raises
-    ------
-    ArgumentError
-        If it takes others.
-    """
-    if not isinstance(distribution, IntDistribution):
-        raise ArgumentError(
-            f"a swarm moves through integers, but parameter {name!r} is a {type(distribution).__name__}; "
-            "use suggest_int, or another sampler"
-        )
-    return distribution
