@@ -105,8 +105,8 @@ class Bench:
         """Train the network, or take it as it was trained, and measure it."""
         options = self.options
         config = TrainConfig(
-            epochs=options.epochs, batch_size=8, lr=0.01, warmup_epochs=1, clip_norm=20, device="cpu",
-            precision="float32",
+            epochs=options.epochs, batch_size=8, lr=options.lr, warmup_epochs=1, clip_norm=20, device="cpu",
+            precision=options.precision,
         )  # fmt: skip
         again = config.changed(epochs=options.again, warmup_epochs=0)
         for round_, training in (("ssd", config), ("ssd-again", again)):
@@ -145,7 +145,7 @@ class Bench:
         options = self.options
         training = TRAINING.changed(
             epochs=options.short_epochs, batch_size=8, lr=options.short_lr, clip_norm=20, device="cpu",
-            precision="float32",
+            precision=options.precision,
         )  # fmt: skip
         about = {"epochs": options.short_epochs, "lr": options.short_lr}
         name = f"original/{options.short_epochs} more epochs"
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--again", type=int, default=10, help="epochs of a second training, from the same rate")
+    parser.add_argument("--lr", type=float, default=0.01, help="of both trainings")
     parser.add_argument("--parts", nargs="+", default=["train", "oneshot", "methods"])
     parser.add_argument("--oneshot-keep", type=float, nargs="+", default=[0.75, 0.5])
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.35])
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--short-epochs", type=int, default=3)
     parser.add_argument("--short-lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of every training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

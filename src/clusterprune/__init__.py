@@ -29,6 +29,7 @@ _HOMES = {
     "cluster": "methods",
     "compress": "methods",
     "distil": "methods.distil",
+    "draw_graph": "report",
     "export": "exporters",
     "from_hub": "models.hub",
     "images_from_norms": "merge.bn_images",

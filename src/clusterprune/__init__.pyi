@@ -36,6 +36,7 @@ from clusterprune.models.hub import from_hub as from_hub
 from clusterprune.models.hub import push_to_hub as push_to_hub
 from clusterprune.plan import Merge as Merge
 from clusterprune.plan import Plan as Plan
+from clusterprune.report import draw_graph as draw_graph
 from clusterprune.surgery.apply import apply as apply
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "cluster",
     "compress",
     "distil",
+    "draw_graph",
     "export",
     "from_hub",
     "images_from_norms",

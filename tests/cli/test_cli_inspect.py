@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from command_line import Cli
@@ -27,6 +28,15 @@ def test_json_is_for_programs(tiny: str, cli: Cli):
     assert facts["groups"][0]["frozen"] == "left alone on request"
     assert facts["groups"][1]["consumers"] == ["8.weight"]
     assert facts["smallest"] == {"macs": 8 * 8 * 9 * (12 + 12) + 4 * 5, "params": 12 * 9 + 24 + 12 * 9 + 2 + 4 * 5 + 5}
+
+
+def test_the_groups_are_drawn_on_request(tiny: str, cli: Cli, tmp_path: Path):
+    drawing = tmp_path / "new" / "groups.svg"
+
+    assert "The groups are drawn in" in cli("inspect", "--model", tiny, "--plot", drawing).stdout
+    assert drawing.read_text().startswith("<svg")
+    assert "name it groups.svg" in cli.fails("inspect", "--model", tiny, "--plot", "groups.png")
+    assert "cannot be written" in cli.fails("inspect", "--model", tiny, "--plot", drawing / "below.svg")
 
 
 @pytest.mark.parametrize(

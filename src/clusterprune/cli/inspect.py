@@ -19,8 +19,11 @@ from clusterprune.cli.console import show, table
 from clusterprune.cli.inputs import settle_input
 from clusterprune.cli.opening import Subject, open_model, open_path, require
 from clusterprune.cli.progress import Display
+from clusterprune.errors import ArgumentError
+from clusterprune.files.writing import write_file
 from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.channels import frozen_layers
+from clusterprune.report import draw_graph
 from clusterprune.runs import Timeline
 from clusterprune.tables import count, few
 
@@ -31,6 +34,8 @@ clusterprune inspect --model torchvision:resnet50
 clusterprune inspect runs/half
 
 clusterprune inspect --model my_net.py:build --image-size 96 --num-classes 5 --json
+
+clusterprune inspect --model resnet20 --plot resnet20.svg
 """
 _SHOWN = 2
 
@@ -62,9 +67,20 @@ def inspect(
         ),
     ] = None,
     approximate: options.Approximate = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg",
+            help="Draw the groups: a line for each, through the layers that make it and read it.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Trace a model and describe its graph."""
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise ArgumentError(f"--plot {plot} is to be an SVG file; name it {plot.with_suffix('.svg')}")
     given = {"model": model, "image_size": image_size, "mean": None, "std": None, "num_classes": num_classes}
     with Display() as display:
         timeline = Timeline(display)
@@ -74,7 +90,11 @@ def inspect(
             graph = clusterprune.trace(subject.model, subject.example, ignore=ignore or (), approximate=approximate)
         with timeline.phase("measure"):
             facts = _facts(graph)
-    show(facts, _table(f"{subject.spec.name}, input {subject.input_text}", graph), *map(Text, _closing(facts)))
+    closing = _closing(facts)
+    if plot is not None:
+        write_file(plot.expanduser(), draw_graph(graph).encode())
+        closing.append(f"The groups are drawn in {plot}.")
+    show(facts, _table(f"{subject.spec.name}, input {subject.input_text}", graph), *map(Text, closing))
 
 
 def _open(path: Path | None, given: dict[str, Any], trust: list[str] | None, display: Display) -> Subject:

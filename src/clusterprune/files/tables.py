@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -26,7 +26,5 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.getvalue().encode())
+    write_file(path, text.getvalue().encode())
     return path

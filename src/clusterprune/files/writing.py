@@ -191,8 +191,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in the place of what was there, in one step; its folder is made where it is missing.
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file in the place of what was there, in one step; its folder is made where it is missing.
 
     Raises
     ------
@@ -201,7 +201,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(hidden(content), indent=1, ensure_ascii=False) + "\n").encode())
+        replace_file(path, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, as :func:`write_file` does; the passwords of addresses in it are hidden."""
+    write_file(path, (json.dumps(hidden(content), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def shown(place: str | Path) -> str:

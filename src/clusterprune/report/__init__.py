@@ -2,7 +2,10 @@
 
 from clusterprune.report._base import Display, Rows
 from clusterprune.report._registry import DISPLAYS, displays
+from clusterprune.report.lanes import draw_graph
 from clusterprune.report.page import REPORT_NAME, render, write_page
 from clusterprune.report.run import Run, opened
 
-__all__ = ["DISPLAYS", "REPORT_NAME", "Display", "Rows", "Run", "displays", "opened", "render", "write_page"]
+__all__ = [
+    "DISPLAYS", "REPORT_NAME", "Display", "Rows", "Run", "displays", "draw_graph", "opened", "render", "write_page",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 from clusterprune.errors import ArgumentError
 from clusterprune.files.tables import write_csv
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 from clusterprune.report._base import Display
 from clusterprune.report.browser import installed, page
 from clusterprune.report.page import render_displays
@@ -54,9 +54,7 @@ def write_figures(
             size = f"{{format: '{kind}', width: {_WIDTH}, height: {place}.clientHeight, scale: {scale}}}"
             head, _, content = window.evaluate(f"Plotly.toImage({place}, {size})").partition(",")
             path = folder / f"{display.name}.{kind}"
-            with output_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(path, base64.b64decode(content) if head.endswith("base64") else unquote_to_bytes(content))
+            write_file(path, base64.b64decode(content) if head.endswith("base64") else unquote_to_bytes(content))
             written.append(path)
             if progress:
                 progress(f"figures as {kind.upper()}", number + 1, len(drawn))

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from clusterprune.files.tables import columns_of
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 from clusterprune.report._base import Display
 from clusterprune.report._registry import displays
 from clusterprune.report._style import DARK
@@ -62,10 +62,7 @@ def write_page(runs: Sequence[Run], path: Path) -> Path:
         If it cannot be written.
     """
     # Of a folder's name that is no Unicode, the escape is shown.
-    content = render(runs).encode("utf-8", "backslashreplace")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
+    write_file(path, render(runs).encode("utf-8", "backslashreplace"))
     return path
 
 

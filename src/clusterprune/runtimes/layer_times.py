@@ -18,7 +18,7 @@ from torch import nn
 
 from clusterprune.errors import DataError
 from clusterprune.files.reading import ReadError, read_json
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 from clusterprune.runtimes.running import OPSET, OnnxRuntime, Runtime, clock_of, onnx_session, optional_package
 
 Kind = Literal["conv", "linear", "join"]
@@ -145,9 +145,7 @@ class LatencyTable:
             "machine": platform.processor() or platform.machine(),
             "ms": dict(sorted(self.times.items())),
         }
-        with output_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, (json.dumps(document, indent=1) + "\n").encode())
+        write_file(self.path, (json.dumps(document, indent=1) + "\n").encode())
 
     def _read(self, path: Path) -> dict[str, float]:
         try:
