@@ -12,7 +12,9 @@ as BCCD's platelets. It is trained on the data's training images (BCCD: trainval
 (BCCD: test, 72), mAP50 over all points. Nothing is chosen on the test images.
 
 RUNS keeps backbone/, the training, and a folder for each contender: the same command goes on where it was stopped, and
-results/detection.json has every figure as soon as it is there. ``--parts`` picks: train, oneshot, methods.
+results/detection.json has every figure as soon as it is there. ``--parts`` picks: train, oneshot, methods, agreement;
+the last compares the average precisions of the original with those of COCO's own code, on 500 test images at most
+(``pip install pycocotools``).
 """
 
 import argparse
@@ -31,7 +33,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune import data, evaluate, models, runs, train
@@ -40,6 +42,7 @@ from clusterprune.models.spec import CIFAR_MEAN, CIFAR_STD
 from clusterprune.models.ssd import SSD
 from clusterprune.studies.comparison import TRAINING, Contender, Entry, compare
 from clusterprune.tasks import Detection, MultiBox
+from clusterprune.tasks.average_precision import COLUMNS
 from clusterprune.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
@@ -47,6 +50,7 @@ SIZE, WIDTH = 160, 0.25
 SCALES = (0.07, 0.16, 0.3, 0.5, 0.7, 0.9)
 BACKBONE_MACS = 0.08
 IMAGES = 256
+SLICE = 500
 ONESHOT = ("ours", "same share", "l1", "by kind of output")
 """Without training: ours; ours with the same share of every layer; ours that takes locations and scores for numbers
 with noise; and a criterion, with nothing handed over."""
@@ -66,6 +70,45 @@ def backbone(folder: Path, weights: str, images: str) -> nn.Sequential:
         )
         cp.save(cp.apply(whole, plan, graph=graph), folder)
     return cp.load(folder, lambda: models.build("vgg16")).features  # type: ignore[return-value]
+
+
+class Keeping(Detection):
+    """A detection that keeps what it has seen."""
+
+    rows: Tensor
+
+    def summarise(self, rows: Tensor) -> dict[str, float | None]:
+        """Keep the objects and detections."""
+        self.rows = rows.reshape(-1, len(COLUMNS))
+        return super().summarise(rows)
+
+
+def coco_figures(rows: Tensor) -> tuple[float, float]:
+    """Return mAP and mAP50 in percent by pycocotools, which a difficult object is a crowd to."""
+    from pycocotools.coco import COCO  # pyright: ignore  # nothing else here needs it
+    from pycocotools.cocoeval import COCOeval  # pyright: ignore
+
+    objects: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for number, (image, label, score, difficult, left, top, right, bottom) in enumerate(rows.double().tolist()):
+        box = [left, top, right - left, bottom - top]
+        about = {"id": number + 1, "image_id": int(image), "category_id": int(label), "bbox": box}
+        about |= {"area": box[2] * box[3], "iscrowd": int(difficult)}
+        if score < 0:
+            objects.append(about)
+        else:
+            found.append(about | {"score": score})
+    truth, guess = COCO(), COCO()
+    images = [{"id": int(image)} for image in rows[:, 0].unique()]
+    classes = [{"id": int(label)} for label in rows[:, 1].unique()]
+    for made, annotations in ((truth, objects), (guess, found)):
+        made.dataset = {"images": images, "categories": classes, "annotations": annotations}
+        made.createIndex()
+    judge = COCOeval(truth, guess, "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return 100 * judge.stats[0], 100 * judge.stats[1]
 
 
 class Bench:
@@ -119,6 +162,15 @@ class Bench:
                 "test_images": len(self.data.test),
             }
             self.note("original", {**self.worth(self.model), **about, "loss": result.history[-1]["loss"]})
+
+    def agreement(self) -> None:
+        """Compare average precisions with those that COCO's own code finds in the same boxes."""
+        part = data.sample(self.data.test, min(SLICE, len(self.data.test)), 0)
+        task = Keeping(self.data.train, mean=CIFAR_MEAN, std=CIFAR_STD, head=MultiBox(self.model.default_boxes))
+        ours = evaluate.metrics(self.model, task, part, batch_size=16).values
+        fine, coarse = coco_figures(task.rows)
+        figures = {"map": ours["map"], "pycocotools map": fine, "map50": ours["map50"], "pycocotools map50": coarse}
+        self.note("agreement", {"images": len(part), **figures})
 
     def without_training(self) -> None:
         """Cut in one shot, to each share, in each way."""
@@ -231,6 +283,8 @@ def main() -> None:
         bench.without_training()
     if "methods" in options.parts:
         bench.with_training()
+    if "agreement" in options.parts:
+        bench.agreement()
     console = Console()
     for table in bench.tables():
         console.print(table)
