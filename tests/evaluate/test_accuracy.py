@@ -38,6 +38,15 @@ def test_perfect_whatever_the_batches(batch_size):
     assert result == evaluate.Accuracy(top1=100.0, top5=100.0, images=10)
 
 
+def test_large_images_go_a_few_at_a_time_on_a_processor(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    seen: list[int] = []
+    split = data.Split.from_tensors(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64))
+    for size in (None, 224):
+        evaluate.accuracy(Scores(1), split, size=size, progress=lambda done, _: seen.append(done), **HALF)
+    assert seen == [20, 5, 10, 15, 20]
+
+
 def test_partial_batch_weighs_what_it_has():
     split = labelled(7)
     wrong = data.Split.from_tensors(split.images(), torch.tensor([0, 1, 2, 3, 4, 5, 9]), split.classes)

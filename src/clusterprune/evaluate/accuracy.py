@@ -40,7 +40,7 @@ def accuracy(
     mean: Sequence[float],
     std: Sequence[float],
     size: int | None = None,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     topk: tuple[int, ...] = (1, 5),
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -63,7 +63,8 @@ def accuracy(
     size
         Image size, as in :meth:`clusterprune.data.Split.batches`.
     batch_size
-        Images per forward pass. The last batch may be smaller and counts for what it has.
+        Images per forward pass; None for as many as are fast: 250, and on a processor fewer of large images.
+        The last batch may be smaller and counts for what it has.
     topk
         Which accuracies: 1 (always computed) and 5.
     device

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from clusterprune.arguments import type_name
 from clusterprune.data import Split
+from clusterprune.data.at_once import images_at_once
 from clusterprune.errors import ArgumentError, DataError, ModelError
 from clusterprune.evaluate.mode import dtype_of, on_device
 from clusterprune.graph.arguments import check_model
@@ -48,7 +49,7 @@ def metrics(
     split: Split,
     *,
     size: int | None = None,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
@@ -69,7 +70,8 @@ def metrics(
     size
         Image size, as in :meth:`clusterprune.data.Split.batches`.
     batch_size
-        Images per forward pass. The last batch may be smaller and counts for what it has.
+        Images per forward pass; None for as many as are fast: 250, and on a processor fewer of large images.
+        The last batch may be smaller and counts for what it has.
     device
         Where to run; None for where the model is.
     dtype
@@ -106,6 +108,8 @@ def metrics(
     layout = torch.channels_last if channels_last else torch.preserve_format
     rows: list[Tensor] = []
     images = 0
+    if batch_size is None:
+        batch_size = images_at_once(*split.resized(size or split.image_size).shape[1:], place)
     with evaluating(runner), torch.inference_mode():
         for number, (pixels, positions) in enumerate(split.numbered().batches(batch_size, size=size)):
             batch = task.normalize(pixels.to(place)).to(dtype=kind, memory_format=layout)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clusterprune.data.at_once import images_at_once
 from clusterprune.errors import TrainingError
 from clusterprune.files.locking import alone
 from clusterprune.tasks import Task
@@ -211,10 +212,10 @@ def _worth(run: Run, model: nn.Module, images: Source) -> float | None:
 
 
 def _images_at_once(run: Run, images: Source) -> int:
-    # A card takes a thousand small images as fast as a batch for training; the memory is that of a few large ones.
-    if run.device.type == "cpu":
-        return run.config.batch_size
     height, width = images.shape[1:]
+    if run.device.type == "cpu":
+        return min(run.config.batch_size, images_at_once(height, width, run.device))
+    # A card takes a thousand small images as fast as a batch for training; the memory is that of a few large ones.
     return max(run.config.batch_size, 2**20 // (height * width))
 
 
