@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from clusterprune.cli import progress
-from clusterprune.cli.console import duration
+from clusterprune.cli.console import duration, milliseconds, size
 from clusterprune.cli.progress import Display
 from clusterprune.tables import count
 
@@ -109,3 +109,16 @@ def test_durations(seconds: float, text: str):
 )
 def test_counts(value: float, text: str):
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(8.0, "8.00 ms"), (22.34, "22.3 ms"), (0.5, "0.500 ms"), (99.97, "100 ms"), (1634.2, "1634 ms")],
+)
+def test_times_show_three_digits(value: float, text: str):
+    assert milliseconds(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(11_000_000, "11.0 MB"), (1_634_000_000, "1634 MB"), (512, "0.512 kB")])
+def test_sizes_show_three_digits(value: int, text: str):
+    assert size(value) == text

@@ -74,14 +74,19 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} %"
 
 
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits, all of them shown: 8.00, 22.3, 1630."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
 def milliseconds(value: float) -> str:
     """Return a time in milliseconds with three significant digits."""
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+    return f"{three_digits(value)} ms"
 
 
 def size(value: int) -> str:
     """Return a number of bytes in megabytes, or in kilobytes where it is small."""
-    return f"{value / 1e6:.3g} MB" if value >= 1e5 else f"{value / 1e3:.3g} kB"
+    return f"{three_digits(value / 1e6)} MB" if value >= 1e5 else f"{three_digits(value / 1e3)} kB"
 
 
 def duration(seconds: float) -> str:
