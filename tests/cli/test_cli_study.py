@@ -46,6 +46,7 @@ def test_what_is_missing_is_said(cli: Cli, tiny: str, tmp_path: Path) -> None:
     assert "give --model" in cli.fails("study", "eps", *out)
     assert "give --data" in cli.fails("study", "eps", "--model", tiny, *out)
     assert "give --epochs" in cli.fails("study", "schedules", "--model", tiny, "--data", "digits", *out)
+    assert "precision" in cli.fails("study", "schedules", "--epochs", 1, "--precision", "half", *out)
     assert "sweeps over nothing" in cli.fails("study", "rates", "--values", "1", *out)
     assert "no setting 'epoch'" in cli.fails("study", "rates", "--set", "epoch=3", *out)
     assert "--list" in cli.fails("study", "epz", *out)

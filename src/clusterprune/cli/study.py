@@ -106,6 +106,14 @@ def study(
             rich_help_panel=TRAINING,
         ),
     ] = "crop_flip",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="auto takes bfloat16 where the processor computes in it.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "auto",
     out: options.OptionalOut = None,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -187,7 +195,7 @@ def _settings(kind: type[figures.Study], wanted: dict[str, Any]) -> dict[str, An
 def _training(wanted: dict[str, Any]) -> TrainConfig | None:
     if wanted["epochs"] is None:
         return None
-    own = {name: wanted[name] for name in ("epochs", "batch_size", "lr", "augment", "device")}
+    own = {name: wanted[name] for name in ("epochs", "batch_size", "lr", "augment", "precision", "device")}
     return FINE_TUNING.changed(**own)
 
 
