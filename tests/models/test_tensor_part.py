@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_other_modules_are_refused() -> None:
 def test_detectors_that_find_more_than_boxes_are_refused() -> None:
     with pytest.raises(ModelError, match="MaskRCNN finds more than boxes"):
         TensorPart(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None))
+
+
+def test_an_ssd_is_built_for_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    spec = replace(models.resolve("torchvision:ssdlite320_mobilenet_v3_large"), input_shape=(3, 96, 96))
+    part = spec.build(5, seed=0)
+    assert spec.head is not None
+    spec.head(part).check(part(spec.example(2)), spec.example(2), 4)
+    cp.save(part, tmp_path, cp.Origin.of(spec, num_classes=5))
+    again = cp.load(tmp_path)
+    assert isinstance(again, TensorPart)
+    assert isinstance(part, TensorPart)
+    assert again.detector.transform.fixed_size == part.detector.transform.fixed_size == (96, 96)
+    (found,) = again.detector([torch.rand(3, 120, 60)])  # of any size, and boxes within it
+    assert len(found["boxes"])
+    assert found["boxes"][:, 2].max() <= 60
 
 
 FIVE = (

@@ -6,6 +6,7 @@ is run only by the caller's leave.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -100,7 +101,7 @@ def _build(origin: Origin, path: Path, trust: str | Path | None) -> nn.Module:
                 name, origin.code, named_by=str(path), remedy="Put back the file as it was, or give a factory"
             )
     try:
-        return resolve(name).build(origin.num_classes)
+        return replace(resolve(name), input_shape=origin.input_shape).build(origin.num_classes)
     except ModelError as error:
         raise ModelError(f"{path} names model={name!r}, which cannot be built here: {error}") from error
 

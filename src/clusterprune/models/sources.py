@@ -14,7 +14,7 @@ from clusterprune.errors import ModelError
 from clusterprune.models.code import importable, run_file
 from clusterprune.models.heads import head_of
 from clusterprune.models.spec import IMAGENET_SHAPE, ModelSpec, usual_statistics
-from clusterprune.models.tensor_part import TensorPart
+from clusterprune.models.tensor_part import TensorPart, read_at
 from clusterprune.tasks import Head, OwnHead
 
 # torchvision's pretrained GoogLeNet and Inception v3 turn ImageNet's normalisation into this one
@@ -104,8 +104,9 @@ def _detector(spec: str, name: str) -> ModelSpec:
         return TensorPart(build(num_classes=num_classes))
 
     return ModelSpec(
-        spec, factory, (3, size, size), tuple(reads.image_mean), tuple(reads.image_std), default, head=head_of
-    )
+        spec, factory, (3, size, size), tuple(reads.image_mean), tuple(reads.image_std), default, head=head_of,
+        resize=read_at,
+    )  # fmt: skip
 
 
 def from_timm(spec: str) -> ModelSpec:

@@ -52,6 +52,8 @@ class ModelSpec:
         Which of `input_shape`, `mean` and `std` nobody has stated, so that ImageNet's stand there.
     head
         Of a detector: from the network as built, what its outputs mean.
+    resize
+        Of a network that is built for images of one height and width: makes it one for others.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelSpec:
     num_classes: int = 0
     assumed: frozenset[str] = frozenset()
     head: Callable[[Any], Head] | None = None
+    resize: Callable[[nn.Module, int, int], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes and statistics that no image can have."""
@@ -114,6 +117,8 @@ class ModelSpec:
         else:
             with seeded(seed):
                 model = self._call(arguments)
+        if self.resize is not None:
+            self.resize(model, *self.input_shape[1:])
         model.eval()
         if num_classes is not None and not takes:
             self._check_outputs(model, num_classes)

@@ -87,13 +87,21 @@ class TensorPart(nn.Module):
         size = getattr(detector.transform, "fixed_size", None)
         if size is None:
             return None
-        image = torch.zeros(1, 3, *size).to(next(self.parameters()))
+        width, height = size
+        image = torch.zeros(1, 3, height, width).to(next(self.parameters()))
         with torch.no_grad():
             features = detector.backbone(image)
-            corners = detector.anchor_generator(ImageList(image, [size]), list(features.values()))[0]
-        return ops().box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([*size[::-1], *size[::-1]])
+            corners = detector.anchor_generator(ImageList(image, [(height, width)]), list(features.values()))[0]
+        return ops().box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([width, height, width, height])
 
     @property
     def _regions(self) -> int:
         """Levels that the second stage reads."""
         return len(cast("Any", self.detector).roi_heads.box_roi_pool.featmap_names)
+
+
+def read_at(part: nn.Module, height: int, width: int) -> None:
+    """Make an SSD, which brings all images to one size, one for images of another; its default boxes follow."""
+    transform = cast("Any", part).detector.transform
+    if transform.fixed_size is not None:
+        transform.fixed_size = (width, height)
