@@ -108,7 +108,7 @@ def coco_figures(rows: Tensor) -> tuple[float, float]:
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
-    return 100 * judge.stats[0], 100 * judge.stats[1]
+    return 100 * float(judge.stats[0]), 100 * float(judge.stats[1])
 
 
 class Bench:
