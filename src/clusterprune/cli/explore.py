@@ -24,7 +24,7 @@ from clusterprune.cli.resuming import own_folder
 from clusterprune.cli.trusting import check_code, note_code
 from clusterprune.data import sampling
 from clusterprune.errors import ArgumentError
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 from clusterprune.methods.budget import read_fraction
 from clusterprune.methods.planner import measure
 from clusterprune.methods.sweep import Candidate
@@ -116,8 +116,7 @@ def explore(
         found = _explore(wanted, opened, sorted(set(shares), reverse=True), widths, timeline, display)
         runs.write_config(folder, "explore", absolute(wanted) | note_code(wanted))
         page = explore_page(found)
-        with output_errors(folder / PAGE_NAME):
-            replace_file(folder / PAGE_NAME, page.encode())
+        write_file(folder / PAGE_NAME, page.encode())
         runs.write_result(folder, found)
     took = duration(sum(timeline.seconds.values()))
     show(

@@ -30,7 +30,7 @@ from torch.nn import functional
 from clusterprune.arguments import check_instance, check_number, check_progress, check_seed
 from clusterprune.errors import ArgumentError
 from clusterprune.files.tensors import read_tensors, tensor_bytes
-from clusterprune.files.writing import output_errors, replace_file
+from clusterprune.files.writing import write_file
 from clusterprune.graph import ChannelGraph
 from clusterprune.graph.arguments import check_graph
 from clusterprune.graph.images import Images, Progress, gradient_batch_size, inputs_of, whole_batches
@@ -282,8 +282,7 @@ class _Lesson:
                 tensors[f"{name}.{path}"] = value
         tensors["begun_with"] = self._begun_with()
         tensors["progress"] = torch.tensor([self.step, self.elapsed], dtype=torch.float64)
-        with output_errors(out):
-            replace_file(out, tensor_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
+        write_file(out, tensor_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
     def _begun_with(self) -> Tensor:
         """Return a digest of the seed and of the compact network as it was."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterprune.errors import ArgumentError
-from clusterprune.files.writing import replace_file
+from clusterprune.files.writing import write_file
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -86,7 +86,7 @@ class Drawing:
             content = io.BytesIO()
             with self._style():
                 self.figure.savefig(content, format=kind, facecolor="white", **more)
-            replace_file(folder / f"figure.{kind}", content.getvalue())
+            write_file(folder / f"figure.{kind}", content.getvalue())
 
     def _style(self) -> Any:
         # The same bytes for the same rows: the ids in an SVG are random otherwise.
