@@ -1,15 +1,17 @@
-"""Linear layers behind large flattened maps: their moments by channel are those of all inputs, averaged."""
+"""What layers read, by channel: of large flattened maps, of all their places; of several calls, of all of them."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import clusterprune as cp
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge import layer_inputs
+from clusterprune.merge.assembly import channel_moments
 from clusterprune.merge.layer_inputs import channel_moments_of, consumers, folds, layer_input
 from clusterprune.merge.least_squares import mixing_matrix
+from clusterprune.merge.measured import measure, moments_of
 from clusterprune.merge.statistics import input_moments
 
 
@@ -69,3 +71,51 @@ def test_one_shot_of_a_folded_network(monkeypatch: pytest.MonkeyPatch, keep: flo
             errors.append(float((small(fresh) - model(fresh)).square().mean() / model(fresh).var(0).mean()))
     assert errors[1] < 1.5 * errors[0] + 0.01
     assert errors[1] < 1
+
+
+class Pyramid(nn.Module):
+    """A head that reads maps of two sizes, as a detector's does, and a classifier behind flattened maps of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 3)
+        self.pool, self.classify = nn.AdaptiveAvgPool2d(4), nn.Linear(6 * 16, 5)
+
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = torch.relu(self.stem(x))
+        return fine, 3 * nn.functional.max_pool2d(fine, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        levels = self.levels(x)
+        return (*map(self.head, levels), *(self.classify(self.pool(level).flatten(1)) for level in levels))
+
+
+@pytest.mark.parametrize("limit", [4096, 50])
+def test_a_layer_of_several_calls_gets_what_all_of_them_read(monkeypatch: pytest.MonkeyPatch, limit: int):
+    """Once its matrix was fitted to the first call alone, and all maps but the last were kept whole, not folded."""
+    monkeypatch.setattr(layer_inputs, "_FOLD", limit)
+    model, images = Pyramid(), torch.randn(32, 3, 12, 12)
+    graph = cp.trace(model, images[:1])
+    group, generator = graph.by_name["stem"], torch.Generator().manual_seed(0)
+    (head,) = (use for use in group.consumers if use.path == "head.weight")
+    (classify,) = (use for use in group.consumers if use.path == "classify.weight")
+    assert len(folds(graph)) == (2 if limit == 50 else 0)
+    with torch.no_grad():
+        levels = [level.double() for level in model.levels(images)]
+        places = torch.cat([level.movedim(1, -1).reshape(-1, 6) for level in levels])
+        pooled = torch.cat([model.pool(level) for level in levels])
+        flat = pooled.movedim(1, -1).reshape(-1, 6) if limit == 50 else pooled.flatten(1)
+
+    def second_moments(rows: Tensor) -> Tensor:
+        whole = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        return whole.T @ whole / len(whole)
+
+    asked = cp.OneShot(whole_kernel_limit=0).effort
+    of_measured = moments_of(graph, measure(graph, [group], (images,), asked, generator=generator, progress=None))
+    for moments in (channel_moments(graph, [group], images, generator), of_measured):
+        for use, rows in ((head, places), (classify, flat)):
+            found = moments(use)
+            assert found is not None
+            torch.testing.assert_close(found[0], second_moments(rows), rtol=1e-4, atol=1e-4)
+            assert found[1].positions.shape == ((6, 1) if limit == 50 or use is head else (6, 16))

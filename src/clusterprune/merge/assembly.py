@@ -9,6 +9,7 @@ from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.images import Images, Progress, batch_size_for
 from clusterprune.graph.program import named_tensors
 from clusterprune.merge._base import Kept, Merging, Moments
+from clusterprune.merge.layer_inputs import folds, reading
 from clusterprune.merge.statistics import consumer_calls, input_moments
 from clusterprune.plan import Plan
 
@@ -95,16 +96,19 @@ def channel_moments(
     They are on the CPU, where plans are made.
     """
     calls = consumer_calls(graph, {use.path for group in groups for use in group.consumers})
+    by_position = {node: False for nodes in calls.values() for node in nodes}
+    rows: dict[str, int] = {}
     found = input_moments(
         graph,
         named_tensors(graph),
         images,
-        {node: False for nodes in calls.values() for node in nodes},
+        by_position,
+        folded=folds(graph),
         rows=MOMENT_ROWS,
         batch_size=batch_size_for(graph),
         generator=generator,
         progress=progress,
+        seen=rows,
     )
     # A layer that only training applies has no call: it drops what is removed.
-    by_path = {path: found[nodes[0]].cpu() for path, nodes in calls.items()}
-    return lambda use: (by_path[use.path], use) if use.path in by_path else None
+    return reading(graph, by_position, {node: moment.cpu() for node, moment in found.items()}, rows)

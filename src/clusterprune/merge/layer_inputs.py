@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clusterprune.graph import ChannelGraph, Group, LayerCall, ParameterSlice
+from clusterprune.merge._base import Moments
 from clusterprune.merge.assign import drop
 from clusterprune.merge.elimination import LayerInput
 from clusterprune.merge.least_squares import mixing_matrix, positive_factor
@@ -47,14 +48,16 @@ def folds(graph: ChannelGraph) -> dict[str, ParameterSlice]:
     """Return the linear layers that read whole flattened maps too large for one matrix of second moments.
 
     Their moments are measured by channel, all places of the maps together, as if the layer were a convolution with a
-    kernel as large as the map. By node name of the call: where the group sits in its inputs.
+    kernel as large as the map. By node name of the call, of which a layer may have several: where the group sits in
+    its inputs.
     """
-    linear = {call.weight: call.node for call in graph.calls if call.by_row and call.row_dim == 0}
+    linear = [call for call in graph.calls if call.by_row and call.row_dim == 0]
     return {
-        linear[use.path]: use
+        call.node: use
         for group in graph.groups
         for use in group.consumers
-        if use.path in linear and use.positions.shape[1] > 1 and _inputs(graph, use) == use.positions.size > _FOLD
+        for call in linear
+        if call.weight == use.path and use.positions.shape[1] > 1 and _inputs(graph, use) == use.positions.size > _FOLD
     }
 
 
@@ -161,10 +164,11 @@ def _folded_change(consumer: Consumer, weight: Tensor, refitted: Tensor, moments
     mixing, offset = mixing_matrix(moments, by_channel(consumer.use), kept, offset=True)
     if not consumer.use.mixable:
         mixing, offset = drop(len(mixing), kept), torch.zeros_like(offset)
-    change, bias = -weight, torch.zeros(len(weight), dtype=weight.dtype)
-    for place in torch.from_numpy(consumer.use.positions).T:
-        change[:, place[kept]] += weight[:, place] @ mixing.to(weight)
-        bias += weight[:, place] @ offset.to(weight)
+    places = torch.from_numpy(consumer.use.positions)
+    kernel = weight[:, places]  # (outputs, channels, places)
+    change = -weight
+    change[:, places[kept]] += torch.einsum("ocp,ck->okp", kernel, mixing.to(weight))
+    bias = kernel.sum(2) @ offset.to(weight)
     return change.float(), bias.float()
 
 
@@ -186,6 +190,38 @@ def channel_moments_of(consumer: Consumer, moments: Tensor) -> tuple[Tensor, Par
     if consumer.whole_kernel:
         moments = channel_moments(moments, consumer.reader.taps)
     return moments, by_channel(consumer.use) if consumer.folded else consumer.use
+
+
+def reading(
+    graph: ChannelGraph, whole_kernel: Mapping[str, bool], moments: Mapping[str, Tensor], rows: Mapping[str, int]
+) -> Moments:
+    """Return what says of every consumer what it reads, by channel.
+
+    A layer that is applied several times, such as a detector's head to every level of a pyramid, has one kernel for
+    all that it reads: it gets the mean over all rows of all its calls.
+
+    Parameters
+    ----------
+    whole_kernel, moments, rows
+        By node name of the layer calls: what :func:`clusterprune.merge.statistics.input_moments` was asked for and
+        found, and over how many rows.
+    """
+    flattened = folds(graph)
+
+    def find(use: ParameterSlice) -> tuple[Tensor, ParameterSlice] | None:
+        calls = consumers_of(graph, use, whole_kernel, flattened) if use.mixable else []
+        if not calls:
+            return None
+        found, where = channel_moments_of(calls[0], moments[calls[0].call.node])
+        if len(calls) > 1:
+            every = sum(rows[one.call.node] for one in calls)
+            found = found * (rows[calls[0].call.node] / every)
+            for one in calls[1:]:
+                more, _ = channel_moments_of(one, moments[one.call.node])
+                found = found.add(more, alpha=rows[one.call.node] / every)
+        return found, where
+
+    return find
 
 
 def channel_moments(moments: Tensor, taps: int) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from clusterprune.budget.allocation import CostModel, example_batch
-from clusterprune.graph import ChannelGraph, Group, ParameterSlice
+from clusterprune.graph import ChannelGraph, Group
 from clusterprune.graph.images import Progress, batch_size_for, gradient_batch_size
 from clusterprune.graph.program import computed_kernels, named_tensors
 from clusterprune.merge._base import Moments
 from clusterprune.merge.data_free import batch_statistics
 from clusterprune.merge.divergence import BY_KIND, Divergence
-from clusterprune.merge.layer_inputs import channel_moments_of, consumers, consumers_of, folds
+from clusterprune.merge.layer_inputs import consumers, folds, reading
 from clusterprune.merge.statistics import consumer_calls, input_moments, output_importance
 
 
@@ -222,13 +222,7 @@ def part_of(progress: Progress | None, before: int, total: int) -> Progress | No
     return None if progress is None else lambda phase, done, _: progress(phase, before + done, total)
 
 
-def moments_of(graph: ChannelGraph, measured: Measured, moments: Mapping[str, Tensor] | None = None) -> Moments:
-    """Return what every consumer reads: what was measured, of all images unless moments of others are given."""
-    moments = measured.moments if moments is None else moments
-    flattened = folds(graph)
-
-    def find(use: ParameterSlice) -> tuple[Tensor, ParameterSlice] | None:
-        found = consumers_of(graph, use, measured.whole_kernel, flattened) if use.mixable else []
-        return channel_moments_of(found[0], moments[found[0].call.node]) if found else None
-
-    return find
+def moments_of(graph: ChannelGraph, measured: Measured, others: Without | None = None) -> Moments:
+    """Return what every consumer reads: of all images, or of those without a fold."""
+    moments, rows = (measured.moments, measured.rows) if others is None else (others, others.rows)
+    return reading(graph, measured.whole_kernel, moments, rows)

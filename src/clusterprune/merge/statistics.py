@@ -183,13 +183,13 @@ def input_moments(
                 progress("second moments", done, count)
         for buffer in buffers.values():
             buffer.flush()
-    return {name: _unshift(moment / seen[name], shifts[name].double()) for name, moment in sums.items()}
+    return {name: _unshift(moment.div_(seen[name]), shifts[name].double()) for name, moment in sums.items()}
 
 
 def _unshift(moment: Tensor, shift: Tensor) -> Tensor:
-    """Turn the second moments of (x - shift, 1) into those of (x, 1)."""
+    """Turn the second moments of (x - shift, 1) into those of (x, 1), in place: the largest take a gigabyte."""
     total, mean = moment[-1, -1].clone(), moment[:-1, -1].clone()
-    moment[:-1, :-1] += torch.outer(mean, shift) + torch.outer(shift, mean) + total * torch.outer(shift, shift)
+    moment[:-1, :-1].addr_(mean, shift).addr_(shift, mean + total * shift)
     moment[:-1, -1] = moment[-1, :-1] = mean + total * shift
     return moment
 
