@@ -104,22 +104,8 @@ def compare(
     weight_decay: Annotated[
         float, typer.Option(metavar="FACTOR", help="Decay of all weights.", rich_help_panel=TRAINING)
     ] = 5e-4,
-    augment: Annotated[
-        str,
-        typer.Option(
-            metavar="crop_flip|crop|resized_crop_flip|none",
-            help="Random shifts and mirror images.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "crop_flip",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="auto takes bfloat16 where the processor computes in it.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "auto",
+    augment: Annotated[str, options.augment()] = "crop_flip",
+    precision: Annotated[str, options.precision()] = "auto",
     out: options.Out,
     device: options.Device = None,
     resume: options.Resume = False,

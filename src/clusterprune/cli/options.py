@@ -128,6 +128,18 @@ def training(name: str, metavar: str, text: str) -> Any:
     return typer.Option(name, metavar=metavar, help=text, rich_help_panel=TRAINING, show_default=shown)
 
 
+def augment(panel: str = TRAINING) -> Any:
+    """Return the option of how training images are varied, in a panel of the help."""
+    metavar, text = "crop_flip|crop|resized_crop_flip|none", "Random shifts and mirror images."
+    return typer.Option("--augment", metavar=metavar, help=text, rich_help_panel=panel)
+
+
+def precision(panel: str = TRAINING) -> Any:
+    """Return the option of what a training computes in, in a panel of the help."""
+    metavar, text = "auto|float32|bfloat16|float16", "auto takes bfloat16 where the processor computes in it."
+    return typer.Option("--precision", metavar=metavar, help=text, rich_help_panel=panel)
+
+
 Epochs = Annotated[
     int | None,
     typer.Option(

@@ -98,22 +98,8 @@ def study(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.", rich_help_panel=TRAINING)] = 128,
     lr: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.01,
-    augment: Annotated[
-        str,
-        typer.Option(
-            metavar="crop_flip|crop|resized_crop_flip|none",
-            help="Random shifts and mirror images.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "crop_flip",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|float32|bfloat16|float16",
-            help="auto takes bfloat16 where the processor computes in it.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "auto",
+    augment: Annotated[str, options.augment(TRAINING)] = "crop_flip",
+    precision: Annotated[str, options.precision(TRAINING)] = "auto",
     out: options.OptionalOut = None,
     seed: options.Seed = 0,
     device: options.Device = None,

@@ -73,14 +73,7 @@ def train(
             rich_help_panel="Data",
         ),
     ] = 0.1,
-    augment: Annotated[
-        str,
-        typer.Option(
-            metavar="crop_flip|crop|resized_crop_flip|none",
-            help="Random shifts and mirror images.",
-            rich_help_panel="Data",
-        ),
-    ] = "crop_flip",
+    augment: Annotated[str, options.augment("Data")] = "crop_flip",
     limit: Annotated[
         int | None,
         typer.Option(
@@ -113,14 +106,7 @@ def train(
     clip_norm: Annotated[
         float | None, _training("--clip-norm", "Largest norm of the gradient.", metavar="NORM", show_default="none")
     ] = None,
-    precision: Annotated[
-        str,
-        _training(
-            "--precision",
-            "auto takes bfloat16 where the processor computes in it.",
-            metavar="auto|float32|bfloat16|float16",
-        ),
-    ] = "auto",
+    precision: Annotated[str, options.precision()] = "auto",
     ema_decay: Annotated[
         float | None,
         _training(
