@@ -113,8 +113,12 @@ PIXELS = 160
 """Of the images of all but VGG's SSD, whose maps would shrink to nothing."""
 
 
+ENDS = ("cls_logits", "cls_score", "bbox_pred", "bbox_reg", "module_list")
+"""What the layers that make scores and locations are called."""
+
+
 def built(name: str) -> TensorPart:
-    """A detector by its name, with scores that differ, and none too low to be told."""
+    """A detector by its name, that tells of twenty boxes whatever their scores."""
     torch.manual_seed(0)
     part = models.build(f"torchvision:{name}", num_classes=5)
     assert isinstance(part, TensorPart)
@@ -123,12 +127,31 @@ def built(name: str) -> TensorPart:
         whole.transform.min_size, whole.transform.max_size = (PIXELS,), PIXELS
     last = whole.roi_heads if hasattr(whole, "roi_heads") else whole
     last.score_thresh, last.detections_per_img = 0.0, 20
-    for module in part.modules():  # as training would leave them: signals of a size, and statistics that fit
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
+    return part
+
+
+def settled(part: TensorPart, images: torch.Tensor) -> TensorPart:
+    """The detector as training would leave it: signals of a size, norms that fit the images, scores that differ."""
+    for name, module in part.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
-    return part
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if any(end in name for end in ENDS):
+                module.register_forward_hook(of_size_one)
+    part.train()
+    with torch.no_grad():
+        for _ in range(2):
+            part(images)
+    for module in part.modules():
+        module._forward_hooks.clear()
+    return part.eval().double()
+
+
+def of_size_one(layer: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Make a layer one whose outputs vary by about one."""
+    layer.weight.data /= output.std()  # pyright: ignore
+    return output / output.std()
 
 
 @pytest.mark.slow
@@ -137,13 +160,10 @@ def test_torchvision_s_detectors_detect_what_the_masked_ones_do(name: str, tmp_p
     """One shot with 16 images, and the whole detector afterwards; also from disk, in another process."""
     part = built(name)
     size = 300 if name == "ssd300_vgg16" else PIXELS
-    images = torch.rand(16, 3, size, size)
-    part.train()
-    with torch.no_grad():
-        for _ in range(2):
-            part(images[:4])
-    part.eval().double()
-    images = images.double()
+    pictures = list(torch.rand(16, 3, size, size))
+    images = part.detector.transform(pictures)[0].tensors  # pyright: ignore
+    settled(part, images[:4])
+    images, pictures = images.double(), [picture.double() for picture in pictures[:2]]
     graph = cp.trace(part, images[:1])
     plan = cp.oneshot(graph, images, keep_macs=0.6, config=cp.OneShot(macs_to_spend=1e11))
     small = cp.apply(part, plan, graph=graph)
@@ -151,14 +171,16 @@ def test_torchvision_s_detectors_detect_what_the_masked_ones_do(name: str, tmp_p
     assert evaluate.macs(small, images[:1]) / evaluate.macs(part, images[:1]) == pytest.approx(0.6, abs=0.012)
     masked = masked_reference(part, graph, plan)
     assert isinstance(masked, TensorPart)
-    detected = small.detector(list(images[:2]))
-    for found, expected in zip(detected, masked.detector(list(images[:2])), strict=True):
+    detected = small.detector(pictures)
+    for found, expected in zip(detected, masked.detector(pictures), strict=True):
         assert len(found["scores"]) > 5
+        assert len(found["scores"].unique()) > 5
         assert torch.equal(found["labels"], expected["labels"])
         torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
         torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-5, rtol=0)
     cp.save(small, tmp_path / "small")
-    save_file({"images": images[:2], **{f"{at}": one["boxes"] for at, one in enumerate(detected)}}, tmp_path / "told")
+    told = {str(at): one["boxes"] for at, one in enumerate(detected)}
+    save_file({"pictures": torch.stack(pictures), **told}, tmp_path / "told")
     program = f"""
 import sys, torch, clusterprune as cp
 from safetensors.torch import load_file
@@ -166,7 +188,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_tensor_part import built
 told = load_file("told")
 small = cp.load("small", lambda: built({name!r}).double())
-for at, found in enumerate(small.detector(list(told["images"]))):
+for at, found in enumerate(small.detector(list(told["pictures"]))):
     assert torch.equal(found["boxes"], told[str(at)])
 """
     done = subprocess.run(
