@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import clusterprune as cp
-from clusterprune.graph.program import named_tensors
-from clusterprune.merge.least_squares import mixing_matrix
+from clusterprune.merge import Kept, assemble
+from clusterprune.merge.least_squares import LeastSquares
 from clusterprune.merge.refit import Refit, refit
 from clusterprune.merge.refit_solving import _accumulate_by_channel
 from clusterprune.merge.refit_targets import Rows, Target, aimed, nearest
-from clusterprune.merge.statistics import input_moments
-from clusterprune.surgery.bias_homes import bias_home
 
 
 def generator() -> torch.Generator:
@@ -62,6 +62,22 @@ def with_norms() -> nn.Module:
     )
 
 
+def depthwise() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 1, bias=False),
+        norm(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
+        norm(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
@@ -80,27 +96,8 @@ class Residual(nn.Module):
 
 def mixed_plan(graph: cp.ChannelGraph, data: Tensor, share: float = 0.5) -> cp.Plan:
     """Keep the first channels of every group, and let mixing matrices stand for the others."""
-    moments = input_moments(
-        graph,
-        named_tensors(graph),
-        data,
-        {call.node: False for call in graph.calls if not call.depthwise},
-        rows=4096,
-        batch_size=32,
-        generator=generator(),
-    )
-    nodes = {call.weight: call.node for call in graph.calls}
-    merges = []
-    for group in graph.prunable:
-        kept = np.arange(max(1, int(group.width * share)))
-        mixing, offset = {}, {}
-        for use in group.consumers:
-            home = bias_home(graph, use.path)
-            mixing[use.path], constant = mixing_matrix(moments[nodes[use.path]], use, kept, offset=home is not None)
-            if home is not None:
-                offset[use.path] = constant
-        merges.append(cp.Merge(group.name, kept, mixing, offset))
-    return cp.Plan.of(graph, tuple(merges))
+    kept = {group.name: Kept(np.arange(max(1, int(group.width * share)))) for group in graph.prunable}
+    return assemble(graph, kept, LeastSquares(), data, generator=generator())
 
 
 def error(small: nn.Module, model: nn.Module, data: Tensor) -> float:
@@ -194,7 +191,7 @@ def test_the_same_generator_gives_the_same_refit_and_the_model_stays():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_a_layer_applied_twice_keeps_its_mixed_kernel():
+def test_a_layer_applied_to_what_it_made_keeps_its_mixed_kernel():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -208,6 +205,49 @@ def test_a_layer_applied_twice_keeps_its_mixed_kernel():
     assert "shared.weight" not in plan.replaced
     assert "head.weight" in plan.replaced
     assert torch.isfinite(cp.apply(model, plan, graph=graph)(data)).all()
+
+
+class Views(nn.Module):
+    """A network that is applied to several images, each made of the one that is given."""
+
+    def __init__(self, network: nn.Module, *views: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.network, self.views = network, views
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(view(x)) for view in self.views)
+
+
+@pytest.mark.parametrize("factory", [bare])
+def test_who_sees_the_same_image_twice_is_refitted_as_who_sees_it_once(factory):
+    model, graph, data = setting(factory)
+    options = Refit(through_additions=False)
+    once = refit(graph, mixed_plan(graph, data), data, options=options, generator=generator())
+    seen_once = cp.apply(model, once, graph=graph)
+    twice = Views(model, torch.clone, torch.clone).eval()
+    graph = cp.trace(twice, data[:1])
+    plan = refit(graph, mixed_plan(graph, data), data, options=options, generator=generator())
+    assert {path.removeprefix("network.") for path in plan.replaced if path.endswith("weight")} == {
+        path for path in once.replaced if path.endswith("weight")
+    }
+    for seen in cp.apply(twice, plan, graph=graph)(data):
+        torch.testing.assert_close(seen, seen_once(data), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("factory", [bare, with_norms, Residual, depthwise])
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_a_layer_of_several_calls_is_refitted_for_all_of_them(factory, batch_size: int):
+    """What the layer reads differs in scale, mean and size from call to call."""
+    views = (torch.clone, lambda x: 0.3 * x + 0.5, lambda x: nn.functional.interpolate(x, scale_factor=1.6))
+    model, graph, data = setting(lambda: Views(factory(), *views))
+    mixed = mixed_plan(graph, data)
+    plan = refit(graph, mixed, data, batch_size=batch_size, generator=generator())
+    assert len(plan.replaced) > 2
+    fresh = images(256)
+    for found, before, wanted in zip(
+        cp.apply(model, plan, graph=graph)(fresh), cp.apply(model, mixed, graph=graph)(fresh), model(fresh), strict=True
+    ):
+        assert (found - wanted).square().mean() < (before - wanted).square().mean()
 
 
 def test_silent_outputs_of_a_norm_keep_their_kernel():
@@ -226,22 +266,6 @@ def test_progress_counts_layers():
     refit(graph, mixed_plan(graph, data), data, generator=generator(), progress=lambda *e: events.append(e))
     assert events == [("refit", i + 1, len(events)) for i in range(len(events))]
     assert events
-
-
-def depthwise() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.ReLU(),
-        nn.Conv2d(8, 12, 1, bias=False),
-        norm(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
-        norm(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 6, 1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
 
 
 @pytest.mark.parametrize("constant", [True, False])
@@ -288,7 +312,7 @@ def test_targets_move_only_where_a_rectifier_does_not_show_it(
     scale, shift = torch.randn(2, 6, generator=draw, dtype=torch.float64)  # of either sign
     scale = torch.where(scale.abs() < 0.1, 0.5, scale)
     node = object() if added else None
-    target = Target(None, None, node, "", bounds)  # type: ignore[arg-type]
+    target = Target((), None, node, "", bounds)  # type: ignore[arg-type]
     affine = (scale, shift) if normed else None
     rows = aimed(pred, made, other if added else None, affine, target)
 

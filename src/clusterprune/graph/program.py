@@ -66,10 +66,17 @@ class Program:
         New calls for nodes by name, as :func:`clusterprune.graph.rewrite.rewrite` gives them.
     any_batch
         Whether to run with other batch sizes than the traced one, which costs a second export of the model.
+    order
+        Names of all nodes in the order in which they run, if not as traced; see :mod:`clusterprune.graph.schedule`.
     """
 
     def __init__(
-        self, graph: ChannelGraph, changes: Mapping[str, Any] | None = None, *, any_batch: bool = True
+        self,
+        graph: ChannelGraph,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        any_batch: bool = True,
+        order: Sequence[str] | None = None,
     ) -> None:
         """Compile the graph; `changes` come from cutting channels.
 
@@ -85,17 +92,18 @@ class Program:
         self.graph = graph
         self.any_batch = any_batch
         changes = changes or {}
+        nodes = [*graph.fx.nodes] if order is None else [graph.nodes[name] for name in order]
         last: dict[str, str] = {}
-        for node in graph.fx.nodes:
+        for node in nodes:
             for argument in node.all_input_nodes:
                 last[argument.name] = node.name
-        changed = {node.name for node in graph.fx.nodes if node.op == "call_function" and _is_private(node)}
+        changed = {node.name for node in nodes if node.op == "call_function" and is_private(node)}
         # What the graph writes into belongs to the user (a buffer, the images): every run has its own.
         self.steps = [Step(name, aten.clone.default, (Ref(name),), {}, ()) for name in written_placeholders(graph.fx)]
         self.user_inputs = list(graph.user_inputs)
         self._places = {n.name: n.meta["val"].device for n in graph.fx.nodes if n.name in self.user_inputs}
         self.output: Any = None
-        for node in graph.fx.nodes:
+        for node in nodes:
             if node.op == "placeholder":
                 continue
             if node.op == "output":
@@ -113,7 +121,7 @@ class Program:
                     target = _functional_twin(target)
                 if target is aten.view.default:
                     target = aten.reshape.default  # images may come in channels-last format, which has fewer views
-                if _is_random(node):
+                if is_random(node):
                     target = _Seeded(target, len(self.steps))
                 frees = tuple(name for name, user in last.items() if user == node.name)
                 self.steps.append(Step(node.name, target, _refs(args), _refs(kwargs), frees))
@@ -236,7 +244,7 @@ def computed_kernels(graph: ChannelGraph, state: Mapping[str, Tensor]) -> dict[s
     return {name: values[kernel.name] for name, kernel in kernels.items() if isinstance(kernel, fx.Node)}
 
 
-def _is_random(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
     """Tell whether a node throws dice; a dropout outside training does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
@@ -290,7 +298,7 @@ def _functional_twin(target: Any) -> Any:
     return getattr(twin, target._overloadname, target)
 
 
-def _is_private(node: fx.Node) -> bool:
+def is_private(node: fx.Node) -> bool:
     """Tell whether a node writes into a value that only it reads, so that it may as well make a new one."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet is None or not packet.__name__.endswith("_") or not node.all_input_nodes:
@@ -300,7 +308,7 @@ def _is_private(node: fx.Node) -> bool:
         return False
     made_by = getattr(source.target, "overloadpacket", None)
     if made_by is not None and made_by.__name__.endswith("_"):
-        return _is_private(source)  # what a write in place returns is what it wrote into
+        return is_private(source)  # what a write in place returns is what it wrote into
     op = op_of(source)
     return made_by is not None and not (op is not None and op.keeps_elements)
 

@@ -107,16 +107,14 @@ def refit(
     options = options or Refit()
     state = compact_state(graph, plan)
     homes = {call.weight: bias_home(graph, call.weight) for call in graph.calls}
-    targets = targets_of(
+    targets, order = targets_of(
         graph, plan,
         all_layers=options.all_layers, through_additions=options.through_additions, rectified=options.rectified > 0,
     )  # fmt: skip
-    new = {t.call.node: home[1] for t in targets if (home := homes[t.call.weight]) is not None and home[0] == "new"}
-    for call in graph.calls:
-        if call.node in new:
-            weight = state[call.weight]
-            state.setdefault(new[call.node], weight.new_zeros(weight.shape[0]))
-    network = Pair(graph, plan, state, images, batch_size)
+    new = {t.call.weight: home[1] for t in targets if (home := homes[t.call.weight]) is not None and home[0] == "new"}
+    for weight, bias in new.items():
+        state.setdefault(bias, state[weight].new_zeros(state[weight].shape[0]))
+    network = Pair(graph, plan, state, images, batch_size, order)
     replaced: dict[str, Tensor] = {}
     for number, target in enumerate(targets):
         weight, home = state[target.call.weight], homes[target.call.weight]

@@ -2,13 +2,13 @@
 """The original and the compressed network, layer after layer on the same images, as a refit looks at them."""
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clusterprune.graph import ChannelGraph, LayerCall
+from clusterprune.graph import ChannelGraph
 from clusterprune.graph.images import Images, as_inputs, batches
 from clusterprune.graph.program import Program, named_tensors
 from clusterprune.graph.rewrite import ChannelMask, rewrite
@@ -29,11 +29,12 @@ class Pair:
         state: dict[str, Tensor],
         images: Images,
         batch_size: int,
+        order: Sequence[str],
     ) -> None:
         self.graph, self.state = graph, state
         removed = removed_labels(graph, plan)
-        self.original = Program(graph)
-        self.compact = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)))
+        self.original = Program(graph, order=order)
+        self.compact = Program(graph, with_new_biases(graph, state, rewrite(graph, removed)), order=order)
         before = self.original.weights(named_tensors(graph))
         self.after = self.compact.weights(state)
         self.values = [
@@ -42,7 +43,7 @@ class Pair:
         ]
         self.images = len(as_inputs(images)[0])
         self._done = (0, 0)
-        self._held: list[Tensor] = []
+        self._held: list[list[Tensor]] = []
         self._again: Target | None = None
         self._rows: dict[str, Tensor] = {}
         mask = ChannelMask(graph, removed)
@@ -51,17 +52,19 @@ class Pair:
             if kept is not None:
                 self._rows[call.node] = torch.from_numpy(kept)
 
-    def observe(self, target: Target, reader: PatchExtractor, limit: int, generator: torch.Generator) -> Iterator[Rows]:
-        """Run both networks up to a call; yield, batch by batch, rows of its input and of the output it should have.
+    def observe(self, target: Target, limit: int, generator: torch.Generator) -> Iterator[Rows]:
+        """Run both networks up to a layer; yield, batch by batch and call by call, what it reads and should make.
 
         At most `limit` positions are taken of each image, before anything else is done with them.
         """
-        call = target.call
-        index = self.original.index[call.node]
-        last = call.node if target.addition is None else target.addition.name
-        stop = index if target.addition is None else self.original.index[last]
-        rows = self._rows.get(call.node)
+        index = self.original.index[target.call.node]
+        stop = index + len(target.calls) - 1 if target.addition is None else self.original.index[target.addition.name]
+        rows = self._rows.get(target.call.node)
         affine = None if target.norm is None else target.norm.folding(self.state)
+        looks = [
+            (call, PatchExtractor.of(self.graph, call), most)
+            for call, most in zip(target.calls, self._shares(target, limit), strict=True)
+        ]
         finished, self._again = self._again, None
         before, self._held = self._held[::-1], []
         with torch.no_grad():
@@ -70,24 +73,33 @@ class Pair:
                     self._run_again(finished, compact, before.pop())
                 self.original.advance(original, self._done[0], stop + 1)
                 self.compact.advance(compact, self._done[1], index)
-                x = compact[call.input]
-                self._held.append(x)
-                made = original[last]
-                where = reader.positions(made, limit, generator)
-                wanted = reader.outputs(made, where)
-                wanted = wanted if rows is None else wanted[:, rows]
-                other: Tensor | None = None
-                if target.addition is not None:
-                    # The other side of the sum is needed, not what the old kernel makes.
-                    old = {call.node, target.norm.name if target.norm is not None else ""}
-                    self.compact.advance(compact, index, stop, skip=old)
-                    other = reader.outputs(compact[target.other], where)
-                yield aimed(reader.inputs(x, where), wanted, other, affine, target)
+                self._held.append([compact[call.input] for call in target.calls])
+                for (call, reader, most), x in zip(looks, self._held[-1], strict=True):
+                    made = original[call.node if target.addition is None else target.addition.name]
+                    where = reader.positions(made, most, generator)
+                    wanted = reader.outputs(made, where)
+                    wanted = wanted if rows is None else wanted[:, rows]
+                    other: Tensor | None = None
+                    if target.addition is not None:
+                        # The other side of the sum is needed, not what the old kernel makes.
+                        old = {call.node, target.norm.name if target.norm is not None else ""}
+                        self.compact.advance(compact, index, stop, skip=old)
+                        other = reader.outputs(compact[target.other], where)
+                    yield aimed(reader.inputs(x, where), wanted, other, affine, target)
         self._done = (stop + 1, stop)
 
-    def places(self, call: LayerCall) -> int:
-        """Return how many output positions a call has in one image."""
-        return call.places(self.graph.nodes[call.node].meta["val"].shape)
+    def rows(self, target: Target, limit: int) -> int:
+        """Return how many rows :meth:`observe` yields altogether."""
+        return self.images * sum(self._shares(target, limit))
+
+    def _shares(self, target: Target, limit: int) -> list[int]:
+        """Return how many positions of an image each call shows: the same number, as far as they have so many."""
+        places = [call.places(self.graph.nodes[call.node].meta["val"].shape) for call in target.calls]
+        shares = [0] * len(places)
+        for rank, at in enumerate(sorted(range(len(places)), key=places.__getitem__)):
+            even = -(-(limit - sum(shares)) // (len(places) - rank))
+            shares[at] = min(places[at], max(1, even))
+        return shares
 
     def replace(self, fresh: Mapping[str, Tensor]) -> None:
         """Put refitted tensors into the compressed network."""
@@ -101,21 +113,21 @@ class Pair:
         """
         self._again = target
         if target.addition is None:
-            self._done = (self._done[0], self.compact.index[target.call.node] + 1)
+            self._done = (self._done[0], self.compact.index[target.call.node] + len(target.calls))
 
-    def _run_again(self, target: Target, compact: ChainMap[str, Any], x: Tensor) -> None:
-        """Run a refitted call (and its norm) on what it read."""
+    def _run_again(self, target: Target, compact: ChainMap[str, Any], read: list[Tensor]) -> None:
+        """Run a refitted layer (and its norm) on what it read."""
         index = self.compact.index[target.call.node]
         local = compact.maps[0]
         present = target.call.input in local
-        local[target.call.input] = x
-        self.compact.advance(compact, index, index + 1)
+        local.update({call.input: x for call, x in zip(target.calls, read, strict=True)})
+        self.compact.advance(compact, index, index + len(target.calls))
         if target.addition is not None:
             if target.norm is not None:
                 again = self.compact.index[target.norm.name]
                 self.compact.advance(compact, again, again + 1)
             # What stands between the call and the addition ran already; keep what was still needed then.
             if present:
-                local[target.call.input] = x
+                local[target.call.input] = read[0]
             else:
                 local.pop(target.call.input, None)

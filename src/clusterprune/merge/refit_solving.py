@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from clusterprune.merge.least_squares import Ridge, dual_ridge_regression
-from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.refit_networks import Pair
 from clusterprune.merge.refit_targets import Rows, Target, nearest, silenced
 from clusterprune.merge.statistics import RowBuffer, second_moment, with_constant
@@ -43,7 +42,6 @@ def solve(
         How often targets move to the nearest value that will do.
     """
     call = target.call
-    reader = PatchExtractor.of(network.graph, call)
     weight = network.state[call.weight]
     constant = home is not None
     unknowns = weight[0].numel()
@@ -57,14 +55,14 @@ def solve(
     folding = None if target.addition is None or target.norm is None else target.norm.folding(network.state)
     silent = None if folding is None else silenced(folding[0])
     prior = weight.flatten(1).T.double()
-    seen = network.observe(target, reader, limit, generator)
+    seen, count = network.observe(target, limit, generator), network.rows(target, limit)
     length = unknowns * (len(weight) if call.depthwise else 1)
-    numbers = network.images * min(limit, network.places(call)) * length
+    numbers = count * length
     fits = numbers <= _ROWS_KEPT and numbers * (1 if call.depthwise else len(weight)) <= _MOST_PER_STEP
     often = rectified if target.range is not None and fits else 0
     if call.depthwise:
         kernel, level = _accumulate_by_channel(seen, weight, bias, ridge, constant=constant, rectified=often)
-    elif network.images * min(limit, network.places(call)) < unknowns:
+    elif count < unknowns:
         pairs = [(part.inputs, part.wanted) for part in seen]
         inputs, outputs = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         outputs = outputs if constant else outputs - bias.to(outputs.dtype)

@@ -9,19 +9,28 @@ from torch import Tensor, fx
 from clusterprune.graph import ChannelGraph, LayerCall
 from clusterprune.graph.ops.norm import BatchNorm
 from clusterprune.graph.ops.pointwise import bounds_of, is_addition
+from clusterprune.graph.schedule import side_by_side
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.plan import Plan
 
 
 @dataclass(frozen=True)
 class Target:
-    """A layer call, its batch norm, the addition that it feeds, and the range that a rectifier behind lets through."""
+    """A layer's calls, its batch norm, the addition that it feeds, and the range that a rectifier behind lets through.
 
-    call: LayerCall
+    Several calls are run side by side, and feed no addition that counts.
+    """
+
+    calls: tuple[LayerCall, ...]
     norm: BatchNorm | None
     addition: fx.Node | None
     other: str
     range: tuple[float, float] | None = None
+
+    @property
+    def call(self) -> LayerCall:
+        """The first of the calls, which share kernel, bias and kind."""
+        return self.calls[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,41 +46,74 @@ class Rows:
 
 def targets_of(
     graph: ChannelGraph, plan: Plan, *, all_layers: bool, through_additions: bool, rectified: bool
-) -> list[Target]:
-    """List the calls to refit, in order, each with where its error can be seen; see :class:`.refit.Refit`."""
+) -> tuple[list[Target], list[str]]:
+    """List the layers to refit, in order, each with where its error can be seen; see :class:`.refit.Refit`.
+
+    Returns
+    -------
+    tuple
+        The targets, and the order in which the network has to run for them: names of all nodes.
+    """
     touched = {use.path for merge in plan.merges for use in graph.by_name[merge.group].consumers}
-    times: dict[str, int] = {}
+    calls: dict[str, list[LayerCall]] = {}
     for call in graph.calls:
-        times[call.weight] = times.get(call.weight, 0) + 1
-    order = {node.name: position for position, node in enumerate(graph.fx.nodes)}
-    calls: list[LayerCall] = []
+        calls.setdefault(call.weight, []).append(call)
+    several = {
+        weight: tuple(call.node for call in found)
+        for weight, found in calls.items()
+        if len(found) > 1 and len({call.bias for call in found}) == 1 and all(_solvable(graph, call) for call in found)
+    }
+    nodes, together = side_by_side(graph, several)
+    order = {name: position for position, name in enumerate(nodes)}
+    chosen: list[tuple[LayerCall, ...]] = []
     started = False
-    for call in graph.calls:
+    for found in sorted(calls.values(), key=lambda found: order[found[0].node]):
+        call = found[0]
         started = started or call.weight in touched
-        plain = call.groups == 1 and call.row_dim == 0 and (call.by_row or call.slides) and not call.computed
-        solvable = (plain and PatchExtractor.of(graph, call).refittable) or _by_channel(graph, call)
-        # A layer applied twice would need both of its inputs at once; its mixing matrices stand.
         wanted = started if all_layers else call.weight in touched
-        if solvable and wanted and times[call.weight] == 1:
-            calls.append(call)
-    at = [order[call.node] for call in calls]
+        # A layer that reads what it made itself would need both of its inputs at once; its mixing matrices stand.
+        if wanted and (call.weight in together or (len(found) == 1 and _solvable(graph, call))):
+            chosen.append(tuple(found))
+    at = [order[found[0].node] for found in chosen]
     targets: list[Target] = []
-    for call in calls:
-        norm, addition, other = _behind(graph, call.node) if through_additions else (None, None, "")
-        if addition is not None and any(order[call.node] < o < order[addition.name] for o in at):
-            norm, addition, other = None, None, ""
-        if addition is not None and order.get(other, 0) > order[addition.name]:
-            norm, addition, other = None, None, ""
-        norm = norm if addition is not None else _norm_of(graph, call.node)
-        last = addition or (norm.node if norm is not None else graph.nodes[call.node])
-        targets.append(Target(call, norm, addition, other, _range_behind(last) if rectified else None))
-    return targets
+    for found in chosen:
+        start = order[found[0].node]
+        alone = through_additions and len(found) == 1
+        norm, addition, other = _behind(graph, found[0].node) if alone else (None, None, "")
+        if addition is not None:
+            end = order[addition.name]
+            if order.get(other, 0) > end or any(start < position < end for position in at):
+                addition, other = None, ""
+        if addition is None:
+            norm = _norm_of_all(graph, found)
+        ends = [addition] if addition is not None else [_end(graph, call.node, norm) for call in found]
+        ranges = {_range_behind(end) for end in ends} if rectified else {None}
+        targets.append(Target(found, norm, addition, other, ranges.pop() if len(ranges) == 1 else None))
+    return targets, nodes
+
+
+def _solvable(graph: ChannelGraph, call: LayerCall) -> bool:
+    """Tell whether a kernel can be solved for from what a call reads and should make."""
+    plain = call.groups == 1 and call.row_dim == 0 and (call.by_row or call.slides) and not call.computed
+    return (plain and PatchExtractor.of(graph, call).refittable) or _by_channel(graph, call)
 
 
 def _norm_of(graph: ChannelGraph, node: str) -> BatchNorm | None:
     """Return the batch norm that alone reads a call's output, if it has all its tensors."""
     norm = graph.norm_behind.get(node)
     return norm if norm is not None and norm.complete else None
+
+
+def _norm_of_all(graph: ChannelGraph, calls: tuple[LayerCall, ...]) -> BatchNorm | None:
+    """Return the norm that reads every call's output, behind the first, if it is the same for all."""
+    norms = [_norm_of(graph, call.node) for call in calls]
+    return norms[0] if len({norm and (norm.paths, norm.eps) for norm in norms}) == 1 else None
+
+
+def _end(graph: ChannelGraph, node: str, norm: BatchNorm | None) -> fx.Node:
+    """Return what a rectifier behind a call reads: what the call makes, or its norm, if its layer has one."""
+    own = None if norm is None else graph.norm_behind.get(node)
+    return graph.nodes[node] if own is None else own.node
 
 
 def _range_behind(node: fx.Node) -> tuple[float, float] | None:
