@@ -15,7 +15,7 @@ from clusterprune.graph.rewrite import ChannelMask, rewrite
 from clusterprune.merge.patches import PatchExtractor
 from clusterprune.merge.refit_targets import Rows, Target, aimed
 from clusterprune.plan import Plan
-from clusterprune.surgery.bias_homes import with_new_biases
+from clusterprune.surgery.bias_homes import bias_home, with_new_biases
 from clusterprune.surgery.cutting import removed_labels
 
 
@@ -61,6 +61,7 @@ class Pair:
         stop = index + len(target.calls) - 1 if target.addition is None else self.original.index[target.addition.name]
         rows = self._rows.get(target.call.node)
         affine = None if target.norm is None else target.norm.folding(self.state)
+        moved = self._moved(target)
         looks = [
             (call, PatchExtractor.of(self.graph, call), most)
             for call, most in zip(target.calls, self._shares(target, limit), strict=True)
@@ -79,6 +80,7 @@ class Pair:
                     where = reader.positions(made, most, generator)
                     wanted = reader.outputs(made, where)
                     wanted = wanted if rows is None else wanted[:, rows]
+                    wanted = wanted if moved is None else wanted + moved
                     other: Tensor | None = None
                     if target.addition is not None:
                         # The other side of the sum is needed, not what the old kernel makes.
@@ -87,6 +89,18 @@ class Pair:
                         other = reader.outputs(compact[target.other], where)
                     yield aimed(reader.inputs(x, where), wanted, other, affine, target)
         self._done = (stop + 1, stop)
+
+    def _moved(self, target: Target) -> Tensor | None:
+        """Return by how much the norm behind a layer already expects more of each output than the original's does.
+
+        A merge's offset is taken up by the running mean. What a layer should make is what its norm then makes the same
+        of; where the error is looked at behind an addition, the norm that stands between says so itself.
+        """
+        home = bias_home(self.graph, target.call.weight)
+        if target.addition is not None or home is None or home[0] != "subtract":
+            return None
+        mean, rows = named_tensors(self.graph)[home[1]].detach(), self._rows.get(target.call.node)
+        return self.state[home[1]] - (mean if rows is None else mean[rows.to(mean.device)])
 
     def rows(self, target: Target, limit: int) -> int:
         """Return how many rows :meth:`observe` yields altogether."""
