@@ -11,7 +11,7 @@ from clusterprune.merge import layer_inputs
 from clusterprune.merge.assembly import channel_moments
 from clusterprune.merge.layer_inputs import channel_moments_of, consumers, folds, layer_input
 from clusterprune.merge.least_squares import mixing_matrix
-from clusterprune.merge.measured import measure, moments_of
+from clusterprune.merge.measured import few_rows, measure, moments_of
 from clusterprune.merge.statistics import input_moments
 
 
@@ -119,3 +119,14 @@ def test_a_layer_of_several_calls_gets_what_all_of_them_read(monkeypatch: pytest
             assert found is not None
             torch.testing.assert_close(found[0], second_moments(rows), rtol=1e-4, atol=1e-4)
             assert found[1].positions.shape == ((6, 1) if limit == 50 or use is head else (6, 16))
+
+
+def test_few_images_are_those_that_show_too_little_of_all_calls_together():
+    model = Pyramid()
+    asked, generator = cp.OneShot().effort, torch.Generator().manual_seed(0)
+    for count, wanted in ((2, {"stem": 6}), (3, {})):  # six channels, two rows an image behind the pools
+        images = torch.randn(count, 3, 12, 12)
+        graph = cp.trace(model, images[:1])
+        groups = [graph.by_name["stem"]]
+        found = measure(graph, groups, (images,), asked, generator=generator, progress=None)
+        assert few_rows(graph, groups, found) == wanted

@@ -191,10 +191,14 @@ def few_rows(graph: ChannelGraph, groups: list[Group], measured: Measured) -> di
     images = sum(len(fold.images[0]) for fold in measured.folds)
     found: dict[str, int] = {}
     for group in groups:
+        shown: dict[str, int] = {}
         for consumer in consumers(graph, group, measured.whole_kernel):
-            rows, unknowns = measured.rows[consumer.call.node], group.width
-            if rows < unknowns and consumer.use.mixable:
-                found[group.name] = max(found.get(group.name, 0), -(-2 * unknowns * images // max(1, rows)))
+            if consumer.use.mixable:
+                # All that a layer reads, whichever of its calls it is.
+                shown[consumer.use.path] = shown.get(consumer.use.path, 0) + measured.rows[consumer.call.node]
+        least = min(shown.values(), default=group.width)
+        if least < group.width:
+            found[group.name] = -(-2 * group.width * images // max(1, least))
     return found
 
 
