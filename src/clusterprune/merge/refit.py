@@ -3,7 +3,8 @@
 The original and the compressed network run side by side on the same images. At each layer the kernel and
 bias are the ridge solution that makes its output match the original's; errors of earlier layers are part of
 the input, so later layers correct them. In front of an addition the target is the *sum*: a residual
-branch also makes good what its shortcut has lost.
+branch also makes good what its shortcut has lost. A layer that is applied several times has one regression, of
+what all its calls read; the network runs in an order in which these follow one another.
 
 Where a rectifier follows, an output that it silences may be anything that it silences: the distance to that half-line
 counts, not that to the original's value. The sum of these squared distances is convex in the kernel; each of a few
