@@ -138,6 +138,11 @@ class TestFiles:
         (tmp_path / "result.json").write_text('{"a": ')
         assert runs.read_result(tmp_path) is None
 
+    def test_figures_in_quotation_marks_are_numbers(self, tmp_path: Path):
+        measured = runs.Measurement(10, 20, {"accuracy": 91.5, "accuracy_top5": None}, 100, 1.5, 0.1, 8).to_dict()
+        runs.write_result(tmp_path, {"trained": {**measured, "latency_batch": "8", "accuracy": "91.5"}, "seed": 0})
+        assert runs.read_result(tmp_path, "trained") == {"trained": measured, "seed": 0}
+
     def test_log_has_one_record_a_line(self, tmp_path: Path):
         runs.write_log(tmp_path, [{"a": 1}, {"b": "two\nlines"}])
 

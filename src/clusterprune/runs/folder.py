@@ -132,7 +132,9 @@ def read_result(folder: Path, *models: str) -> dict[str, Any] | None:
         return None
     figures = [(one.params, one.macs, one.latency_ms, one.latency_batch) for one in measured]
     sound = all(figure > 0 for several in figures for figure in several)  # neither 0 nor NaN
-    return content if isinstance(content, dict) and sound else None
+    # Figures as what they were read as: a number may stand in quotation marks in a file.
+    numbers = {name: {**content[name], **one.figures} for name, one in zip(models, measured, strict=True)}
+    return {**content, **numbers} if isinstance(content, dict) and sound else None
 
 
 def write_details(folder: Path, details: Mapping[str, Any]) -> None:
