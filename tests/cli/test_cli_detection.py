@@ -9,6 +9,7 @@ import yaml
 from command_line import Cli
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from voc_squares import write_squares
 
 import clusterprune as cp
 from clusterprune import models
@@ -31,23 +32,7 @@ SHORT = ("--epochs", 1, "--batch-size", 6, "--lr", 0.01, "--latency-batch", 1)
 
 @pytest.fixture
 def squares(tmp_path: Path) -> str:
-    """Return --data of 12 images to train on and 4 to test, with a square of one of two colours each."""
-    root = tmp_path / "voc"
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    names = [f"{at:02}" for at in range(16)]
-    for at, name in enumerate(names):
-        image = torch.full((3, 64, 80), 128, dtype=torch.uint8)
-        left, top = 4 * (at % 8), 2 * at
-        image[at % 2, top : top + 24, left : left + 24] = 255
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / f"JPEGImages/{name}.png")
-        (root / f"Annotations/{name}.xml").write_text(
-            f"<annotation><object><name>{('red', 'green')[at % 2]}</name><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}"
-            f"</ymin><xmax>{left + 24}</xmax><ymax>{top + 24}</ymax></bndbox></object></annotation>"
-        )
-    (root / "ImageSets/Main/train.txt").write_text("\n".join(names[:12]))
-    (root / "ImageSets/Main/val.txt").write_text("\n".join(names[12:]))
-    return f"voc:{root}"
+    return write_squares(tmp_path / "voc")
 
 
 def ran(cli: Cli, *arguments: object) -> str:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from examples import first
 from safetensors.torch import load_file
+from voc_squares import write_squares
 
 from clusterprune import data, evaluate, models, studies, train
 from clusterprune.errors import ArgumentError, DataError, OutputError, UntrustedCodeError
@@ -207,10 +208,14 @@ def test_every_recipe_runs(ten: Path, hundred: Path, tmp_path: Path, name: str):
         recipe = recipe.model_copy(update={"settings": {**recipe.settings, "particles": 1, "cycles": 1}})
     if recipe.data == "imagenet":  # a thousand classes would be too many images
         recipe = recipe.model_copy(update={"data": "folder"})
-    images, limit = {"cifar10": (ten, 64), "cifar100": (hundred, 200), "folder": (ten, 20)}[recipe.data]
+    if recipe.data == "voc":
+        images, limit = write_squares(tmp_path / "voc", [*map(str, range(18))]), 12
+    else:
+        found, limit = {"cifar10": (ten, 64), "cifar100": (hundred, 200), "folder": (ten, 20)}[recipe.data]
+        images = f"folder:{found}"
     size = models.resolve(recipe.model).input_shape[-1]
     made = studies.reproduce(
-        recipe, data.load(f"folder:{images}", image_size=size), out=tmp_path, epochs_scale=LEAST, limit=limit, seeds=[0]
+        recipe, data.load(images, image_size=size), out=tmp_path / "run", epochs_scale=LEAST, limit=limit, seeds=[0]
     )
 
     assert made.compressed[0].macs <= made.baseline.macs

@@ -158,7 +158,8 @@ def check_data(recipe: Recipe, dataset: Dataset, limit: int | None = None) -> No
             f"recipe={recipe.name!r} is for {recipe.data} with its {expected} classes, but data={dataset.name!r} has "
             f"{found}; give {recipe.data}:DIR, or the same images as folder:DIR"
         )
-    if limit is not None and limit < 2 * found:
+    # An image with boxes may show several classes, and which ones is no reason to draw it.
+    if limit is not None and dataset.train.boxes is None and limit < 2 * found:
         raise ArgumentError(f"limit={limit} is less than two images for each of {found} classes; give {2 * found}")
 
 
