@@ -119,7 +119,8 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, parallel: Mo
     first, second = (load_file(f"{tmp_path / 'two'}.{rank}") for rank in range(2))
     for name, tensor in model.state_dict().items():
         assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4)
+        # Sums in another order, over three epochs: how far that goes is the processor's.
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-3)
     # The main process alone reports, and as often as one process would.
     assert (tmp_path / "two.events").read_text() == (tmp_path / "one.events").read_text()
 
