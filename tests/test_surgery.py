@@ -196,6 +196,19 @@ def test_laws_hold_on_every_construct(name: str, key: str, value: Any) -> None:
 CONV = (("Conv", {"out": 6, "norm": "batch"}),)
 
 
+def test_found_values_that_only_one_image_has_in_order() -> None:
+    """What convolutions make of one image may be contiguous, and of several not: their graphs differ in a copy."""
+    chain = (
+        ("Functional", {"form": "einsum", "out": 4}),
+        ("Attention", {"heads": 2, "form": "chunk"}),
+        ("SpatialAttention", {"form": "conv"}),
+        ("Functional", {"form": "conv", "out": 4}),
+        ("Shuffle", {"groups": 3, "form": "view"}),
+    )
+    _, graph = check_laws(Recipe(chain, "conv", "linear", 4, 0))
+    assert graph.batch_size.fixed is None
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_found_channels_that_a_norm_ties_in_another_arrangement(seed: int) -> None:
     """Padding shifts the channels against the norm's groups: (zero, 0, 1), (2, 3, zero) cannot stand for each other."""

@@ -19,6 +19,8 @@ from clusterprune.graph.nest import is_sequence, like
 from clusterprune.graph.ops import op_of
 from clusterprune.graph.ops.shape import VIEW_AS
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -65,10 +67,10 @@ def find_batch_size(
         _one_more(leaf) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf for leaf in leaves
     ]
     try:
-        other = list(export(model, *pytree.tree_unflatten(more, structure)).graph.nodes)
+        other = _operations(export(model, *pytree.tree_unflatten(more, structure)).graph)
     except TraceError:
         return BatchSize(size, {}, "it cannot be exported with another one")
-    nodes = list(graph.nodes)
+    nodes = _operations(graph)
     if [(n.op, n.name, n.target) for n in nodes] != [(n.op, n.name, n.target) for n in other]:
         return BatchSize(size, {}, "its operations differ from one batch size to another")
     arguments: dict[str, tuple[Any, ...]] = {}
@@ -85,6 +87,14 @@ def find_batch_size(
         if any(isinstance(leaf, Batch) for leaf in pytree.tree_leaves(marked)):
             arguments[node.name] = marked
     return BatchSize(size, arguments)
+
+
+def _operations(graph: fx.Graph) -> list[fx.Node]:
+    """Return all nodes but those that put values in order: what one image has in order already, two may not have.
+
+    Nothing depends on them, since every view is taken as a reshape where a graph is run with another batch size.
+    """
+    return [node for node in graph.nodes if node.target is not aten.contiguous.default]
 
 
 def follow_batch(args: tuple[Any, ...], marked: tuple[Any, ...] | None) -> tuple[Any, ...]:

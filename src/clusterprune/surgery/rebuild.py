@@ -212,6 +212,8 @@ class _Builder:
             target, args, kwargs = change.target, change.args, change.kwargs
         else:
             args, kwargs = tuple(node.args), dict(node.kwargs)
+        if target is torch.ops.aten.view.default:
+            target = torch.ops.aten.reshape.default  # what one image has in order, several may not have
         args = self._arguments(self, node, args)
         args, kwargs = fx.map_arg((args, kwargs), lambda n: n if n.graph is self.rebuilt else self._fetch(n))
         args = tuple(self.rebuilt.get_attr(a.name) if isinstance(a, Ref) else a for a in args)
