@@ -18,7 +18,7 @@ from clusterprune.graph.program import is_private, is_random, written_placeholde
 
 
 def side_by_side(graph: ChannelGraph, layers: Mapping[str, tuple[str, ...]]) -> tuple[list[str], frozenset[str]]:
-    """Return an order of all nodes in which the calls of each layer follow one another, if there is one.
+    """Return an order of all nodes in which the calls of each layer follow one another, as they were traced.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def side_by_side(graph: ChannelGraph, layers: Mapping[str, tuple[str, ...]]) -> 
             run.append(node)
             if len(run) < len(layers[layer]):
                 continue
-            del waiting[layer]
+            run = sorted(waiting.pop(layer), key=number.__getitem__)
         for done in run:
             order.append(done.name)
             for user in done.users:
